@@ -11,16 +11,16 @@ from sdekit_diffusion._training.profiles import exponent
 
 
 class Averages:
-    """An average of the weights for each of some decays, then for each of some relative widths.
+    """Moving averages of the weights: one for each decay, then one for each relative width.
 
     Attributes:
-        values: the averages, by decay or width and by weight.
+        values: the averages, a list of tensors for each decay or width.
 
     Arguments:
-        weights: changed in place, by the updates of a training run.
-        decays: which the averages approach as min(decay, (1 + n) / (10 + n)).
-        widths: of averages in which the weights after update n of t count like n^gamma: the decay
-            of update n is (1 - 1 / n)^(gamma + 1), see `profiles.py`.
+        weights: those that are trained, which updates change in place.
+        decays: of exponential averages; after update n the decay is min(decay, (1 + n) / (10 + n)).
+        widths: of averages in which the weights after update n count in proportion to n^gamma: the
+            decay of update n is (1 - 1 / n)^(gamma + 1), see `profiles.py`.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class Averages:
 
     def update(self, step: int) -> None:
         """Updates the averages with the weights after update number `step`, counted from 0."""
-        # The first copies the weights.
+        # The first update copies the weights.
         decays = [min(decay, (1 + step) / (10 + step)) if step else 0.0 for decay in self._decays]
         decays += [(step / (step + 1)) ** power for power in self._powers]
         for decay, average in zip(decays, self.values, strict=True):

@@ -1,4 +1,4 @@
-"""Clears the folder of a run for another run."""
+"""Removes a training run from its folder, so that another run can take it."""
 
 import json
 import re
@@ -16,7 +16,7 @@ REPORT = "report.html"
 NUMBERS = "report.json"
 EXPLORE = "explore.html"
 SAMPLES = "samples.npz"
-# Of a report, a file each.
+# The pictures of a report, a png file each.
 PICTURES = (
     "samples",
     "classes",
@@ -61,7 +61,7 @@ def clear(run: Path) -> None:
 
 
 def _is_report(path: Path) -> bool:
-    """Whether a report was written there, and with it its page."""
+    """Whether it is the report.json of a report, which has a page beside it."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -70,7 +70,7 @@ def _is_report(path: Path) -> bool:
 
 
 def _is_interactive(path: Path) -> bool:
-    """Whether it is a page as `explore` writes it."""
+    """Whether the file is a page written by `explore`."""
     try:
         return '<script type="application/json" id="frames">' in path.read_text(encoding="utf-8")
     except (OSError, ValueError):
@@ -78,7 +78,7 @@ def _is_interactive(path: Path) -> bool:
 
 
 def _is_samples(path: Path) -> bool:
-    """Whether it is as `sample` writes it: one array, which is not compressed."""
+    """Whether the file was written by `sample`: a single array, not compressed."""
     try:
         with zipfile.ZipFile(path) as archive:
             members = [(member.filename, member.compress_type) for member in archive.infolist()]

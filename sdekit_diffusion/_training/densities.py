@@ -1,4 +1,4 @@
-"""Densities of the noise levels that are trained. `DENSITIES` and `__all__` register one."""
+"""Densities of the noise levels in training. `DENSITIES` and `__all__` register a new one."""
 
 import math
 from abc import ABC, abstractmethod
@@ -14,12 +14,13 @@ from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 
 __all__ = ["DENSITIES", "AbstractDensity", "AbstractLogSNRDensity", "LogNormal", "Logistic"]
 
-_EDM_MEAN = -1.2 - math.log(0.5)  # EDM's P_mean = -1.2 is of data of standard deviation 0.5
+_EDM_MEAN = -1.2 - math.log(0.5)  # EDM's P_mean = -1.2 is for data of standard deviation 0.5
 
 
 @dataclass(frozen=True)
 class AbstractDensity(ABC):
-    """How the noise levels of a loss are drawn: a frozen dataclass of numbers, which a run records.
+    """The distribution of the noise levels in a loss. A subclass is a frozen dataclass of numbers,
+    which a training run records.
 
     Example:
         >>> u = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
@@ -31,9 +32,11 @@ class AbstractDensity(ABC):
     def times(
         self, sde: AbstractDiffusion, u: Tensor, span: tuple[float, float], data_std: float
     ) -> Tensor:
-        """The times of a diffusion at uniform numbers u in [0, 1], `(batch,)`.
+        """Times of a diffusion, `(batch,)`, whose noise levels have this density for uniform u.
 
         Arguments:
+            sde: the diffusion.
+            u: numbers in [0, 1], float64, `(batch,)`.
             span: the least and the largest log(alpha / sigma) that is trained.
             data_std: the standard deviation of the data.
         """
@@ -41,11 +44,12 @@ class AbstractDensity(ABC):
 
 @dataclass(frozen=True)
 class AbstractLogSNRDensity(AbstractDensity):
-    """A density of l = log(alpha s / sigma), s the standard deviation of the data, restricted to
-    the levels that are trained.
+    """A density of l = log(alpha s / sigma), s being the standard deviation of the data, truncated
+    to the levels that are trained.
 
-    A subclass is a frozen dataclass of numbers with the distribution function and its inverse. A
-    factor and a constant cancel: those of the uniform density are both l itself.
+    A subclass is a frozen dataclass of numbers with the distribution function and its inverse. The
+    function need not be normalised, because a factor and a constant cancel: the uniform density has
+    the identity for both.
 
     Example:
         >>> from dataclasses import dataclass
@@ -75,12 +79,13 @@ class AbstractLogSNRDensity(AbstractDensity):
 
 @dataclass(frozen=True)
 class LogNormal(AbstractLogSNRDensity):
-    """log(sigma / (alpha s)) ~ N(mean, std^2), with s the standard deviation of the data.
+    """log(sigma / (alpha s)) ~ N(mean, std^2), where s is the standard deviation of the data.
 
     Arguments:
-        mean: EDM's P_mean = -1.2 less the log s of its data, s = 0.5, unless given.
-        std: EDM's P_std unless given. With mean = 0 and std = 1 the time of flow matching, t =
-            sigma / (alpha s + sigma), is logit-normal, as in Stable Diffusion 3.
+        mean: unless given, -1.2 - log(0.5): EDM's P_mean = -1.2 is that of log sigma, for data of
+            standard deviation 0.5.
+        std: unless given EDM's P_std = 1.2. With mean = 0 and std = 1 the time of flow matching,
+            t = sigma / (alpha s + sigma), is logit-normal, as in Stable Diffusion 3.
 
     Raises:
         ValueError: unless std is positive and mean finite.
@@ -108,14 +113,14 @@ class LogNormal(AbstractLogSNRDensity):
 
 @dataclass(frozen=True)
 class Logistic(AbstractLogSNRDensity):
-    """log(sigma / (alpha s)) has a logistic law, with s the standard deviation of the data: the
-    least and the largest noise are trained too, by tails that are heavier than those of
-    `LogNormal`.
+    """log(sigma / (alpha s)) has a logistic distribution, where s is the standard deviation of the
+    data. Its tails are heavier than those of `LogNormal`: the smallest and the largest noise levels
+    are trained more often.
 
     Arguments:
         mean: that of `LogNormal` unless given.
-        scale: pi / sqrt(3) times it is the standard deviation. With mean = 0 and scale = 1 the time
-            of flow matching, t = sigma / (alpha s + sigma), is uniform.
+        scale: of the distribution, whose standard deviation is scale pi / sqrt(3). With mean = 0
+            and scale = 1 the time of flow matching, t = sigma / (alpha s + sigma), is uniform.
 
     Raises:
         ValueError: unless scale is positive and mean finite.
@@ -140,7 +145,7 @@ class Logistic(AbstractLogSNRDensity):
 
 @dataclass(frozen=True)
 class _Time(AbstractDensity):
-    """Uniform in the diffusion's time; under EDM in t^(1/7)."""
+    """Uniform in the diffusion's time t; under EDM uniform in t^(1/7)."""
 
     def times(
         self, sde: AbstractDiffusion, u: Tensor, span: tuple[float, float], data_std: float
@@ -150,7 +155,7 @@ class _Time(AbstractDensity):
 
 @dataclass(frozen=True)
 class _Uniform(AbstractLogSNRDensity):
-    """Uniform in l."""
+    """Uniform in l = log(alpha s / sigma)."""
 
     def cdf(self, l: Tensor) -> Tensor:
         return l
@@ -179,8 +184,8 @@ def draw_times(
     end: float,
     data_std: float = 1.0,
 ) -> Tensor:
-    """Uniform numbers in [0, 1) as times from sigma / alpha = end data_std to the diffusion's
-    latest, with a density of noise levels.
+    """Times between that of sigma / alpha = end data_std and the diffusion's latest, whose noise
+    levels have a density, from uniform numbers u in [0, 1).
 
     Raises:
         ValueError: where end leaves no levels.
@@ -196,8 +201,8 @@ def draw_times(
 
 
 def draw_discrete(sde: AbstractDiffusion, u: Tensor) -> Tensor:
-    """Uniform numbers in [0, 1) as times of the diffusion's discrete noise levels, all equally
-    likely.
+    """Times of the diffusion's discrete noise levels, all equally likely, from uniform numbers u in
+    [0, 1).
     """
     levels = sde.levels.to(u.device, non_blocking=True)
     return levels[(u * len(levels)).to(torch.int64)]

@@ -8,8 +8,8 @@ from torch import Tensor
 
 
 class _Flag(NamedTuple):
-    """Whether loss and weights were finite after an update: on the host as soon as an event of the
-    device says so.
+    """Whether loss and weights were finite after an update; the value is valid on the host once the
+    event of the device has happened.
     """
 
     step: int
@@ -39,8 +39,8 @@ class FiniteCheck:
             _refuse(loss, step)
 
     def look(self, loss: Tensor, step: int) -> None:
-        """`require`, on an accelerator without waiting for it: the flag is read at a later look,
-        once it has arrived.
+        """As `require`, but on an accelerator without host synchronisation: the result is read at a
+        later call, once it has arrived on the host.
 
         Raises:
             ArithmeticError: as `require`.

@@ -1,4 +1,4 @@
-"""`fit`: a training run to its end, with measures in between."""
+"""`fit`: a complete training run, with checkpoints and with measurements on the way."""
 
 import math
 import sys
@@ -25,8 +25,8 @@ from sdekit_diffusion._training.trainable import require_given
 from sdekit_diffusion.data._batches import Batch, require_finite
 from sdekit_diffusion.data._given import Data, Labelled, named
 
-_BAR_INTERVAL = 50  # updates between two losses on the bar
-_RESERVED_NAMES = {"step", "loss", "lr", "seconds"}  # names of metrics.jsonl that are not measures
+_BAR_INTERVAL = 50  # updates between two losses shown by the progress bar
+_RESERVED_NAMES = {"step", "loss", "lr", "seconds"}  # which measures cannot have
 _BATCH = 250  # samples of a validation loss that are evaluated together
 
 Measure = Callable[[ScoreModel, int], Mapping[str, float]]
@@ -47,42 +47,44 @@ def fit(
     callback: Callable[[Record], None] | None = None,
     progress: bool = True,
 ) -> list[Record]:
-    """Trains a model in place to the end of the recipe, with a progress bar, and returns the
-    records.
+    """Trains a model in place to the end of a recipe, with a progress bar, and returns one record
+    per update. At the end the model has the averaged weights.
 
-    With a folder, checkpoints and metrics.jsonl are written there, and in the end the model, for
+    With a folder, checkpoints and metrics.jsonl are written to it, and at the end the model, for
     `load`. An interrupted run resumes from its newest valid checkpoint with resume=True; on the CPU
-    its weights and metrics, the seconds excepted, are those of a run without interruption. Ctrl-C,
-    SIGTERM and SIGHUP end it after the current update, with a checkpoint; a second one ends it at
-    once. In a process group all processes train together and the first one writes.
+    its weights and metrics, apart from the seconds, are those of a run without interruption.
+    Ctrl-C, SIGTERM and SIGHUP end such a run after the current update, with a checkpoint; a second
+    signal ends it at once. In a process group of torch.distributed all processes train together
+    and the first one writes.
 
     Arguments:
-        model, data, recipe, transform: as for `Training`, which gives the records one by one;
-            errors as there.
-        folder: of the run.
+        model, data, recipe, transform: as for `Training`, which yields the records one by one.
+        folder: where the run is stored; without one nothing is written.
         resume: resume the run in the folder, or begin one if there is none.
         minutes: end after the first update that is complete this many minutes after the call, with
-            a checkpoint to resume from. The model has the averaged weights then, too, and the last
-            record has the number of updates. Needs a folder.
-        log: what is written, and how often.
-        measures: pairs of a number of updates and a function, called each time so many updates are
-            complete, and at the end: a function of the model with averaged weights and of the step
-            that returns numbers by name for metrics.jsonl, or none; such as `validation_loss`.
-        notes: what to save with the model, as JSON.
+            a checkpoint to resume from. The model then has the averaged weights, too, and the step
+            of the last record is the number of updates. Needs a folder.
+        log: what is written to the folder, and how often; `Log()` unless given.
+        measures: pairs (every, function). The function is called after each multiple of `every`
+            updates, and at the end, with the model, which has the averaged weights, and the number
+            of updates. It returns numbers by name for metrics.jsonl, such as `validation_loss`, or
+            an empty dictionary.
+        notes: a dictionary to save with the model, as JSON.
         callback: called with each record.
         progress: show a bar.
 
     Returns:
-        the records, from the first update of this call.
+        the records of the updates of this call.
 
     Raises:
+        TypeError, ValueError, ArithmeticError: as `Training`; ValueError also when the folder holds
+            a run and resume is false, or the run there has another model, recipe or data; for
+            minutes without a folder; or for measures every 0 updates, or with a reserved name.
         CheckpointError: when all checkpoints to resume from are damaged.
-        ValueError: when the folder holds a run and resume is false, or the run has another model,
-            recipe or other data; or for a measure every 0 updates.
         OSError: when the folder cannot be written to, or another process trains in it; its
             checkpoints are then as they were.
-        KeyboardInterrupt: after Ctrl-C or SIGTERM; with a folder its message says from which update
-            the run resumes.
+        KeyboardInterrupt: after Ctrl-C, SIGTERM or SIGHUP; with a folder its message says from
+            which update the run resumes.
 
     Example:
         >>> model = sd.ScoreModel(sd.nets.MLP(shape=(2,), width=8), "vp", shape=(2,))
@@ -123,8 +125,8 @@ def fit(
 
 @contextmanager
 def _bar(training: Training, shown: bool) -> Iterator[Callable[[Sequence[Record]], None]]:
-    """For the time of a block a progress bar; yields a function that counts the last of the records
-    and, now and then, shows the mean of the newest losses.
+    """A context with a progress bar; yields a function that counts an update and, every 50 updates,
+    shows the mean of the latest losses.
     """
     steps = training.recipe.steps
     with tqdm(
@@ -168,7 +170,9 @@ def require_minutes(minutes: float | None, folder: str | Path | None) -> None:
 
 
 def _measure(training: Training, measures: Sequence[tuple[int, Measure]]) -> dict[str, float]:
-    """The measures that are due after this update, by the first process; the others wait."""
+    """The values of the measures that are due after this update. The first process takes them, and
+    the others wait.
+    """
     due = [
         measure
         for every, measure in measures
@@ -194,23 +198,25 @@ def _measure(training: Training, measures: Sequence[tuple[int, Measure]]) -> dic
 def validation_loss(
     data: Tensor | Labelled, recipe: Recipe | None = None, *, transform: Transform | None = None
 ) -> Measure:
-    """A measure for `fit`: the mean of `dsm_loss` over held-out samples, with the same noise each
-    time.
+    """A measure for `fit`: the mean of `dsm_loss` over held-out samples, with the same times and
+    noise each time.
 
-    With it `fit` keeps the checkpoint with the least loss. Conditions are never dropped here; those
-    per sample that the model was given belong to these samples, in their order.
+    With it `fit` also keeps the checkpoint with the smallest loss. Conditions are never dropped
+    here, and images not flipped. A condition that the model was given with one entry per sample
+    belongs to these samples, in their order.
 
     Arguments:
-        data: the samples, `(n, *shape)`; or with conditions, tensors of one entry per sample, a
-            pair (x, labels) or a dictionary such as {"x": x, "label": y}.
+        data: the samples, `(n, *shape)`; or, with conditions that have one entry per sample, a pair
+            (x, labels) or a dictionary such as {"x": x, "label": y}.
         recipe, transform: those of the training run.
 
     Returns:
-        a function of the model and the step that returns the loss by name.
+        a function of the model and the number of updates that returns {"validation_loss": loss}.
 
     Raises:
         TypeError: when the samples are not a tensor.
-        ValueError: for no samples, samples that are not finite, or conditions of another number.
+        ValueError: for no samples, or samples that are not finite; when called, for conditions that
+            do not have one entry per sample, or that the network does not take or misses.
 
     Example:
         >>> model = sd.ScoreModel(sd.nets.MLP(shape=(2,), width=8), "vp", shape=(2,))

@@ -38,8 +38,8 @@ def step_folders(run: Path) -> list[Path]:
 
 
 def newest(run: Path) -> Path | None:
-    """The newest checkpoint of a run that is as it was written, None where there never was one;
-    others are warned of.
+    """The newest undamaged checkpoint of a run, with a warning for each damaged one that is newer;
+    None where there is no checkpoint.
 
     Raises:
         CheckpointError: when all are damaged.
@@ -52,7 +52,7 @@ def newest(run: Path) -> Path | None:
                 return path
             except CheckpointError as error:
                 if not (path / CONFIG).exists():
-                    # The training that is going on has removed it meanwhile and has newer ones.
+                    # A process that trains there has removed it meanwhile: look for its newer ones.
                     break
                 warnings.warn(f"{error}; the one before it is used", RuntimeWarning, stacklevel=3)
         else:
@@ -63,11 +63,11 @@ def newest(run: Path) -> Path | None:
 
 
 def discard(folder: Path) -> None:
-    """Removes a checkpoint of a run, or what is left of one: its config first, so that none is
-    found in part.
+    """Removes a checkpoint of a run, or what is left of one; its config first, so that a partly
+    removed checkpoint does not count as one.
 
-    Other files stay, and the folder with them; a link goes and what it leads to stays; so does a
-    folder of another program.
+    Files that are not the checkpoint's stay, and the folder with them; so does the folder of
+    another program. Of a symbolic link only the link is removed.
     """
     if folder.is_symlink():
         folder.unlink()
@@ -83,11 +83,11 @@ def discard(folder: Path) -> None:
 
 
 def prune(run: Path, keep: int, step: int) -> None:
-    """Removes all checkpoints but the newest `keep` up to an update and the one with the least
-    validation loss.
+    """Removes all checkpoints except the newest `keep` of those up to an update, and that of them
+    with the smallest validation loss.
 
-    Others are of no use: they were never finished, or they are later and were passed over because
-    they are damaged.
+    Unfinished checkpoints are removed, too, and later ones: a run that resumed before them passed
+    them over because they are damaged.
     """
     folders = [path for path in checkpoints(run) if int(path.name) <= step]
     kept_folders = {*folders[:keep], min(folders, key=validation_loss_at, default=None)}
@@ -97,7 +97,7 @@ def prune(run: Path, keep: int, step: int) -> None:
 
 
 def best_of(run: Path) -> Path:
-    """The checkpoint of a run with the least validation loss.
+    """The checkpoint of a run with the smallest validation loss.
 
     Raises:
         CheckpointError: when none was measured.

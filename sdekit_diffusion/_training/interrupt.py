@@ -1,6 +1,6 @@
-"""Ctrl-C, SIGTERM and SIGHUP. While a training run is at work they are remembered, so that it ends
+"""Ctrl-C, SIGTERM and SIGHUP. During a training run they are recorded, so that the run ends
 between two updates; elsewhere they end a command with a message. The package imports this module
-first: torch takes long, and Ctrl-C may come meanwhile.
+first, because Ctrl-C may come during the import of torch, which takes long.
 """
 
 import signal
@@ -13,8 +13,8 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
-# Seconds in which a signal that comes again is the same one: a terminal and a launcher both send
-# it.
+# Seconds within which a second signal counts as the same one: a terminal and a launcher may both
+# send it.
 _SAME_SIGNAL_SECONDS = 1.0
 
 
@@ -25,10 +25,10 @@ _HEARD = tuple(
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal asked for the end.
+    """A signal asked the process to end.
 
     Attributes:
-        number: of the signal.
+        number: the number of the signal.
     """
 
     def __init__(self, number: int, message: str = "") -> None:
@@ -37,7 +37,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 def number_of(error: KeyboardInterrupt) -> int:
-    """The signal that raised it, SIGINT unless it says another."""
+    """The number of the signal that raised an error: SIGINT unless it is an `Interrupted`."""
     return error.number if isinstance(error, Interrupted) else signal.SIGINT
 
 
@@ -47,7 +47,7 @@ def _raise(number: int, frame: FrameType | None) -> None:
 
 @contextmanager
 def raised() -> Iterator[None]:
-    """For the time of a block SIGTERM and SIGHUP raise `Interrupted`, as SIGINT raises
+    """A context in which SIGTERM and SIGHUP raise `Interrupted`, as SIGINT raises
     KeyboardInterrupt: only in the main thread, and only where they would end the process.
     """
     before: dict[int, Any] = {}
@@ -64,12 +64,12 @@ def raised() -> Iterator[None]:
 
 @contextmanager
 def remember_signals() -> Iterator[Callable[[], int]]:
-    """For the time of a block SIGINT, SIGTERM and SIGHUP are remembered; yields the number of the
-    one that came, 0 where none did. Another one, later, acts at once. One that came and did not end
-    the block acts after it.
+    """A context in which SIGINT, SIGTERM and SIGHUP are recorded; yields a function that returns
+    the number of the signal that came, 0 where none did. A second signal, more than a second later,
+    acts at once. A recorded signal acts at the end of the block.
 
     Only in the main thread, and only where Python's own handlers, or those of `raised`, are in
-    place: those of others stay.
+    place: other handlers stay.
     """
     signals: list[tuple[int, float]] = []
     handlers: dict[int, Any] = {}
@@ -107,7 +107,7 @@ def _is_the_program() -> bool:
 
 
 def _show_interrupts_in_one_line() -> None:
-    """Sets sys.excepthook: one line for Ctrl-C; the hook that was there for all else."""
+    """Sets sys.excepthook: one line for Ctrl-C, the previous hook for all other exceptions."""
     before = sys.excepthook
 
     def show(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:

@@ -21,15 +21,16 @@ class Log:
 
     Attributes:
         log_every: updates between two lines of metrics.jsonl.
-        save_every: updates between two checkpoints; one with the least validation loss so far is
-            written at once.
-        keep: how many checkpoints stay besides that one.
+        save_every: updates between two checkpoints; one is also written whenever the validation
+            loss is the smallest so far.
+        keep: how many of the newest checkpoints are kept, besides that with the smallest validation
+            loss.
         snapshots: how many times, evenly over the run, the averages of `Recipe.widths` are stored.
         tensorboard: write the numbers of metrics.jsonl for TensorBoard too.
 
     Raises:
         ValueError: for numbers below 1, or that are not whole.
-        ImportError: when TensorBoard is wanted and missing.
+        ImportError: when tensorboard is true and TensorBoard is not installed.
 
     Example:
         >>> model = sd.ScoreModel(sd.nets.MLP(shape=(2,), width=8), "vp", shape=(2,))
@@ -57,12 +58,12 @@ class Log:
 
 
 class MetricsFile:
-    """metrics.jsonl in the folder of a run. A run that resumes after an update drops later lines.
+    """metrics.jsonl in the folder of a run. A run that resumes drops the lines of later updates.
 
     Of several processes the first one writes.
 
     Arguments:
-        folder: of the run.
+        folder: that of the run.
         step: the number of completed updates.
         tensorboard: whether to write the numbers for TensorBoard too.
     """
@@ -81,11 +82,13 @@ class MetricsFile:
                 self._tensorboard = _writer()(str(folder / "tensorboard"), purge_step=step + 1)
 
     def seconds(self) -> float:
-        """The seconds since the run began, without the time between an end and a resumption."""
+        """The seconds that the run has taken, without the time between an interruption and the
+        resumption.
+        """
         return time.perf_counter() - self._start_time
 
     def add(self, line: Mapping[str, float], *, flush: bool) -> None:
-        """Appends a line; flush: whether it is on the disk when this returns."""
+        """Appends a line; with flush=True it is on the disk when this returns."""
         with with_file_name(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
             file.flush()
@@ -101,13 +104,13 @@ class MetricsFile:
         flush(self._path)
 
     def close(self) -> None:
-        """Nothing more is to be written."""
+        """Closes the files."""
         if self._tensorboard is not None:
             self._tensorboard.close()
 
 
 def require_lines(path: Path) -> bool:
-    """Whether there is a metrics.jsonl of a training run.
+    """Whether a file is the metrics.jsonl of a training run; False where there is none.
 
     Raises:
         ValueError: when a file of that name holds something else.
@@ -141,7 +144,7 @@ def _lines(path: Path, step: int) -> list[dict[str, float]]:
 
 
 def _writer() -> Any:  # noqa: ANN401 - an extra
-    """TensorBoard's class, refused where it is missing before anything is written."""
+    """TensorBoard's class for writing; an error where it is missing, before anything is written."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:

@@ -33,12 +33,16 @@ from sdekit_diffusion.data import Dataset, Scale
 from sdekit_diffusion.data._batches import GIVEN_LEVEL, Batch, given_draws
 from sdekit_diffusion.data._given import Data, source_of
 
-_CHECK_INTERVAL = 50  # steps between two looks at whether the loss is finite
+_CHECK_INTERVAL = 50  # updates between two checks that loss and weights are finite
 
 
 class Record(NamedTuple):
-    """One update: its number from 1, the mean loss of its batch (0-dim, detached), its learning
-    rate.
+    """One update of a training run.
+
+    Attributes:
+        step: its number, from 1.
+        loss: the mean loss of its batch, `()`, detached.
+        lr: its learning rate.
 
     Example:
         >>> model = sd.ScoreModel(sd.nets.MLP(shape=(2,), width=8), "vp", shape=(2,))
@@ -53,17 +57,18 @@ class Record(NamedTuple):
 
 
 class Training(Iterator[Record]):
-    """Trains a model in place, one record per update; after the last one the model has the averaged
-    weights.
+    """An iterator that trains a model in place, with one record per update; after the last record
+    the model has the averaged weights and is in evaluation mode.
 
     The model's `data_mean` and `data_std` are set to those of the data.
 
-    Sample number i of the stream has its own times, noise and dequantisation, which depend on
-    (seed, i) and the standard deviation of the data alone; i is the epoch times the number of
-    samples plus its place in the epoch's permutation. Under torch.distributed each process takes a
-    part of each batch, and gradients are averaged: the same up to rounding. `state_dict` and
-    `load_state_dict` stop and resume a run; on the CPU the result is bit-identical, because dropout
-    too depends on the seed and on the place in the stream.
+    Each sample of the stream of training samples has its own time, noise and dequantisation. Those
+    of sample i depend only on (seed, i) and on the standard deviation of the data; i is the epoch
+    times the number of samples plus the position in the permutation of the epoch. Under
+    torch.distributed each process takes a part of each batch, and gradients are averaged: the
+    result is the same up to rounding. `state_dict` and `load_state_dict` stop and resume a run; on
+    the CPU the result is then bit-identical, because dropout, too, depends only on the seed and on
+    the position in the stream.
 
     Attributes:
         step: the number of completed updates.
@@ -71,28 +76,30 @@ class Training(Iterator[Record]):
             invalid.
 
     Arguments:
-        model: on the device and in the dtype in which it is trained.
-        data: `(N, *shape)`, floating and in the scale of the model, or what transform converts to
-            that: a tensor, an array, something else with a length that takes a tensor of row
-            numbers, or an `AbstractSource`. With conditions: a pair (x, labels); a dictionary such
-            as {"x": x, "label": y}, of one entry per sample under the names that the network gives
-            them; a source that yields both. "noise" and "log_snr" in a dictionary are eps and the
-            level log(alpha / sigma) of each sample instead of draws, as `Trajectories` has them;
-            with levels the model keeps its `data_mean` and `data_std`. A `TensorDataset` or another
-            data set of torch, or a `DataLoader`, is read in the order and in the batches of the
-            recipe. A `sdekit_diffusion.data.Dataset` brings its labels, where the network takes
-            them, and its scale, which becomes that of the model and the transform.
-        recipe: the settings.
-        transform: `(rows, u)` to model inputs, with u uniform on [0, 1) and shaped like the rows:
-            dequantisation.
+        model: the model, on the device and in the dtype in which it is trained.
+        data: samples `(N, *shape)`, floating and in the scale of the model, or such that transform
+            converts them to that: a tensor, an array, any object with a length that takes a
+            tensor of row numbers, or an `AbstractSource`. With conditions: a pair (x, labels); a
+            dictionary such as {"x": x, "label": y}, with one entry per sample under the names of
+            the network's arguments; or a source that yields both. "noise" and "log_snr" in a
+            dictionary are eps and the level log(alpha / sigma) of each sample, which are then not
+            drawn, as for `Trajectories`; with levels the model keeps its `data_mean` and
+            `data_std`. A data set of torch or a `DataLoader` is read in the batches of the recipe,
+            and in its order unless it is iterable or has a sampler of its own. A
+            `sdekit_diffusion.data.Dataset` brings its labels, where the network takes them, and its
+            scale, which becomes that of the model, and whose `encode` is the transform.
+        recipe: the settings; `Recipe()` unless given.
+        transform: a function (rows, u) that returns model inputs, with u uniform on [0, 1) and
+            shaped like the rows, for dequantisation; such as `Scale.encode`.
 
     Raises:
         TypeError: for integers without transform, a model without weights, or a wrapper of a model.
-        ValueError: for a model that was given an entry per sample, such as labels, which belong to
-            the data; for conditions that the network does not take, or misses; for no data, data of
-            another shape, flips of data that are not images, fewer samples in a batch than parts it
-            is taken in, weights of half precision, or weights in float64 with precision "bfloat16".
-        ArithmeticError: while iterating, when the loss or the weights stop being finite.
+        ValueError: for a model that was given a condition with one entry per sample, such as
+            labels, which belong to the data; for conditions that the network does not take, or
+            misses; for no data, data of another shape, flips of data that are not images, a batch
+            with fewer samples than parts, weights of half precision, or weights in float64 with
+            precision "bfloat16".
+        ArithmeticError: while iterating, when the loss or the weights are not finite.
 
     Example:
         >>> model = sd.ScoreModel(sd.nets.MLP(shape=(2,), width=8), "vp", shape=(2,))
@@ -145,8 +152,8 @@ class Training(Iterator[Record]):
         model.train()
 
     def _encoded(self, rows: Tensor) -> Tensor:
-        """Rows as the model sees them, dequantised in the middle, where training does it: on the
-        model's device, with torch's generators seeded.
+        """Rows as inputs of the model, dequantised with u = 1/2, computed as in training: on the
+        model's device, and with torch's generators seeded.
         """
         if self._transform is None:
             return rows
@@ -191,12 +198,12 @@ class Training(Iterator[Record]):
         self.model.eval()
 
     def require_finite(self, loss: Tensor) -> None:
-        """Raises ArithmeticError unless a loss and all weights are finite; reads the host once."""
+        """Raises ArithmeticError unless a loss and all weights are finite; synchronises once."""
         self._finite.require(loss, self.step)
 
     def _backward(self, samples: Batch, first: int) -> Tensor:
-        """The mean loss of the batch whose samples from number `first` on are this process's;
-        leaves its gradient.
+        """The mean loss of a batch over all processes, whose gradient the weights then have; the
+        samples are those of this process, from number `first` of the stream on.
         """
         self._optimiser.zero_grad(set_to_none=True)
         device = self.model.place()[1]
@@ -227,8 +234,8 @@ class Training(Iterator[Record]):
 
     @contextmanager
     def averaged(self, index: int = 0) -> Iterator[ScoreModel]:
-        """A context in which the model has the averaged weights of decay `which`, in evaluation
-        mode.
+        """A context in which the model has averaged weights, in evaluation mode: those of number
+        `index` of the recipe's decays, followed by its widths.
         """
         training = self.model.training
         with self._averages.filled(index):
@@ -239,13 +246,14 @@ class Training(Iterator[Record]):
                 self.model.train(training)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The state of the run besides model, data and recipe: step, weights, averages, AdamW's
-        moments.
+        """The state of the run: the number of updates, the weights, their averages and the moments
+        of AdamW. To resume, model, data and recipe must be given again.
 
         There is no random state: all noise is a function of the seed and of the step.
 
         Raises:
-            ValueError: when the training is over and the model holds the averaged weights.
+            ValueError: when the model is in evaluation mode, as when the training is over and it
+                has the averaged weights.
         """
         if not self.model.training:
             raise ValueError(
@@ -273,7 +281,7 @@ class Training(Iterator[Record]):
         """Resumes the run from where `state_dict` was called.
 
         Raises:
-            ValueError: for the state of another model or another number of decays.
+            ValueError: for the state of another model, or with another number of averages.
         """
         names = [name for name, _ in self.model.named_parameters()]
         state = dict(state)
@@ -320,7 +328,7 @@ def _scale_for(model: ScoreModel, data: Dataset) -> Scale:
 
 
 def _to_device(rows: Tensor, device: torch.device) -> Tensor:
-    """Rows on a device, without waiting for what is queued there, which takes pinned memory."""
+    """Rows on a device, copied without host synchronisation, for which they must be pinned."""
     if device.type == "cuda" and rows.device.type == "cpu":
         rows = rows.pin_memory()
     return rows.to(device, non_blocking=True)

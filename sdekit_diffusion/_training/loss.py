@@ -22,7 +22,7 @@ from sdekit_diffusion._training.densities import (
 )
 from sdekit_diffusion._training.loss_weights import WEIGHTS, AbstractWeight, Weighting
 
-# 2^64 over the golden ratio, as a signed number: multiples of it modulo 2^64 are spread evenly.
+# 2^64 / phi as a signed integer, phi the golden ratio: its multiples modulo 2^64 spread evenly.
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
 _BITS = 53
 
@@ -43,15 +43,19 @@ def dsm_loss(
     noise: Tensor | None = None,
     log_snr: Tensor | None = None,
 ) -> Tensor:
-    """E w(l) |eps_hat - eps|^2 for each sample, averaged over the coordinates, with x_t = alpha x_0
-    + sigma eps and l = log(alpha s / sigma), s the standard deviation of the data: shape
-    `(batch,)`.
+    """The denoising score matching loss w(l) |eps_hat(x_t) - eps|^2 / d of each sample, `(batch,)`.
 
-    In terms of the score, sigma s = -eps_hat, it is E w sigma^2 |s(x_t, t) - grad log p(x_t |
-    x_0)|^2; of standardised data z = x_0 / s, E w e^{2l} |z_hat - z|^2; of their velocity,
-    E w / (1 + e^{-2l}) |v_hat - v|^2. With discrete levels and "plain" it is DDPM's
-    E |eps - eps_hat(x_i, i)|^2, i uniform on 1 ... N, and twice NCSN's mean over the levels of
-    lambda(sigma) 1/2 |(x_t - x_0) / sigma^2 + s|^2, lambda = sigma^2.
+    Here x_t = alpha x_0 + sigma eps with a random time and random noise eps for each sample, d is
+    the number of coordinates of a sample, l = log(alpha s / sigma), and s is the standard deviation
+    of the data. The same loss for other predictions, where a hat marks the prediction:
+
+        the score, -eps_hat / sigma:           w sigma^2 |score_hat - grad log p(x_t | x_0)|^2 / d,
+        the standardised data z = x_0 / s:     w e^{2l} |z_hat - z|^2 / d,
+        the velocity of z, see AbstractWeight: w / (1 + e^{-2l}) |v_hat - v|^2 / d.
+
+    With discrete levels and "plain" its expectation is DDPM's E |eps - eps_hat(x_i, i)|^2 / d, i
+    uniform on 1, ..., N; and twice NCSN's mean over the levels of
+    lambda(sigma) 1/2 |(x_t - x_0) / sigma^2 + score_hat|^2 / d with lambda = sigma^2.
 
     Arguments:
         model: the network and its diffusion.
@@ -60,27 +64,30 @@ def dsm_loss(
             with l uniform, so that the loss bounds the negative log-likelihood up to a factor and a
             constant; "edm" and "velocity", 1 + e^{-2l}; "min_snr", `MinSNR(5)`; "balanced", e^{-l};
             "data", e^{-2l}; "sigmoid", `Sigmoid(2)`.
-        density: of noise levels, by its name in `DENSITIES`, or an `AbstractDensity`: "time", t
-            uniform (EDM: t^(1/7)); "uniform", l uniform; "log_normal", `LogNormal()`; "logistic",
-            `Logistic()`. That of the weighting unless given: "uniform" for "likelihood", "balanced"
-            and "sigmoid", "log_normal" for "edm", "logistic" for "velocity", "time" for others.
-        stratified: draw the levels of the stream of samples evenly: the quantiles are u + n / phi
-            modulo 1 for sample n, with the golden ratio phi and u drawn once from the seed.
+        density: the density of noise levels, by its name in `DENSITIES`, or an `AbstractDensity`:
+            "time", t uniform (EDM: t^(1/7)); "uniform", l uniform; "log_normal", `LogNormal()`;
+            "logistic", `Logistic()`. That of the weighting unless given: "uniform" for
+            "likelihood", "balanced" and "sigmoid", "log_normal" for "edm", "logistic" for
+            "velocity", "time" for others.
+        stratified: spread the noise levels evenly over successive samples: the quantile of sample n
+            is u + n / phi modulo 1, with the golden ratio phi and u drawn once from the seed.
         discrete: draw t from the diffusion's own `levels`, all equally likely, as DDPM and NCSN do.
-        end: sigma / alpha at the least noise that is trained, divided by `model.data_std`, or by 1
-            where that is None; levels are all trained.
+        end: sigma / alpha at the smallest noise that is trained, divided by `model.data_std`, or by
+            1 where that is None. Without effect on discrete levels, which are all trained.
         seed, first: the noise of sample i depends on (seed, first + i) alone, its time also on
             `model.data_std`; None takes a new seed.
-        noise: eps of each sample instead of a draw, shaped like x0: the loss of rectified flow.
-        log_snr: l = log(alpha / sigma) of each sample instead of a draw, `(batch,)`; not with
-            discrete or stratified.
+        noise: eps of each sample, shaped like x0, instead of a draw; for pairs of data and noise,
+            as in rectified flow.
+        log_snr: log(alpha / sigma) of each sample, `(batch,)`, instead of a draw; not with discrete
+            or stratified.
 
     Raises:
         TypeError: when x0 is not a floating tensor, or weighting or density are neither names nor
             objects of these classes.
         ValueError: for an unknown name; for discrete levels where the diffusion has none, or with
             another density; for "likelihood" with a density that is not uniform; for noise or
-            levels of another shape, or levels with discrete or stratified.
+            levels of another shape, or levels with discrete or stratified; for an end above which
+            the diffusion has no noise levels.
 
     Example:
         >>> model = sd.ScoreModel(sd.nets.MLP(shape=(2,), width=8), "vp", shape=(2,))
@@ -130,7 +137,7 @@ def require_given_noise(x0: Tensor, noise: Tensor | None, log_snr: Tensor | None
     """Refuses noise and levels that are not those of these samples.
 
     Raises:
-        TypeError: for what is no tensor.
+        TypeError: for a value that is not a tensor.
         ValueError: says which shape they must have.
     """
     for name, value, shape in (("noise", noise, x0.shape), ("log_snr", log_snr, x0.shape[:1])):
@@ -178,7 +185,7 @@ def _resolved(
 
 
 def require_density(weighting: Weighting, density: Density | None, discrete: bool) -> None:
-    """Refuses a density of noise levels that is determined already.
+    """Refuses a density of noise levels where the weighting or discrete levels determine it.
 
     Raises:
         ValueError: as `dsm_loss`.
@@ -196,10 +203,10 @@ def require_density(weighting: Weighting, density: Density | None, discrete: boo
 
 
 def _stratified(seed: int, index: Tensor) -> Tensor:
-    """Points in [0, 1), float64, evenly spread over every run of numbers of samples: u + n / phi
-    modulo 1 with u uniform, computed in integers.
+    """Points in [0, 1), float64, that are evenly spread for successive samples n: u + n / phi
+    modulo 1, with u uniform, computed in integers.
 
-    Every number is uniform, and those of n successive ones leave no gap above 2 / n.
+    Each point alone is uniform, and the points of N successive samples leave no gap above 2 / N.
     """
     shift = uniform01(seed, index.new_zeros(1), (), counter=SHIFT)
     words = index * _GOLDEN + (shift * 2.0**_BITS).to(torch.int64) * 2 ** (64 - _BITS)

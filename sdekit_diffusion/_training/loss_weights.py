@@ -1,4 +1,4 @@
-"""Weights of the loss as functions of the noise level. `WEIGHTS` and `__all__` register one."""
+"""Weights of the loss, functions of the noise level. `WEIGHTS` and `__all__` register a new one."""
 
 import math
 from abc import ABC, abstractmethod
@@ -16,16 +16,19 @@ __all__ = ["WEIGHTS", "AbstractWeight", "MinSNR", "Sigmoid"]
 
 @dataclass(frozen=True)
 class AbstractWeight(ABC):
-    """w(l) in the loss E w(l) |eps_hat - eps|^2, with l = log(alpha s / sigma) and s the standard
-    deviation of the data.
+    """w(l) in the loss E w(l) |eps_hat - eps|^2, where l = log(alpha s / sigma) and s is the
+    standard deviation of the data.
 
-    A weight of errors of other predictions is converted by |eps_hat - eps|^2 = e^{2l} |z_hat - z|^2
-    for the standardised data z = x_0 / s, and = |v_hat - v|^2 / (1 + e^{-2l}) for the velocity
-    of z. A subclass is a frozen dataclass of numbers, which a run records.
+    To convert a weight of the error of another prediction:
+
+        |eps_hat - eps|^2 = e^{2l} |z_hat - z|^2 = |v_hat - v|^2 / (1 + e^{-2l})
+
+    with the standardised data z = x_0 / s and their velocity v = a eps - b z, a / b = e^l,
+    a^2 + b^2 = 1. A subclass is a frozen dataclass of numbers, which a training run records.
 
     Attributes:
-        density: of the noise levels that it is used with, unless another one is given: a name in
-            `DENSITIES`.
+        density: a name in `DENSITIES`, the density of noise levels with this weight where no other
+            is given.
 
     Example:
         >>> from dataclasses import dataclass
@@ -39,7 +42,7 @@ class AbstractWeight(ABC):
 
     @abstractmethod
     def weight(self, l: Tensor) -> Tensor:
-        """w at l, `(batch,)`."""
+        """w(l), `(batch,)`, for l, `(batch,)`."""
 
 
 @dataclass(frozen=True)
@@ -90,8 +93,9 @@ class _Velocity(_EDM):
 
 @dataclass(frozen=True)
 class _Balanced(AbstractWeight):
-    """e^{-l} = |z_hat - z| / |eps_hat - eps|: gradients with respect to a network that predicts the
-    data, which grow like e^{2l} |z_hat - z| where nothing weights them, are of one size.
+    """e^{-l}: for a network that predicts the data, the gradient of the loss with respect to its
+    output is proportional to w e^{2l} |z_hat - z| = |eps_hat - eps|, of the same size at all noise
+    levels. With w = 1 it would grow like e^l.
     """
 
     density = "uniform"
@@ -105,8 +109,8 @@ class MinSNR(AbstractWeight):
     """min(1, gamma e^{-2l}): min(SNR, gamma) |z_hat - z|^2, with SNR = e^{2l}.
 
     Arguments:
-        gamma: the largest weight of |z_hat - z|^2. The published 5 is of data of standard deviation
-            1, here as everywhere.
+        gamma: the largest weight of |z_hat - z|^2; 5 as published. The SNR is that of the
+            standardised data.
 
     Raises:
         ValueError: unless gamma is positive.
@@ -131,11 +135,11 @@ class MinSNR(AbstractWeight):
 
 @dataclass(frozen=True)
 class Sigmoid(AbstractWeight):
-    """1 / (1 + e^{2l - bias}) with l uniform: little weight on details, whose share of the bits is
-    large and of what is seen small.
+    """1 / (1 + e^{2l - bias}), with l uniform: a small weight at low noise, where a model learns
+    fine details, which take most of the bits and matter little for how images look.
 
     Arguments:
-        bias: 2l where the weight is 1/2.
+        bias: the log-SNR 2l at which the weight is 1/2.
 
     Raises:
         ValueError: unless bias is finite.
@@ -170,7 +174,7 @@ WEIGHTS: Mapping[str, AbstractWeight] = {
     "sigmoid": Sigmoid(),
 }
 
-# Where it is not "plain"; chosen by benchmarks/recipes.py.
+# The default weights other than "plain", by prediction; chosen with benchmarks/recipes.py.
 _SUITED: Mapping[Prediction, str] = {"data": "balanced", "velocity": "velocity"}
 
 if TYPE_CHECKING:
@@ -180,8 +184,8 @@ else:
 
 
 def suited(predicts: Prediction, *, discrete: bool) -> str:
-    """The name of the weight for what a network predicts, where none is given; for discrete levels,
-    which have no density, that of the velocity is "plain".
+    """The name of the default weight for what a network predicts. With discrete levels it is
+    "plain" for the velocity, since "velocity" would come with a density.
     """
     name = _SUITED.get(predicts, "plain")
     return "plain" if discrete and name == "velocity" else name

@@ -10,26 +10,29 @@ from torch import Tensor
 
 from sdekit_diffusion.data._batches import AbstractSource, Batch, Shuffled
 
-_MAX_SAMPLES = 1 << 16  # samples that are looked at, of a tensor
-_MAX_SAMPLES_READ = 1 << 10  # of data that have to be read
+_MAX_SAMPLES = 1 << 16  # samples that are used, of a tensor
+_MAX_SAMPLES_READ = 1 << 10  # of data that have to be read from storage
 _BATCH = 256
-# Standard deviations from 0.01 to 100 are trained on without a warning, up to sampling; and means
-# within so many of them.
+# No warning for standard deviations from 0.01 to 100, up to the error of estimating them, and for
+# means of up to _LARGEST_MEAN standard deviations.
 _SMALLEST_STD = 0.95e-2
 _LARGEST_STD = 1.05e2
 _LARGEST_MEAN = 30.0
-_BYTES = 128.0  # whole numbers from 0 to above this are taken for bytes
+_BYTES = 128.0  # whole numbers from 0 to a largest one above this are taken for bytes
 
 
 def data_moments(
     source: AbstractSource, encode: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, float]:
-    """The mean, shaped like one sample, and the root mean square of a coordinate less its mean.
+    """The mean, shaped like one sample, and the standard deviation: the root mean square, over
+    samples and coordinates, of the difference from the mean.
 
-    Those of all samples of a tensor of up to 65,536, else of the first of the order of seed 0.
+    Estimated from up to 65,536 samples of a tensor, up to 1024 of other data, the first ones in the
+    order of seed 0.
 
     Arguments:
-        encode: rows as the model sees them.
+        source: the training data.
+        encode: converts rows to inputs of the model.
     """
     n = _MAX_SAMPLES_READ
     if isinstance(source, Shuffled):
@@ -59,7 +62,7 @@ def data_moments(
         )
     offset = total / count
     variance = float((squares / count - offset.square()).mean())
-    if not math.isfinite(variance):  # the first loss says so
+    if not math.isfinite(variance):  # the first loss is refused
         return torch.zeros_like(offset, dtype=torch.float32), 1.0
     mean = centre + offset
     std = math.sqrt(max(variance, 0.0)) or 1.0

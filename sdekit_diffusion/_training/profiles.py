@@ -1,8 +1,8 @@
-"""Averages of power functions, and the combination of some that is nearest to another.
+"""Power-function averages of weights, and combinations of stored ones that approximate another.
 
-The average of exponent gamma at update t is the integral of theta(tau) p(tau) over [0, t], with
-p = (gamma + 1) tau^gamma / t^(gamma + 1), and theta(tau) the weights after update n where
-n - 1 < tau <= n. Its relative width is the standard deviation of tau / t under p.
+The average of exponent gamma at update t is the integral of theta(tau) p(tau) over [0, t], where
+p(tau) = (gamma + 1) tau^gamma / t^(gamma + 1) is its profile and theta(tau) are the weights after
+update n for n - 1 < tau <= n. Its relative width is the standard deviation of tau / t under p.
 
 References:
     Karras et al. 2024, arXiv 2312.02696, section 3 and appendix C.
@@ -18,7 +18,7 @@ LARGEST_WIDTH = 12**-0.5  # of gamma = 0, the mean of all weights
 
 
 class Profile(NamedTuple):
-    """The exponent of an average, and the update at which it was taken."""
+    """The exponent of an average, and the update at which it is taken."""
 
     gamma: float
     step: int
@@ -28,7 +28,7 @@ def exponent(width: float) -> float:
     """The gamma of a relative width, (gamma + 1)^{1/2} / ((gamma + 2) (gamma + 3)^{1/2}).
 
     Raises:
-        ValueError: for a width that is not above 0, or is above that of the mean of all.
+        ValueError: for a width that is not positive, or above that of the mean of all weights.
     """
     if not 0 < width <= LARGEST_WIDTH:
         raise ValueError(
@@ -41,11 +41,12 @@ def exponent(width: float) -> float:
 
 
 def combination(profiles: Sequence[Profile], target: Profile) -> NDArray[np.float64]:
-    """The coefficients, which sum to 1, of the combination of averages whose p is nearest to that
-    of another in the mean square.
+    """The coefficients, which sum to 1, of the combination of averages whose profile is the nearest
+    to that of a target in the mean square.
     """
     n = len(profiles)
-    # Normal equations with the sum's multiplier; profiles of norm 1 keep the scale of the matrix.
+    # The normal equations, with a Lagrange multiplier for the sum. Normalised profiles keep the
+    # condition number of the matrix small.
     norms = np.sqrt([_inner(profile, profile) for profile in profiles])
     system = np.zeros((n + 1, n + 1))
     for i, first in enumerate(profiles):
@@ -59,7 +60,7 @@ def combination(profiles: Sequence[Profile], target: Profile) -> NDArray[np.floa
 
 
 def _inner(first: Profile, second: Profile) -> float:
-    """The integral of the product of both p."""
+    """The integral of the product of two profiles."""
     a = first.gamma + 1
     b = second.gamma + 1
     end = min(first.step, second.step)

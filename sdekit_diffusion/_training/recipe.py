@@ -20,42 +20,49 @@ Precision = Literal["full", "bfloat16"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train: AdamW with linear warm-up and a decay of the learning rate to zero.
+    """The settings of a training run: AdamW, with a linear warm-up of the learning rate and then a
+    schedule, and exponential moving averages of the weights.
 
     Attributes:
-        steps: how many updates.
-        batch_size: samples in each, on all processes together.
+        steps: the number of updates.
+        batch_size: the number of samples in a batch, over all processes together.
         accumulate: the number of parts in which each process computes its share of a batch, one
             after the other, to save memory.
         lr: the highest learning rate.
-        warmup: updates until it is reached.
-        schedule: of the learning rate afterwards: "cosine", "linear" or "constant".
-        clip: bound of the gradient's norm.
-        ema: decay of the averaged weights, which rises to it as min(ema, (1 + n) / (10 + n)); or
-            several, the first of which gives the weights of the trained model.
-        widths: the relative widths of averages from snapshots of which `load(folder, width=...)`
-            makes one of any width after the run, such as (0.05, 0.1); see `Log.snapshots`.
+        warmup: the number of updates in which the learning rate rises to lr.
+        schedule: of the learning rate afterwards: "cosine" or "linear", both of which decrease to
+            0, or "constant".
+        clip: the largest norm of the gradient; larger gradients are scaled down to it.
+        ema: the decay of the averaged weights, which rises to this value as min(ema, (1 + n) /
+            (10 + n)) with the number n of updates; or several, the first of which gives the weights
+            of the trained model.
+        widths: the relative widths of averages that are stored during the run, such as (0.05, 0.1);
+            from them `load(folder, width=...)` computes the average of any width after the run. See
+            `Log.snapshots`.
         weighting: of the noise levels, see `dsm_loss`: plain, likelihood, edm, velocity, min_snr,
             balanced, data, sigmoid, or in Python an `AbstractWeight`. Unless given, "velocity" for
             a network that predicts the velocity at levels that are not discrete, "balanced" for one
             that predicts the data, and "plain" for others.
         density: of the noise levels, see `dsm_loss`: time, uniform, log_normal, logistic, or in
-            Python an `AbstractLogSNRDensity`; that of the weighting unless given.
-        stratified: draw the noise levels evenly over the samples of the stream, see `dsm_loss`.
+            Python an `AbstractDensity`; that of the weighting unless given.
+        stratified: spread the noise levels evenly over successive samples, see `dsm_loss`.
         discrete: train only the discrete levels of `DDPM` and `NCSN`, see `dsm_loss`.
-        end: sigma / alpha at the least noise that is trained, divided by the standard deviation of
-            the data.
+        end: sigma / alpha at the smallest noise that is trained, divided by the standard deviation
+            of the data.
         drop: the probability with which a condition is replaced by the null value of the network,
-            so that guidance has an unconditional model to compare with: a number for all that have
-            one, or a dictionary of numbers by name.
-        flip: images: mirror each left to right with probability 1/2 whenever it is seen.
-        precision: "full", that of the weights; or "bfloat16" for the network's products, the
-            weights keeping their precision.
-        compile: whether to try torch.compile on the network.
-        seed: of batches, flips, times, noise, dequantisation and dropout.
+            so that guidance has an unconditional model to compare with: a number for all conditions
+            with a null value, or a dictionary of numbers by name.
+        flip: mirror images left to right, each with probability 1/2 whenever it is used.
+        precision: "full", the precision of the weights; or "bfloat16", autocast of the network,
+            with the weights in their own precision.
+        compile: compile the network with torch.compile; where that fails, a warning is raised and
+            training continues without it.
+        seed: of batches, flips, times, noise, dequantisation, dropped conditions and dropout.
 
     Raises:
-        ValueError: for a setting out of range, or a count that is not a whole number.
+        ValueError: for a setting out of range, an unknown name, a count that is not a whole number,
+            or settings that exclude each other, see `dsm_loss`.
+        TypeError: for a weighting or a density that is neither a name nor such an object.
 
     Example:
         >>> recipe = sd.Recipe(steps=5000, batch_size=256, lr=1e-3, ema=(0.999, 0.9999))
@@ -115,8 +122,8 @@ class Recipe:
             exponent(width)
 
     def suited(self, predicts: Prediction) -> Self:
-        """The recipe with the weighting and the density that suit a prediction, where none are
-        given.
+        """The recipe with the default weighting and density for what a network predicts, such as
+        "velocity", where none are given.
         """
         weighting = self.weighting
         if weighting is None:
@@ -125,8 +132,8 @@ class Recipe:
         return replace(self, weighting=weighting, density=density)
 
     def settings(self) -> dict[str, Any]:
-        """All settings as JSON has them; a weight or a density that is an object by its class
-        and its fields.
+        """All settings as values of JSON. A weight or a density that is an object is represented by
+        its class and its fields.
         """
         objects = {
             name: {"class": type(value).__name__, **asdict(value)}
@@ -136,15 +143,18 @@ class Recipe:
         return asdict(self) | objects
 
     def _drops(self) -> dict[str, float]:
-        """The probabilities of `drop`, that for all under no name."""
+        """The probabilities of `drop` by name; a number for all conditions has the name ""."""
         given: Any = self.drop
         return dict(given) if isinstance(given, Mapping) else {"": given}
 
     def drop_of(self, names: Sequence[str]) -> dict[str, float]:
-        """The probability of each condition to be dropped, of those that can be.
+        """The probability with which each condition is dropped, by name.
+
+        Arguments:
+            names: the conditions with a null value.
 
         Raises:
-            ValueError: for probabilities of others.
+            ValueError: when `drop` has a probability for another name.
         """
         drops = self._drops()
         if "" in drops:
@@ -158,7 +168,7 @@ class Recipe:
         return drops
 
     def _plain(self) -> None:
-        """Replaces numbers of numpy by those of Python, which JSON has."""
+        """Converts numbers of numpy to those of Python, which can be written as JSON."""
         for field in fields(self):
             if field.type in (int, float, bool):
                 object.__setattr__(self, field.name, field.type(getattr(self, field.name)))
@@ -173,7 +183,7 @@ class Recipe:
         return (float(given),) if isinstance(given, Real) else tuple(map(float, given))
 
     def rate(self, step: int) -> float:
-        """The learning rate before update number `step`, counted from 0."""
+        """The learning rate of update number `step`, counted from 0."""
         if step < self.warmup:
             return self.lr * (step + 1) / self.warmup
         fraction = min(1.0, (step - self.warmup) / max(1, self.steps - self.warmup))

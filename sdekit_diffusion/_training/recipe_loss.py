@@ -1,4 +1,4 @@
-"""The loss of a recipe as a module: compiled, and over several processes."""
+"""The loss of a recipe as a module, which can be compiled and distributed over processes."""
 
 import hashlib
 import warnings
@@ -22,8 +22,9 @@ Transform = Callable[[Tensor, Tensor], Tensor]
 
 
 class RecipeLoss(nn.Module):
-    """`dsm_loss` of a recipe, as a module, which distributed training needs: `(rows, conditions,
-    first)` to the loss of each sample.
+    """`dsm_loss` with the settings of a recipe, as a module, which distributed training needs.
+
+    Called with (rows, conditions, first) it returns the loss of each sample, `(batch,)`.
     """
 
     def __init__(self, model: ScoreModel, recipe: Recipe, transform: Transform | None) -> None:
@@ -83,13 +84,13 @@ class RecipeLoss(nn.Module):
 def loss_module(
     model: ScoreModel, recipe: Recipe, transform: Transform | None, batch: Batch, first: int
 ) -> RecipeLoss | DistributedDataParallel:
-    """The loss: compiled if it is to be and can be, which is tried with a batch, and with
-    gradients averaged over processes.
+    """The loss of a recipe, with gradients averaged over processes; compiled if the recipe says so
+    and a trial with a batch succeeds.
     """
     loss = RecipeLoss(model, recipe, transform)
     if recipe.compile:
         compiled = RecipeLoss(model.with_network(torch.compile(model.net)), recipe, transform)
-        # The trial is no update.
+        # The trial must not change buffers, such as running means.
         buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
         try:
             with seeded_dropout(recipe.seed, first, batch.x.device):
@@ -111,8 +112,8 @@ def loss_module(
 
 @contextmanager
 def seeded_dropout(seed: int, first: int, device: torch.device) -> Iterator[None]:
-    """torch's own generators as a function of the seed and of the place in the stream; afterwards
-    as they were.
+    """A context in which torch's global generators are seeded by the seed and the position in the
+    stream; afterwards they are as before.
     """
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(

@@ -37,12 +37,13 @@ from sdekit_diffusion._training.recipe import Recipe
 from sdekit_diffusion._training.snapshots import remove_snapshots, write_snapshot
 
 VALIDATION = "validation_loss"
-_PENDING_LOSSES = "losses"  # in a state: those since the last line of metrics.jsonl
-# Relative: two means of the same samples differ by less, on other devices and by other versions of
-# torch; those of other samples by more. And the rounding of samples far from zero.
+_PENDING_LOSSES = "losses"  # in a state: the losses since the last line of metrics.jsonl
+# Tolerances for moments of the same samples, computed on another device or by another version of
+# torch: relative to the standard deviation, below the differences of other samples; and relative to
+# the mean, for the rounding of samples far from zero.
 _ROUNDING = 1e-4
 _FLOAT32 = 1e-6
-_TIME = 1  # that the time is over; more by one than its number that a signal asked for the end
+_TIME = 1  # request to end because the time is over; a signal's request is _TIME + its number
 
 
 @contextmanager
@@ -54,12 +55,12 @@ def run_in(
     resume: bool,
     minutes: float | None = None,
 ) -> Iterator["Run"]:
-    """A run for the time of a block in which no other process writes to its folder; in the end the
-    model is saved for `load`.
+    """A context with a run to whose folder no other process writes; at the end of a complete run
+    the model is saved for `load`.
 
     Raises:
         KeyboardInterrupt: after Ctrl-C, SIGTERM or SIGHUP, which end the run between two updates;
-            it says how to go on.
+            its message says how to resume.
         OSError: when the folder cannot be written to, or another process trains in it; other errors
             are those of `Run`.
     """
@@ -85,7 +86,7 @@ def run_in(
         complete = training.step == training.recipe.steps
         if complete and rank() == 0:
             write(training.model, config_to_save(training.model, run.notes), folder)
-        # A signal may have come since the last look, such as while a checkpoint was written.
+        # A signal may have come since the last check, such as while a checkpoint was written.
         if number := largest_of(signal_came()):
             raise Interrupted(
                 number,
@@ -99,22 +100,22 @@ class Run:
     """The folder of a training run, new or resumed. Of several processes the first one writes.
 
     Attributes:
-        asked: whether the run is to end before its time, the same for all processes, which call it
-            together: 0 for no.
+        end_requested: a function that all processes call together and that returns the same number
+            to all: 0 unless the run is to end early; `_TIME` when its time is over, and `_TIME`
+            plus the number of a signal that came.
 
     Arguments:
-        folder: where.
-        training: is put to the state of the newest checkpoint if resume is true and there is one.
-        log: how often to write what.
+        folder: the folder.
+        training: set to the state of the newest checkpoint if resume is true and there is one.
+        log: what is written, and how often.
         notes: what to save with the model.
-        resume: go on.
+        resume: whether to resume from the newest checkpoint, if there is one.
 
     Raises:
-        ValueError: when there is a run or a model and resume is false, or the run is of another
-            model, recipe or other data; when the folder has a metrics.jsonl that no training run
-            wrote.
+        ValueError: when the folder has a run and resume is false, a model without checkpoints, or
+            a run with another model, recipe or data; or a metrics.jsonl that no training run wrote.
         TypeError: when the model cannot be saved.
-        CheckpointError: when all are damaged, or the folder has a config.json that is none of a
+        CheckpointError: when all checkpoints are damaged, or config.json is not that of a
             checkpoint.
         RuntimeError: when the processes do not see the same checkpoints.
     """
@@ -186,8 +187,8 @@ class Run:
         model = json.loads(json.dumps(config_of(self.training.model)))
         old_settings = config | _recorded(saved["recipe"])
         new_settings = model | self.notes["recipe"] | {"versions": config["versions"]}
-        # Moments of the checkpoint stay; what is never dropped, the recipe says too, and levels are
-        # those of the data.
+        # Moments are compared below, never_dropped follows from the recipe, and trained_levels from
+        # the data.
         for name in ("data_mean", "data_std", "never_dropped", "trained_levels"):
             del new_settings[name]
         differences = [
@@ -209,8 +210,8 @@ class Run:
         self._require_same_moments(path)
 
     def _require_same_moments(self, path: Path) -> None:
-        """Refuses data whose mean or standard deviation is not that of the checkpoint, up to
-        rounding: both are of the same samples.
+        """Refuses data whose mean or standard deviation is not that of the checkpoint up to
+        rounding.
         """
         mean, std = scale_in(path)
         model = self.training.model
@@ -230,12 +231,14 @@ class Run:
             )
 
     def take(self, record: Record) -> None:
-        """Takes a new update: from now on the run can be interrupted and resumes after it."""
+        """Records an update, after which an interrupted run can resume."""
         self._last = record
         self._losses.append(record.loss)
 
     def note(self, measured: Mapping[str, float]) -> None:
-        """Takes note of what was measured after the last update; writes what is due."""
+        """Records what was measured after the last update, and writes what is due: metrics,
+        snapshots and checkpoints.
+        """
         assert self._last is not None
         record = self._last
         step = record.step
@@ -280,11 +283,11 @@ class Run:
             write_snapshot(self.folder, record.step, averages)
 
     def ended(self) -> bool:
-        """Whether the run ends here, before the recipe does, because its time is over; a checkpoint
-        is there then.
+        """Whether the run ends before the recipe does, because its time is over; then a checkpoint
+        of the last update is saved.
 
         Raises:
-            KeyboardInterrupt: when a signal asked for the end.
+            KeyboardInterrupt: when a signal asked the run to end.
         """
         if self.training.step == self.training.recipe.steps:
             return False
@@ -302,8 +305,8 @@ class Run:
         return f"update {self.training.step} of {self.training.recipe.steps}"
 
     def interrupted(self) -> str:
-        """Saves a checkpoint where the state is that of a whole number of updates; says how to go
-        on.
+        """Saves a checkpoint unless the interruption came within an update; returns a message that
+        says how to resume.
         """
         step = self.training.step
         if self.training.whole and self._last is not None and self._last.step == step:
@@ -325,8 +328,8 @@ class Run:
         return f"the same call with resume=True, or command with --resume, continues from {path}"
 
     def _save_checkpoint(self) -> None:
-        """Saves a checkpoint now; the lines of metrics.jsonl will be those of a run without a
-        break.
+        """Saves a checkpoint now, with the losses since the last line of metrics.jsonl, whose lines
+        are then those of a run without interruption.
         """
         if self._saved == self.training.step:
             return
@@ -347,7 +350,7 @@ class Run:
         state = self.training.state_dict() | dict(extra_state or {})
         path = checkpoint(self.folder, step)
         if path.exists():
-            discard(path)  # one that is damaged, and was passed over
+            discard(path)  # a damaged one, before which the run resumed
         with self.training.averaged() as model:
             save(model, path, self.notes | {"step": step, **measured}, state=state)
         prune(self.folder, self.log.keep, step)
@@ -358,12 +361,14 @@ class Run:
 
 
 def _recipe_of(training: Training) -> Recipe:
-    """The recipe with all settings that depend on the model."""
+    """The recipe with the defaults that depend on the model."""
     return training.recipe.suited(training.model.predicts)
 
 
 def _recorded(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a run; those that its version did not have are what they were in effect."""
+    """The recorded settings of a run; those that its version did not have yet, with the values that
+    were in effect.
+    """
     chosen = {name: recipe[name] for name in ("weighting", "discrete") if name in recipe}
     earlier = Recipe() if "density" in recipe else Recipe(**chosen)
     return json.loads(json.dumps(earlier.suited("noise").settings())) | dict(recipe)

@@ -1,5 +1,5 @@
-"""Snapshots of the averages of a run that are combined to averages of any width afterwards: one
-file for each, named by its update and its checksum.
+"""Snapshots of a run's power-function averages, from which averages of any width are computed
+afterwards. Each is a file, named by its update and its checksum.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ _NAME = re.compile(r"(\d{8,})-([0-9a-f]{12})\.safetensors")
 
 
 def snapshots(run: Path) -> dict[int, Path]:
-    """The files of a run by update, in order."""
+    """The files of a run's snapshots by update, in increasing order."""
     named = [(_NAME.fullmatch(path.name), path) for path in (run / FOLDER).glob("*")]
     return dict(sorted((int(found[1]), path) for found, path in named if found))
 
@@ -38,7 +38,7 @@ def read_snapshot(path: Path) -> dict[str, Tensor]:
     """The averages in a file.
 
     Raises:
-        CheckpointError: when it is not as it was written.
+        CheckpointError: when the file is damaged.
     """
     content = path.read_bytes()
     found = _NAME.fullmatch(path.name)
@@ -51,8 +51,8 @@ def read_snapshot(path: Path) -> dict[str, Tensor]:
 
 
 def remove_snapshots(run: Path, after: int = -1) -> None:
-    """Removes the snapshots of later updates than one, and what a process that was killed left; of
-    a link to a folder the link.
+    """Removes the snapshots after an update, and partial files that a killed process left. Of a
+    symbolic link to a folder only the link is removed.
     """
     folder = run / FOLDER
     if folder.is_symlink():

@@ -21,7 +21,7 @@ from sdekit_diffusion.nets._conditions import Conditions
 
 
 def require_trainable(model: ScoreModel, recipe: Recipe) -> None:
-    """Refuses models without weights or with an entry per sample, and batches of too few samples.
+    """Refuses models without weights or with conditions per sample, and batches of too few samples.
 
     Raises:
         TypeError, ValueError: as `Training`.
@@ -37,7 +37,7 @@ def require_trainable(model: ScoreModel, recipe: Recipe) -> None:
 
 
 def _require_single(model: ScoreModel) -> None:
-    """Refuses conditions that may have an entry per sample: all but single values."""
+    """Refuses conditions of the model that may have one entry per sample: all but single values."""
     for name, value in model.conditions.items():
         if not is_single(value):
             raise ValueError(
@@ -49,7 +49,7 @@ def _require_single(model: ScoreModel) -> None:
 
 
 def require_rows(rows: Tensor, model: ScoreModel, recipe: Recipe, transformed: bool) -> None:
-    """Refuses rows of data that are not for this model and recipe, and dtypes that do not learn.
+    """Refuses rows of data that do not fit this model and recipe, and weights of half precision.
 
     Raises:
         TypeError, ValueError: as `Training`.
@@ -83,8 +83,9 @@ def require_rows(rows: Tensor, model: ScoreModel, recipe: Recipe, transformed: b
 
 
 def require_conditions(conditions: Mapping[str, Tensor], model: ScoreModel, recipe: Recipe) -> None:
-    """Refuses data with conditions that the network does not take, or without some that it does,
-    probabilities of dropping others, and flips of data that bring their noise.
+    """Refuses data with conditions that the network does not take, data without a condition that it
+    takes, drop probabilities for other conditions, and settings that data with noise or levels of
+    their own exclude.
 
     Raises:
         ValueError: as `Training`.
@@ -107,7 +108,7 @@ def require_conditions(conditions: Mapping[str, Tensor], model: ScoreModel, reci
 
 
 def _require_recipe(recipe: Recipe, draws: Sequence[str]) -> None:
-    """Refuses settings that data with noise or levels of their own would leave without effect.
+    """Refuses settings that do not go with data that have noise or levels of their own.
 
     Raises:
         ValueError: says which.
@@ -122,23 +123,23 @@ def _require_recipe(recipe: Recipe, draws: Sequence[str]) -> None:
         )
 
 
-_MOST_LEVELS = 64  # of a student
+_MOST_LEVELS = 64  # noise levels of a distilled model that are recorded
 
 
 def trained_levels(source: AbstractSource, model: ScoreModel) -> tuple[float, ...]:
-    """The noise levels of data that have some of their own, if they are few and all of them are
-    known before the first batch; empty for other data.
+    """The noise levels log(alpha / sigma) of data that come with them, if there are at most 64
+    different ones and all are known before the first batch; else empty.
 
     Raises:
-        ValueError: for levels that the diffusion of the model does not have; and for a model of
-            data of an unknown standard deviation, since data at given levels have another.
+        ValueError: for levels that the diffusion of the model does not have; or when the model does
+            not know its data_std, which cannot be computed from data at given levels.
     """
     given = source.conditions.get(GIVEN_LEVEL) if isinstance(source, Shuffled) else None
     if given is None or GIVEN_LEVEL not in given_draws(model.condition_names()):
         return ()
     levels = torch.as_tensor(given[:]).double()
     low, high = (float(model.sde.log_snr(t)) for t in (model.sde.T, 0.0))
-    margin = 1e-3  # the rounding of printed numbers
+    margin = 1e-3  # for levels that were rounded
     if not bool(((low - margin <= levels) & (levels <= high + margin)).all()):
         raise ValueError(
             f"log_snr runs from {float(levels.min()):.4g} to {float(levels.max()):.4g}, and "
@@ -154,11 +155,11 @@ def trained_levels(source: AbstractSource, model: ScoreModel) -> tuple[float, ..
 
 
 def require_labels(source: AbstractSource, model: ScoreModel) -> None:
-    """Refuses labels that are no classes of the network, where all of them are known before the
+    """Refuses labels that are not classes of the network, where all labels are known before the
     first batch.
 
     Raises:
-        ValueError: says which there are.
+        ValueError: says which classes there are.
     """
     label = source.conditions.get("label") if isinstance(source, Shuffled) else None
     layers = getattr(model.net, "conditions", None)
@@ -169,7 +170,7 @@ def require_labels(source: AbstractSource, model: ScoreModel) -> None:
 def never_dropped(
     conditions: Mapping[str, Tensor], model: ScoreModel, recipe: Recipe
 ) -> tuple[str, ...]:
-    """The conditions without which the network could be asked, and is never trained."""
+    """The conditions with a null value that are never dropped in training."""
     names = [name for name in conditions if name in model.null]
     drops = recipe.drop_of(names)
     return tuple(name for name in names if not drops.get(name, 0.0))
