@@ -61,5 +61,5 @@ def test_what_is_refused():
         sample_between(MODEL, 0, 1, 1, sde="vp")
     with pytest.raises(ValueError, match="no diffusion of its own"):
         sample_between(MODEL, 0, 1)
-    with pytest.raises(ValueError, match="AdaptiveSDE reads a Brownian path, which is not turned"):
+    with pytest.raises(ValueError, match="AdaptiveSDE reads a Brownian path, which is not interp"):
         sample_between(MODEL, 0, 1, sde="vp", method="adaptive_sde")

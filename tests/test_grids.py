@@ -337,7 +337,7 @@ def test_given_points_are_taken_as_they_are():
         sample(narrow(), 2, sde="vp", grid=Given(l), steps=6)
     last = 1e-3 * narrow().data_std
     ends = (
-        f"known from sigma / alpha = 152.167 to {last:.6g}, and asked for from 50 to "
+        f"covers sigma / alpha from 152.167 to {last:.6g}, and the solve needs 50 to "
         f"{10 * last:.6g}"
     )
     with pytest.raises(ValueError, match=re.escape(ends)):
@@ -499,7 +499,8 @@ def test_noise_levels_say_how_many_steps():
     ):
         sample(narrow(), 2, sde="ve", grid=[9.0, 2.0, 1.0, 0.0], steps=5)
     with pytest.raises(
-        ValueError, match=r"the grid is known from .*; begin with the level of the start"
+        ValueError,
+        match=r"the grid covers sigma / alpha from .*; begin with the level of the start",
     ):
         Sigmas([2.0, 1.0]).points(Coordinates(VESDE()), (-1.0, 0.0), 1)
 
@@ -517,7 +518,7 @@ def test_ends_are_the_same_but_for_rounding_and_then_those_of_the_solve(off):
         ends = VPSDE().log_snr(torch.as_tensor(solution.ts)[[0, -1]])
         torch.testing.assert_close(ends, torch.tensor(span, dtype=torch.float64), rtol=0, atol=1e-9)
     for grid in (Given(l), Equidistributed(l, torch.ones_like(l))):
-        with pytest.raises(ValueError, match="the grid is known from sigma / alpha"):
+        with pytest.raises(ValueError, match="the grid covers sigma / alpha from"):
             sample(narrow(), 2, sde="vp", grid=grid, steps=39, seed=1, end=0.98e-2)
 
 

@@ -261,7 +261,7 @@ def test_grids_span_what_is_left():
     settings = {"sde": "vp", "seed": 0, "end": end, "return_solution": True}
     found = sample(TWO, start=Noised(x, level=1.5), grid=Given(l), **settings)
     assert found.evaluations.tolist() == [7, 7]
-    with pytest.raises(ValueError, match="the grid is known from"):
+    with pytest.raises(ValueError, match="the grid covers sigma / alpha from"):
         sample(TWO, start=Noised(x, level=1.0), grid=Given(l), **settings)
 
 

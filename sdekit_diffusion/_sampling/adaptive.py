@@ -1,5 +1,5 @@
-"""Methods with adaptive steps, each sample's own: the probability flow, and the reverse SDE on one
-Brownian path.
+"""Methods whose steps adapt to each sample: the probability flow, and the reverse SDE on one
+Brownian path per sample.
 """
 
 import math
@@ -29,8 +29,8 @@ from sdekit_diffusion._sampling.probability_flow import ADVICE, solve_flow, solv
 
 @dataclass(frozen=True, eq=False)
 class AbstractAdaptive(AbstractMethod, ABC):
-    """A method that chooses its own steps, hence takes neither their number nor a grid, and keeps
-    no states in between.
+    """A method that chooses its own steps: it accepts neither their number nor a grid, and saves no
+    states between the ends.
     """
 
     def __post_init__(self) -> None:
@@ -41,7 +41,7 @@ class AbstractAdaptive(AbstractMethod, ABC):
             )
 
     def require(self, problem: ReverseProblem) -> None:
-        """Refuses what would be ignored.
+        """Refuses options that would be ignored.
 
         Raises:
             ValueError: for a number of steps, or states between the ends.
@@ -54,10 +54,10 @@ class AbstractAdaptive(AbstractMethod, ABC):
 
     @staticmethod
     def require_solver(solver: object, such: str) -> None:
-        """Refuses what is no solver with an error estimate.
+        """Refuses anything but a solver with an error estimate.
 
         Raises:
-            TypeError, ValueError: with one that is.
+            TypeError, ValueError: with an example of such a solver.
         """
         if not isinstance(solver, AbstractSolver):
             raise TypeError(f"solver is an object such as {such}, not {solver!r:.60}")
@@ -69,7 +69,7 @@ class AbstractAdaptive(AbstractMethod, ABC):
 
     @staticmethod
     def report_ends(problem: ReverseProblem, solution: Solution) -> Solution:
-        """The solution, its two ends shown to the callback."""
+        """The solution, after the callback received its two ends."""
         if problem.callback is not None:
             for i, state in enumerate((problem.u, solution.x)):
                 problem.callback(Point(i, float(solution.ts[i]), state))
@@ -81,19 +81,20 @@ class AdaptiveFlow(AbstractAdaptive):
     """The probability flow with adaptive steps.
 
     Arguments:
-        rtol, atol: the tolerances, in units of x.
+        rtol, atol: the relative and the absolute tolerance of a step, for the normalised state
+            u = (x_t - alpha m) / sqrt(alpha^2 s^2 + sigma^2), where m and s are the mean and the
+            standard deviation of the data.
         solver: an explicit Runge-Kutta method with an error estimate.
-        max_steps: the most steps per sample, rejected ones included.
-        accuracy: of the end, in units of the standard deviation that x has there, instead of the
-            tolerances: each sample is solved at accuracy/10, accuracy/100, ..., until two solves
-            agree within accuracy/2 in every coordinate. This costs two to ten times the evaluations
-            of a solve with the tolerance needed.
+        max_steps: the largest number of steps per sample, including rejected ones.
+        accuracy: the error of u at the end, instead of the tolerances: each sample is solved at the
+            tolerances accuracy/10, accuracy/100, ..., until two solves agree within accuracy/2 in
+            every coordinate. This costs two to ten times the evaluations of one solve with the
+            tolerance that is needed.
 
     Raises:
         TypeError: for a solver that is not an object, such as a name.
         ValueError: for an accuracy that is not positive, a solver without an error estimate, or a
-            grid; in `sample`, for a number of
-            steps or save="all".
+            grid; in `sample`, for a number of steps or save="all".
 
     Example:
         >>> model = sd.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
@@ -114,17 +115,17 @@ class AdaptiveFlow(AbstractAdaptive):
         self.require_solver(self.solver, "Dopri5()")
         if self.accuracy is not None and not 0 < self.accuracy < math.inf:
             raise ValueError(
-                "accuracy is the error of x at the end relative to its deviation, such as 1e-3; "
-                f"not {self.accuracy}"
+                "accuracy is the error of x at the end over its standard deviation there, such as "
+                f"1e-3; not {self.accuracy}"
             )
 
     @property
     def control(self) -> PIDController:
         """The controller of the steps.
 
-        On the clock of the flow, whose length is about 2 for every model, tol^(1/k) is about as
-        good a first step as an estimate, which costs two evaluations; and PI control has a third of
-        the rejections.
+        The clock of the flow has a length of about 2 for every model, so that tol^(1/k), k the
+        order of the error estimate, is about as good a first step as an estimate, which costs two
+        evaluations. PI control has a third of the rejections of the classical rule.
         """
         first = max(self.rtol, self.atol) ** (1 / (self.solver.embedded or 1))
         return PIDController(
@@ -139,7 +140,7 @@ class AdaptiveFlow(AbstractAdaptive):
     def solve_flow(
         self, model: AbstractModel, u: Tensor, span: Span, *, after: int = 0
     ) -> Solution:
-        """The `solve_flow` over a span, to the tolerance or the accuracy."""
+        """The flow over a span of l, to the tolerances or the accuracy."""
         if self.accuracy is None:
             return solve_flow(model, u, span, self.solver, self.control, after=after)
 
@@ -155,22 +156,24 @@ class AdaptiveFlow(AbstractAdaptive):
 
 @dataclass(frozen=True, eq=False)
 class AdaptiveSDE(AbstractAdaptive):
-    """The reverse SDE on the clock with adaptive steps and one Brownian path per sample.
+    """The reverse SDE on the clock of the signal-to-noise ratio, with adaptive steps and one
+    Brownian path per sample.
 
-    A rejected step reads the same path again. New noise would favour small increments; with one
-    path the law converges to that of the equation as the tolerances go to 0, in any dimension.
+    After a rejection the step is repeated on the same path. New noise would favour small
+    increments; with one path the law converges to that of the equation as the tolerances go to 0,
+    in any dimension.
 
     Arguments:
-        rtol, atol: the tolerances, in units of x.
+        rtol, atol: the relative and the absolute tolerance of a step, for the normalised state u of
+            `AdaptiveFlow`.
         solver: one for additive noise with an error estimate, such as `ShARK` or `SRA1`.
         eta: the noise level, positive; 1 is the reverse SDE.
-        max_steps: the most steps per sample, rejected ones included.
+        max_steps: the largest number of steps per sample, including rejected ones.
 
     Raises:
         TypeError: for a solver that is not an object, such as a name.
         ValueError: for an eta that is not positive, a solver without an error estimate, or a grid;
-            in `sample`, for a number of steps
-            or save="all".
+            in `sample`, for a number of steps or save="all".
 
     Example:
         >>> model = sd.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])

@@ -1,6 +1,4 @@
-"""Annealed Langevin dynamics: at one noise level after the other, some moves that leave its law
-alone.
-"""
+"""Annealed Langevin dynamics: some moves of Langevin dynamics at each of several noise levels."""
 
 import math
 from collections.abc import Sequence
@@ -23,13 +21,13 @@ class Relaxation(AbstractSDE):
     """dy = -h rho eps dk + sqrt(2 h) rho dW, for y = x / alpha at the noise rho = sigma / alpha,
     whose score is -eps / rho.
 
-    k counts moves, and the level is constant during `moves` of them: the Euler-Maruyama method with
-    steps of 1 is annealed Langevin dynamics.
+    The time k counts moves, and the level is constant for `moves` of them: the Euler-Maruyama
+    method with steps of 1 is annealed Langevin dynamics.
 
     Arguments:
-        model: whose score.
-        levels: l = log(alpha / sigma).
-        moves: how many a level gets.
+        model: predicts eps.
+        levels: l = log(alpha / sigma) of each level.
+        moves: the number of moves per level.
         size: h.
     """
 
@@ -56,25 +54,26 @@ class Relaxation(AbstractSDE):
 class AnnealedLangevin(AbstractMethod):
     """Langevin dynamics at each of a number of noise levels, from the largest to the smallest.
 
-    With y = x / alpha, whose noise is sigma = sigma_t / alpha_t under any diffusion, and
-    alpha_i = size sigma_i^2, a move is
+    With y = x_t / alpha_t, whose noise is sigma = sigma_t / alpha_t under any diffusion, its score
+    s, standard normal z, and alpha_i = size sigma_i^2, a move is
 
         NCSNv2:  y <- y + alpha_i s(y, sigma_i) + sqrt(2 alpha_i) z,
         NCSN:    y <- y + alpha_i / 2 s(y, sigma_i) + sqrt(alpha_i) z.
 
     The first level is that of x_T. `sample(..., denoise=True)` adds the papers' last step,
-    y + sigma_L^2 s(y, sigma_L). Under `NCSN(sigmas)` with steps = L the levels are the sigmas;
-    `NCSNSettings` has both.
+    y + sigma_L^2 s(y, sigma_L). Under `NCSN(sigmas)`, with steps = L and the grid "native", the
+    levels are the sigmas; `NCSNSettings` has this diffusion and this method.
 
     Arguments:
         moves: T, the number of moves per level.
         size: e / sigma_L^2 in the papers' notation, 0.062 in NCSNv2 on CIFAR-10 and 0.2 in NCSN;
             None takes `langevin_step_size` of the levels, technique 4.
-        convention: which of the two a move is; NCSN's with twice the size is NCSNv2's.
+        convention: which of the two a move is. A move of NCSN is one of NCSNv2 with half the size.
         steps, grid: L, the number of levels, and their grid, unless `sample` receives others.
 
     Raises:
-        ValueError: for no moves, an unknown convention, or a size with which the moves diverge.
+        ValueError: for moves < 1, steps < 2, an unknown convention, or a size with which the moves
+            diverge.
 
     Example:
         >>> model = sd.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
@@ -86,8 +85,8 @@ class AnnealedLangevin(AbstractMethod):
         Song and Ermon 2019, arXiv 1907.05600, algorithm 1; 2020, arXiv 2006.09011.
     """
 
-    extra_steps = 1  # the levels are the points
-    accepts_any_start = True  # as published, from uniform numbers
+    extra_steps = 1  # the levels are the points of the grid
+    accepts_any_start = True  # the papers start from uniform random numbers
 
     moves: int = 5
     size: float | None = None

@@ -20,7 +20,8 @@ Model = AbstractModel | Callable[[Tensor, Tensor], Tensor]
 
 
 class SampleOptions(TypedDict, total=False):
-    """The options of `sample`, which explains them, as a type: for functions that hand them on.
+    """The keyword options of `sample` as a type, for functions that pass them on; `sample` explains
+    them.
 
     Example:
         >>> model = sd.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
@@ -58,17 +59,17 @@ def require_options(
     return_solution: bool,
     noise: object,
 ) -> None:
-    """Refuses numbers and names that `sample` does not know.
+    """Checks numbers and names that `sample` receives.
 
     Raises:
-        TypeError, ValueError: say what is allowed.
+        TypeError, ValueError: with what is allowed.
     """
     _require_counts(n, steps, batch_size, first)
     _require_choices(save, return_solution, noise)
 
 
 def _require_counts(n: int, steps: int | None, batch_size: int | None, first: int) -> None:
-    """Refuses numbers that are not whole, or out of range."""
+    """Refuses numbers that are not integers, or out of range."""
     for name, value in (("n", n), ("batch_size", batch_size), ("first", first)):
         if not isinstance(value, Integral | None):
             raise TypeError(f"{name} must be an integer, not {value!r}")
@@ -95,7 +96,7 @@ def _require_choices(save: str, return_solution: bool, noise: object) -> None:
 
 
 def shape_given_by(shape: tuple[int, ...] | None, x: Tensor | None) -> tuple[int, ...] | None:
-    """The shape of one sample where the caller gives it, alone or with states."""
+    """The shape of one sample where the caller gives it, by itself or as that of states x."""
     return tuple(x.shape[1:]) if shape is None and isinstance(x, Tensor) else shape
 
 
@@ -106,7 +107,8 @@ def size_of(
     start: AbstractStart,
     method: AbstractMethod,
 ) -> tuple[int, tuple[int, ...]]:
-    """The number of samples and the shape of one: of given states and values, or else as given.
+    """The number of samples and the shape of one: those of given initial states, or of values that
+    the method has per sample; else those of the arguments.
 
     Raises:
         TypeError, ValueError: for states that cannot be used, and as `shape_of`.
@@ -122,8 +124,8 @@ def place_of(
     device: torch.device | str | None,
     start: AbstractStart,
 ) -> tuple[torch.dtype, torch.device]:
-    """The dtype and the device of the result: as given, else those of the model; but the dtype of
-    given states where that is wider.
+    """The dtype and the device of the result: the arguments, else those of the model, but the dtype
+    of given states where that is wider.
 
     Raises:
         TypeError, ValueError: as `dtype_of`, or for a device that cannot be used.
@@ -138,12 +140,12 @@ def place_of(
 def dtype_of(
     requested: torch.dtype | None, start: AbstractStart, model_dtype: torch.dtype
 ) -> torch.dtype:
-    """The result's: as given, else that of given states where it is wider than the model's, else
-    the model's.
+    """The dtype of the result: the requested one, else the wider of those of given states and of
+    the model.
 
     Raises:
-        TypeError: for one that is not floating.
-        ValueError: for one in which the digits of given states would be lost.
+        TypeError: for a dtype that is not floating.
+        ValueError: for a dtype narrower than that of given states.
     """
     x = start.x
     dtype = requested or (model_dtype if x is None else torch.promote_types(model_dtype, x.dtype))
@@ -164,8 +166,8 @@ def shape_of(model: AbstractModel, shape: tuple[int, ...] | None) -> tuple[int, 
     """The shape of one sample, from the model or from the caller.
 
     Raises:
-        TypeError: when it is no shape.
-        ValueError: when neither knows it, or they differ.
+        TypeError: when the argument is not a shape.
+        ValueError: when neither has a shape, or they differ.
     """
     if model.shape is None and shape is None:
         raise ValueError(

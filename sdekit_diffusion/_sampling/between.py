@@ -28,11 +28,11 @@ from sdekit_diffusion._sampling.sample import sample
 
 @dataclass(frozen=True, eq=False)
 class InterpolatedNoise(AbstractNoise):
-    """cos(pi u / 2) a + sin(pi u / 2) b of two independent noises, which has the law of either.
+    """cos(pi u / 2) a + sin(pi u / 2) b of two independent noises, which has the law of each.
 
     Arguments:
         a, b: the noises.
-        u: how far sample i is on the way from a to b, in [0, 1], `(batch,)`.
+        u: the position of each sample between a, at 0, and b, at 1, `(batch,)`.
     """
 
     a: AbstractNoise
@@ -49,7 +49,7 @@ class InterpolatedNoise(AbstractNoise):
         )
 
     def interpolate(self, a: Tensor, b: Tensor) -> Tensor:
-        """Tensors with the batch first."""
+        """The same of two tensors `(batch, ...)`."""
         # Both as sines, which are exactly 0 and 1 at the ends.
         return a * broadcast((0.5 * math.pi * (1 - self.u)).sin(), a) + b * broadcast(
             (0.5 * math.pi * self.u).sin(), b
@@ -83,20 +83,20 @@ def sample_between(
     denoise: bool = False,
     batch_size: int | None = None,
 ) -> Tensor:
-    """n samples between those of the seeds `first` and `last`, both included, `(n, *shape)`.
+    """n samples from that of the seed `first` to that of the seed `last`, `(n, *shape)`.
 
-    x_T and all noise of the solve are cos(pi u / 2) a + sin(pi u / 2) b of those of the two seeds,
-    u from 0 to 1: each has the law of `sample`, and neighbours are similar if the method is
-    continuous in its noise.
+    x_T and all noise of the solve are cos(pi u / 2) a + sin(pi u / 2) b, where a and b are those of
+    sample 0 of the two seeds, and u increases from 0 to 1 in equal steps. So each sample has the
+    law of `sample`, and neighbours are similar if the method is continuous in its noise.
 
     Arguments:
         first, last: the seeds of the ends.
-        n: the number of samples, from 2 on.
+        n: the number of samples, both ends included, at least 2.
         Others as in `sample`; "ode" has no noise except x_T.
 
     Raises:
-        ValueError: for fewer than two samples, a method that reads one Brownian path, and as
-            `sample`.
+        ValueError: for fewer than two samples, a method that reads a Brownian path, such as
+            "adaptive_sde", and as `sample`.
 
     Example:
         >>> model = sd.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
@@ -111,8 +111,8 @@ def sample_between(
     sampler = method_of(method)
     if sampler.noise == "path":
         raise ValueError(
-            f"{type(sampler).__name__} reads a Brownian path, which is not turned; choose a method "
-            "with fixed steps, such as OnClock(eta=1.0), or one without noise, such as 'ode'"
+            f"{type(sampler).__name__} reads a Brownian path, which is not interpolated; choose a "
+            "method with fixed steps, such as OnClock(eta=1.0), or one without noise, such as 'ode'"
         )
     model, diffusion = as_model(model, sde, shape)
     dtype, device = model.place()

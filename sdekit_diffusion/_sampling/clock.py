@@ -32,8 +32,8 @@ _LARGEST = 0.99 * math.log(torch.finfo(torch.float64).max)  # of the logarithm o
 
 @dataclass(frozen=True, eq=False)
 class DenoiserClocked(Clocked):
-    """The equation of `on_clock` with the data predicted; whatever the model has per sample goes
-    with its samples.
+    """The equation of `on_clock` with the data predicted; `rows` also takes the rows of the model,
+    which may have values per sample.
     """
 
     model: AbstractModel = field(kw_only=True)
@@ -50,22 +50,25 @@ def on_clock(
     own: Callable[[Time], Time] = identity,
     plans: Plans | None = None,
 ) -> AbstractClocked:
-    """The reverse equation of noise level eta without its linear part, for u = a x_0 + b eps,
-    l = log(a / b).
+    """The reverse equation of noise level eta without its linear part, for u = a z + b eps,
+    a^2 + b^2 = 1, l = log(a / b).
 
-    With the data predicted, y = u e^{eta^2 l} / b,  dy = D d e^{(1 + eta^2) l} + dB_Q,  Q = e^{2
-    eta^2 l}. For eta = 0 with the noise, y = u / a,  dy = eps d e^{-l}; or with the velocity,
-    y = u, the angle theta = arctan(a / b) and F = -v, v = a eps - b D,
+    With the data predicted, where B_Q is Brownian motion in the time Q,
 
-        du = F d theta,  F = cos(theta) D - sin(theta) eps = (D - a u) / b.
+        y = u e^{eta^2 l} / b,  dy = D d e^{(1 + eta^2) l} + dB_Q,  Q = e^{2 eta^2 l}.
 
-    F is 0 where the data are N(0, I), nearly D where b is larger than a and -eps where it is
-    smaller. An error of a predicted state is damped in D above the standard deviation of the data,
-    which is 1, and in eps below it.
+    For eta = 0 with the noise predicted, y = u / a and dy = eps d e^{-l}. For eta = 0 with the
+    velocity v = a eps - b D, at the angle theta = arctan(a / b), y = u and
+
+        du = F d theta,  F = -v = cos(theta) D - sin(theta) eps = (D - a u) / b.
+
+    F is 0 where the data are N(0, I), nearly D where b is much larger than a, and nearly -eps where
+    it is much smaller. So errors of the state are damped at all levels: by D at noise above the
+    standard deviation of the data, which is 1, and by eps below it.
 
     Arguments:
         own: a diffusion's time as a function of l, in which some published rules interpolate.
-        plans: those of multistep rules on this clock that were made before.
+        plans: a cache of the plans of multistep rules on this clock.
 
     References:
         Zhang and Chen 2023, arXiv 2204.13902; Lu et al. 2022, arXiv 2211.01095, for eta = 0 and 1;
@@ -96,7 +99,7 @@ def _prepare_prediction(
     ts: Sequence[float],
     levels: Coefficients,
 ) -> list[Function] | None:
-    """rate times a prediction at scale y, for each level, as functions of y."""
+    """For each level, rate times the prediction at u = scale y, as a function of y."""
 
     def numbers() -> Affine:
         l, scale, rate = levels()
@@ -111,8 +114,9 @@ def velocity_on_angle(
     own: Callable[[Time], Time] = identity,
     plans: Plans | None = None,
 ) -> AngleClocked:
-    """`on_clock` with a velocity: y = c u / r,  dy = F d arctan(c a / b),  r^2 = (c a)^2 + b^2,
+    """`on_clock` with a velocity, for data of standard deviation c:
 
+        y = c u / r,  dy = F d arctan(c a / b),  r^2 = (c a)^2 + b^2,
         F = (r D - c^2 a u / r) / b,
 
     which is 0 where the data are N(0, c^2 I).
@@ -149,7 +153,8 @@ def smooth_of(model: AbstractModel) -> Callable[[Time], Time]:
 
 
 def clock_knots(eta: float, span: Span) -> Tensor:
-    """Geometric on the clock (alpha / sigma)^(2 eta^2), the ratio of neighbours at most 4.
+    """Knots in geometric progression on the clock (alpha / sigma)^(2 eta^2), with a ratio of
+    neighbours of at most 4.
 
     Raises:
         ValueError: where floats do not hold that clock.
@@ -169,17 +174,18 @@ def piecewise_on_clock(
     grid: Tensor,
     own: Callable[[Time], Time] = identity,
 ) -> PiecewiseClocked:
-    """The same with a noise level that depends on l, taken in the middle of each step and kept on
-    it.
+    """The equation of `on_clock` with the data predicted and a noise level that depends on l, taken
+    in the middle of each step and constant over it.
 
-    With E the integral of eta^2 from l = 0, y = u e^E / b,  dy = D d e^{E + l} + dB_Q,  Q = e^{2
-    E}.
+    With E(l) the integral of eta^2 from 0 to l,
+
+        y = u e^E / b,  dy = D d e^{E + l} + dB_Q,  Q = e^{2 E}.
 
     Arguments:
         grid: l at the ends of the steps.
 
     Raises:
-        ValueError: where eta is not a number from 0 on.
+        ValueError: where eta is negative or not finite.
 
     References:
         Xue et al. 2023, arXiv 2309.05019, where eta is called tau.
@@ -206,7 +212,11 @@ def piecewise_on_clock(
 
 
 def checked_eta(eta: float) -> float:
-    """A noise level, refused unless it is a number from 0 on."""
+    """eta, after a check that it is finite and not negative.
+
+    Raises:
+        ValueError: with what eta means.
+    """
     if not 0 <= eta < math.inf:
         raise ValueError(
             f"eta must be a number from 0 (probability flow) on, 1 being the reverse SDE; not {eta}"

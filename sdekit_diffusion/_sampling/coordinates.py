@@ -1,5 +1,5 @@
-"""Standardised coordinates: where models are solved, whatever the diffusion and the scale of the
-data.
+"""Standardised coordinates, in which reverse equations are solved under any diffusion and for data
+of any scale.
 """
 
 import math
@@ -22,11 +22,14 @@ Span = tuple[float, float]
 
 @dataclass(frozen=True, eq=False)
 class Standardised(AbstractDerivedModel):
-    """A model of z = (x_0 - m) / s, data of mean 0 and standard deviation 1, from one of x_0.
+    """A model of z = (x_0 - m) / s, data of mean 0 and standard deviation 1, from a model of x_0.
 
-    A point u = a z + b eps with l = log(a / b) is one of x_0 = m + s z, at the log-SNR l - log(s),
-    up to a shift and a factor: with a_0, b_0 of that level, u_0 = a_0 m + r u, r^2 = (a_0
-    s)^2 + b_0^2, since a = a_0 s / r and b = b_0 / r.
+    A state u = a z + b eps with l = log(a / b) corresponds to the state u_0 = a_0 x_0 + b_0 eps of
+    x_0 = m + s z at the log-SNR l_0 = log(a_0 / b_0) = l - log(s):
+
+        u_0 = a_0 m + r u,  r^2 = (a_0 s)^2 + b_0^2,
+
+    since a = a_0 s / r and b = b_0 / r.
     """
 
     mean: Tensor | float
@@ -38,7 +41,7 @@ class Standardised(AbstractDerivedModel):
         return self.model.shape if self.event is None else self.event
 
     def model_input(self, l: Time, u: Tensor) -> tuple[Time, Tensor]:
-        """The level and the point at which the model of x_0 is asked."""
+        """l_0 and u_0, with which the model of x_0 is evaluated."""
         level = l - math.log(self.std)
         a = signal_scale(level)
         r = sqrt((a * self.std) ** 2 + noise_scale(level) ** 2)
@@ -54,7 +57,7 @@ class Standardised(AbstractDerivedModel):
 
     @property
     def shifts(self) -> bool:
-        """Whether the data have a mean."""
+        """Whether the mean of the data is not 0."""
         return isinstance(self.mean, Tensor) or self.mean != 0
 
     def network_call(self) -> NetworkCall | None:
@@ -90,8 +93,8 @@ def event_of(x: object) -> tuple[int, ...]:
 
 @dataclass(frozen=True, eq=False)
 class Coordinates:
-    """The coordinates in which a model under a diffusion is solved, and the way to those of the
-    diffusion and back.
+    """The coordinates u and l in which a reverse equation is solved, and their conversion to x_t
+    and t of a diffusion.
 
     States are u = a z + b eps with z = (x_0 - m) / s, a^2 + b^2 = 1, and times are l = log(a / b),
     which is log(alpha s / sigma):
@@ -100,9 +103,10 @@ class Coordinates:
 
     Attributes:
         sde: the diffusion.
-        mean, std: m and s.
+        mean, std: m, a number or shaped like one sample, and s.
         event: the shape of a sample.
-        extent: sigma / (alpha s) from which on a model hardly changes: the length of a sample.
+        extent: sigma / (alpha s) above which a model hardly changes: sqrt(d), the norm of z in d
+            coordinates.
     """
 
     sde: AbstractDiffusion
@@ -115,7 +119,7 @@ class Coordinates:
     def of(
         model: AbstractModel, sde: AbstractDiffusion, shape: tuple[int, ...] | None = None
     ) -> "Coordinates":
-        """Those for the data of a model."""
+        """The coordinates for the data of a model."""
         event = model.shape if shape is None else shape
         scale = data_scale(model, event)
         mean = scale.mean
@@ -125,14 +129,14 @@ class Coordinates:
         return Coordinates(sde, mean, scale.std, event, math.sqrt(math.prod(event)))
 
     def standardised(self, model: AbstractModel) -> AbstractModel:
-        """The model of u; the model itself where it is that."""
+        """The model of z; the model itself if its data are standardised."""
         if self.std == 1 and not self.shifts and model.shape is not None:
             return model
         return Standardised(model, self.mean, self.std, self.event)
 
     @property
     def shifts(self) -> bool:
-        """Whether the data have a mean."""
+        """Whether the mean of the data is not 0."""
         return isinstance(self.mean, Tensor) or self.mean != 0
 
     def time(self, l: Time) -> Time:
@@ -166,8 +170,8 @@ class Coordinates:
         return shifted(self.mean, 1.0, scaled(self.std, z))
 
     def _end_scales(self, l: float, *, noisy: bool) -> tuple[float, float]:
-        """p and q of x = p m + q u at an end of a flow: x is x_T at the noisy end, and x_t / alpha
-        at the clean one.
+        """p and q of x = p m + q u at an end of a solve, where x is x_T at the noisy end and
+        x_t / alpha at the clean one.
         """
         if noisy:
             t = float(self.time(l))
@@ -175,19 +179,21 @@ class Coordinates:
         return 1.0, self.std / float(signal_scale(l))
 
     def enter(self, span: Span, x: Tensor) -> Tensor:
-        """u at the first end of a span of l, from x_T or, at the clean end, the data with noise
-        sigma / alpha.
+        """u at the first end of a span of l, from x_T if this is the noisy end, else from
+        x_t / alpha.
         """
         p, q = self._end_scales(span[0], noisy=span[0] < span[1])
         return scaled(1 / q, shifted(self.mean, -p, x))
 
     def leave(self, span: Span, u: Tensor) -> Tensor:
-        """x at the last end of a span of l, in the sense of `enter`."""
+        """x_T or x_t / alpha at the last end of a span of l, from u."""
         p, q = self._end_scales(span[1], noisy=span[1] < span[0])
         return shifted(self.mean, p, scaled(q, u))
 
     def log_scaling(self, span: Span) -> float:
-        """log of dx/du at the last end over that at the first, for one coordinate."""
+        """For one coordinate, the log of dx/du at the last end of a span minus that at the first,
+        with x as in `enter` and `leave`.
+        """
         first = self._end_scales(span[0], noisy=span[0] < span[1])[1]
         last = self._end_scales(span[1], noisy=span[1] < span[0])[1]
         return math.log(last / first)
@@ -205,7 +211,7 @@ class Coordinates:
         """The range of l that the model and the diffusion share, down to sigma / alpha = end s.
 
         Raises:
-            ValueError: when nothing is left of it.
+            ValueError: when end is not positive, or the range is empty.
         """
         if not end > 0:
             raise ValueError(
@@ -228,7 +234,7 @@ class Coordinates:
         return start, stop
 
     def start(self, model: AbstractModel) -> tuple[float, AbstractDiffusion]:
-        """l at the noisy end of a solve, and the diffusion that ends there."""
+        """l at the noisy end of a solve, and the diffusion, of those in `_shared`, that sets it."""
         ends = [
             (float(self.under(sde).log_snr(sde.latest(self.std))), sde)
             for sde in self._shared(model)
@@ -240,7 +246,7 @@ class Coordinates:
         return self if sde is self.sde else replace(self, sde=sde)
 
     def _shared(self, model: AbstractModel) -> list[AbstractDiffusion]:
-        """The diffusions whose ranges a solve shares."""
+        """The diffusions whose ranges limit a solve: this one and that of the model."""
         known = model.sde
         return [self.sde] if known is None or known is self.sde else [self.sde, known]
 
@@ -258,13 +264,13 @@ class Coordinates:
         return Point(point.step, t, self.physical(t, point.x))
 
     def locate_failure(self, error: NotFiniteError, after: int, total: int) -> NotFiniteError:
-        """A failure at the diffusion's time, in a batch of `total` rows, `after` of which come
-        before.
+        """An error at the diffusion's time, for a batch of `total` rows of which `after` precede
+        those of the error.
         """
         return error.relocated(t=float(self.time(error.t)), after=after, total=total)
 
     def unfinished_flow(self, span: Span, error: UnfinishedError, after: int) -> UnfinishedError:
-        """`unfinished` at the last end of a span, in the sense of `leave`."""
+        """`unfinished`, with the x of `leave` as the solution's."""
         solution = replace(
             error.solution,
             x=self.leave(span, error.solution.x),
@@ -275,7 +281,7 @@ class Coordinates:
     def unfinished(
         self, error: UnfinishedError, solution: Solution, after: int = 0
     ) -> UnfinishedError:
-        """Failures at the diffusion's times, with a solution in its states."""
+        """An error at the diffusion's times, with a solution in x and t."""
         return UnfinishedError(
             solution, torch.as_tensor(self.time(error.reached)), after, error.advice
         )

@@ -1,4 +1,4 @@
-"""DDIM with its own eta, and the sampler of two stages that is made of its steps."""
+"""DDIM with its own eta, and the two-stage sampler that consists of its steps."""
 
 import math
 from collections.abc import Mapping
@@ -17,11 +17,11 @@ from sdekit_diffusion._sampling.on_clock import AbstractOnClock, OnClock
 
 @dataclass(frozen=True, eq=False)
 class DDIMStep(AbstractSolver):
-    """The step of `DDIM` on the clock of the equation of noise level eta: y = x e^{eta^2
-    l} / sigma, of which it knows D.
+    """The step of `DDIM` for the equation of noise level eta in y = x e^{eta^2 l} / sigma, on its
+    clock, from whose drift the step computes D.
 
-    z = W / sqrt(t_1 - t_0). In the middle of two stages W is the path's, given W over the step and
-    a fresh normal.
+    z = W / sqrt(t_1 - t_0). With two stages, W in the middle is drawn from its law given W over the
+    step, with another normal.
     """
 
     eta: float = 0.0
@@ -85,7 +85,7 @@ class DDIMStep(AbstractSolver):
 
 @dataclass(frozen=True, eq=False)
 class DDIM(AbstractOnClock):
-    """DDIM, whose eta is the part of the noise of DDPM's ancestral sampler: with
+    """DDIM, whose eta is the noise relative to that of DDPM's ancestral sampler: with
     tau = sigma / alpha and y = x / alpha,
 
         y_1 = D + sqrt(tau_1^2 - c^2) (y_0 - D) / tau_0 + s_noise c z,
@@ -93,17 +93,19 @@ class DDIM(AbstractOnClock):
 
     With one stage D is the denoiser at the start of the step: this is also k-diffusion's Euler
     sampler with ancestral noise. With two stages D is the denoiser in the middle of the step in
-    log(tau), reached by a step of one stage: k-diffusion's `sample_dpmpp_sde`, and for eta = 0
-    DPM-Solver++(2S). eta is 0 without noise and 1 as in DDPM; elsewhere a step has another variance
-    than that of `OnClock(eta=eta)`, and the same limit. One Brownian path serves all grids, as in
-    `OnClock`: on the clock of the noise, while k-diffusion's path has sigma for its time, so that
-    its two normals of a step are correlated otherwise.
+    log(tau), at a state that a step of one stage predicts: k-diffusion's `sample_dpmpp_sde`, and
+    for eta = 0 DPM-Solver++(2S).
 
-    Without noise the order is that of the stages. With noise strong order one, and weak order two
-    with two stages and eta = 1, else one.
+    For eta = 0 and eta = 1 the noise is that of `OnClock(eta=eta)`; for other values the variance
+    of a step differs, and converges to it for short steps. As in `OnClock`, one Brownian path
+    serves all grids; its time is the clock of the noise. In k-diffusion this time is sigma, so that
+    the two normals of a step have another correlation.
+
+    Without noise the order is the number of stages. With noise the strong order is one, and the
+    weak order is two for two stages and eta = 1, else one.
 
     Arguments:
-        eta: the noise, from 0; c is at most tau_1.
+        eta: the noise, 0 for none and 1 for DDPM's; c is at most tau_1.
         stages: evaluations per step, 1 or 2.
         s_noise: the standard deviation of the noise relative to c; only 1 keeps the law.
         steps, grid: the number of steps and their grid, unless `sample` receives others.
@@ -137,7 +139,7 @@ class DDIM(AbstractOnClock):
 
     @property
     def solver(self) -> AbstractSolver:
-        """Its step."""
+        """The solver of one step."""
         return DDIMStep(self.eta, self.stages, self.s_noise)
 
     @property

@@ -1,4 +1,6 @@
-"""What the default integrates without noise, and by which rule. Chosen by benchmarks/choice.py."""
+"""What the default method integrates without noise, and by which rule. The numbers were chosen by
+benchmarks/choice.py.
+"""
 
 import math
 from dataclasses import replace
@@ -10,7 +12,7 @@ from sdekit_diffusion._sampling.grids import AbstractGrid
 
 
 class Choice(NamedTuple):
-    """What is integrated, and the rule, below a + b s steps; s is the stiffness of the model."""
+    """An integrand and a rule, for fewer than a + b s steps; s is the stiffness of the model."""
 
     a: float
     integrand: Integrand
@@ -22,7 +24,7 @@ _TWO = AdamsMoulton(2, self_starting=False, lower_final=True)
 _THREE = replace(_TWO, k=3)
 _FOUR = AdamsMoulton(4, self_starting=False, lower_final=20)
 _UNIPC = UniPC(2, lower_final=True)
-# By whether the model is a network that predicts the noise.
+# The keys say whether the model is a network that predicts the noise.
 _CHOICES = {
     False: (Choice(9, "velocity", _THREE), Choice(math.inf, "velocity", _FOUR)),
     True: (
@@ -37,7 +39,7 @@ _CHOICES_ELSEWHERE = {
     False: (Choice(math.inf, "velocity", replace(_FOUR, k=3)),),
     True: (Choice(math.inf, "velocity", _TWO),),
 }
-# Of models whose stiffness is 1 or more.
+# For models whose stiffness is 1 or more, on every grid.
 _STIFF_CHOICES = {
     False: (
         Choice(-3, "data", UniPC(1), b=3.5),
@@ -50,12 +52,13 @@ _STIFF_CHOICES = {
         Choice(math.inf, "velocity", _TWO),
     ),
 }
-# Of an integrand that the caller names.
+# For an integrand that the caller names.
 RULES: dict[str, AbstractMultistep] = {
     "data": AdamsMoulton(3, self_starting=False),
     "noise": AdamsBashforth(2, variable="l", self_starting=False),
 }
-# Of `Focused` for networks that predict the noise, and below how many steps; then it is infinite.
+# The reach of `Focused` for networks that predict the noise, below this number of steps; from there
+# on it is infinite.
 _REACH = 10.0
 _REACH_STEPS = 22
 
@@ -63,7 +66,7 @@ _REACH_STEPS = 22
 def default_choice(
     grid: AbstractGrid, steps: int, predicts_noise: bool, stiffness: float
 ) -> Choice:
-    """The choice for a number of steps of a grid, and a model."""
+    """The choice for a grid, a number of steps and a model."""
     table = _CHOICES if grid.follows_model else _CHOICES_ELSEWHERE
     choices = (_STIFF_CHOICES if stiffness >= 1 else table)[predicts_noise]
     return next(choice for choice in choices if steps < choice.a + choice.b * stiffness)

@@ -1,5 +1,5 @@
-"""k-diffusion's ancestral samplers of two stages: a deterministic step below the next noise level,
-then fresh noise up to it.
+"""k-diffusion's two-stage ancestral samplers: a deterministic step to below the next noise level,
+then new noise up to that level.
 """
 
 import math
@@ -52,7 +52,7 @@ class DPMAncestralStep(AbstractSolver):
     def _flow(self, problem: AbstractSDE, t0: float, t1: float, y: Tensor) -> Tensor:
         """A step of the probability flow dy = eps dt."""
         eps = problem.drift(t0, y)
-        if not t1:  # the middle in log(t) would be the data too
+        if not t1:  # the middle in log(t) would be at t = 0 too
             return axpy(-t0, eps, y)
         middle = math.sqrt(t0 * t1)
         inner = axpy(middle - t0, eps, y)
@@ -72,14 +72,14 @@ class DPMAncestral(AbstractOnClock):
 
         c = eta t_1 sqrt(1 - t_1^2 / t_0^2),  t_1' = sqrt(t_1^2 - c^2),
 
-    a step of two stages from y_0 to t_1' with the noise or the data predicted, then y_1 = y +
-    s_noise c z. Its middle is sqrt(t_0 t_1'), for eta > 1 perhaps below t_1. Two evaluations per
-    step, one where c = t_1. The law converges with order two for s_noise = 1. eta = 0 is the method
-    without noise.
+    a step consists of two stages from y_0 at t_0 to y at t_1', with the noise or the data
+    predicted, and of y_1 = y + s_noise c z. The second stage is at sqrt(t_0 t_1'), which may be
+    below t_1 for eta > 1. A step takes two evaluations, or one where c = t_1. For s_noise = 1 the
+    law converges with order two. eta = 0 is the method without noise.
 
     Arguments:
         integrand: "noise" for DPM-Solver-2, "data" for DPM-Solver++(2S).
-        eta: the noise, from 0, in the sense of `DDIM`; c is at most t_1.
+        eta: the noise, 0 or larger, in the sense of `DDIM`; c is at most t_1.
         s_noise: the standard deviation of the noise relative to c; only 1 keeps the law.
         steps, grid: the number of steps and their grid, unless `sample` receives others.
 
@@ -114,7 +114,7 @@ class DPMAncestral(AbstractOnClock):
 
     @property
     def solver(self) -> AbstractSolver:
-        """Its step."""
+        """The solver of one step."""
         return DPMAncestralStep(self.integrand, self.eta, self.s_noise)
 
     def on_clock(self, problem: ReverseProblem) -> OnClock:

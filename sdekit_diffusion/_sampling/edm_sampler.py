@@ -1,6 +1,4 @@
-"""EDM's stochastic sampler: a deterministic step with fresh noise before it, on the clock
-sigma / alpha.
-"""
+"""EDM's stochastic sampler: new noise, then a deterministic step, on the clock sigma / alpha."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -32,10 +30,10 @@ class Churn(AbstractSolver):
     """x^ = x_0 + s_noise sqrt(t^2 - t_0^2) z with t = (1 + gamma) t_0, then a step of a rule from
     x^ at t to t_1: of Heun, of Euler, or of DPM-Solver-2, whose stage is at sqrt(t t_1).
 
-    gamma = min(s_churn / N, sqrt(2) - 1) for N steps, with those after the grid, where s_tmin <=
-    t_0 <= s_tmax, else 0; t is at most `largest`. Time is the deviation of the noise in x, and
-    decreases. Two evaluations per step and order two, one and order one by Euler; with churn that
-    of the law.
+    gamma = min(s_churn / N, sqrt(2) - 1) where s_tmin <= t_0 <= s_tmax, else 0, for N steps, which
+    include the `steps_after` the grid; t is at most `largest`. Time is the standard deviation of
+    the noise in x, and decreases. Two evaluations per step and order two, for Euler's one and order
+    one; with noise this is the order of the law.
     """
 
     s_churn: float = 0.0
@@ -85,28 +83,28 @@ class Churn(AbstractSolver):
 
 @dataclass(frozen=True, eq=False)
 class EDM(AbstractOnClock):
-    """The stochastic sampler of EDM: fresh noise before each step of a rule, on the noise
-    prediction and its clock.
+    """The stochastic sampler of EDM: each step adds new noise, then solves the probability flow in
+    sigma / alpha by one step of a rule.
 
-    With t = sigma / alpha, y = x / alpha and N steps,
+    A step from y_0 at t_0 to t_1, with t = sigma / alpha and y = x / alpha, is
 
         t = (1 + gamma) t_0,  y^ = y_0 + s_noise sqrt(t^2 - t_0^2) z,
         then a step of dy = eps dt from y^ at t to t_1,
 
-    gamma = min(s_churn / N, sqrt(2) - 1) where s_tmin <= t_0 <= s_tmax, else 0. Unlike in the
-    paper, t never exceeds its value at the noisy end of the diffusion, beyond which models may not
-    be trained: a first step there has no noise. Nor has the step to D(x) after noise levels that
-    end in 0, which N counts. Steps are uniform in log(t), as by `OnClock`. The law converges with
-    the order of the rule for s_noise = 1; larger values compensate for the noise that networks
-    remove in excess. s_churn = 0 is the rule without noise.
+    where gamma = min(s_churn / N, sqrt(2) - 1) if s_tmin <= t_0 <= s_tmax, else 0, for N steps.
+    Unlike in the paper, t never exceeds its value at the noisy end of the diffusion, beyond which
+    models may not be trained: a first step from there adds no noise. The step to D(x) after noise
+    levels that end in 0 adds none either, but counts in N. By default steps are uniform in log(t).
+    For s_noise = 1 the law converges with the order of the rule; larger values compensate for the
+    noise that networks remove in excess. s_churn = 0 is the rule without noise.
 
     Arguments:
         s_churn: the amount of noise over all steps; 0 for none.
-        s_tmin, s_tmax: the range of sigma / alpha in which it is added.
-        s_noise: its standard deviation relative to the noise that the step removes.
+        s_tmin, s_tmax: the range of sigma / alpha in which noise is added.
+        s_noise: the standard deviation of the added noise over sqrt(t^2 - t_0^2).
         rule: "heun" as published, of order two; "dpm_2", the midpoint in log(t), of order two;
-            "euler", of order one. k-diffusion has the same three: `sample_heun`, `sample_dpm_2`,
-            `sample_euler`. Two evaluations per step, by Euler's one.
+            "euler", of order one. They are `sample_heun`, `sample_dpm_2` and `sample_euler` of
+            k-diffusion. Two evaluations per step, or one with "euler".
         steps, grid: N and the grid, unless `sample` receives others.
 
     Raises:

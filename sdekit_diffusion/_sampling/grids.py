@@ -1,4 +1,4 @@
-"""Grids of the steps of a solve from noise to data. `GRIDS` and `__all__` register one."""
+"""Grids of the steps of a solve from noise to data. A new one is added to `GRIDS` and `__all__`."""
 
 import math
 from abc import ABC, abstractmethod
@@ -31,23 +31,23 @@ __all__ = [
     "UniformInTime",
 ]
 
-# `Focused` with few steps, or with a reach: below how many, with what sharpness of `smooth`, and to
-# what power of the extent. Chosen by benchmarks/choice.py.
+# `Focused` has another sharpness of `smooth` below _FEW_STEPS or with a reach, and below _FEW_STEPS
+# without a reach the extent to the power _FEW_EXTENT. Chosen by benchmarks/choice.py.
 _FEW_STEPS = 12
 _FEW_SHARPNESS = 12.0
 _FEW_EXTENT = 0.75
 _SHARPNESS = 5.0
 _SHARE = 0.8
 _SHARE_WITH_REACH = 0.9
-# In extents, with a reach: steps that are uniform in l begin there at most, so that the grid below
-# is the same for diffusions with more noise.
+# With a reach, the steps that are uniform in l begin at most at this many extents, so that at lower
+# levels the grid is the same for diffusions with more noise.
 _FARTHEST = 10.0
 DEFAULT_END = 1e-3  # of `sample`: sigma / alpha at the end of a solve, in units of s
 _LEVELS = (
     "sigmas must be two or more positive numbers that decrease, sigma / alpha at the ends of the "
     "steps, and 0 after them where the result is denoised"
 )
-# Between two l, the relative difference of sigma / alpha: ends that are nearer are the same.
+# Ends are the same if their l, hence log(sigma / alpha), differ by less.
 _TOLERANCE = 1e-3
 
 
@@ -59,12 +59,12 @@ class AbstractGrid(ABC):
     """A rule that divides a span of l = log(alpha s / sigma), from the noisy end to the clean one,
     into steps.
 
-    s is the standard deviation of the data: l is the log-SNR in `Coordinates`.
+    s is the standard deviation of the data: l is the log-SNR of data that are divided by s.
 
     Attributes:
         follows_model: whether steps are short where the model varies fast, so that multistep rules
             of high order are stable.
-        count: the number of its steps; None where any number is possible.
+        count: the number of steps of the grid; None where any number is possible.
 
     Example:
         >>> from dataclasses import dataclass
@@ -86,21 +86,21 @@ class AbstractGrid(ABC):
 
     @property
     def denoises(self) -> bool:
-        """Whether the last state is replaced by the mean of the data given it."""
+        """Whether the last state is replaced by the mean of the data given this state."""
         return False
 
     def span(self, model: AbstractModel, coordinates: Coordinates, end: float) -> Span:
-        """l at both ends of a solve that ends at sigma / alpha = end s.
+        """l at both ends of a solve that stops at sigma / alpha = end s.
 
         Raises:
-            ValueError: when there is nothing between them.
+            ValueError: when the span is empty.
         """
         return coordinates.span(model, end)
 
     @abstractmethod
     def points(self, coordinates: Coordinates, span: Span, steps: int) -> Tensor:
-        """l at the ends of the steps: float64, `(steps + 1,)`, increasing, with the ends of the
-        span.
+        """l at the ends of the steps: float64, `(steps + 1,)`, increasing from the first end of the
+        span to the last.
 
         Raises:
             ValueError: for a span or a number of steps that the grid does not support.
@@ -111,7 +111,7 @@ class AbstractGrid(ABC):
 class Native(AbstractGrid):
     """The diffusion's own grid, `AbstractDiffusion.spaced`.
 
-    Equal steps of t; for `EDMSDE`, whose t is sigma, `Karras(7)`.
+    Equal steps of t; for `EDMSDE`, whose t is sigma, the steps of `Karras(7)`.
 
     Example:
         >>> model = sd.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
@@ -168,10 +168,10 @@ class Quadratic(AbstractGrid):
 
 @dataclass(frozen=True, eq=False)
 class GeometricInSigma(AbstractGrid):
-    """sigma_i = sigma_0 (sigma_N / sigma_0)^{i / N}, sigma the diffusion's own.
+    """sigma_i = sigma_0 (sigma_N / sigma_0)^{i / N}, with the sigma of the diffusion.
 
     Where alpha = 1 this is uniform in l. Under variance-preserving diffusions the first steps are
-    long, because sigma is nearly constant there.
+    long in t, because sigma is nearly constant there.
 
     Example:
         >>> model = sd.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
@@ -188,7 +188,7 @@ class GeometricInSigma(AbstractGrid):
         targets = uniform(start, stop, steps)
         low = torch.full_like(targets, span[0])
         high = torch.full_like(targets, span[1])
-        for _ in range(64):  # bisection: sigma falls as l rises
+        for _ in range(64):  # bisection: sigma decreases as l increases
             l = 0.5 * (low + high)
             above = torch.as_tensor(sigma(coordinates.time(l))).log() > targets
             low = torch.where(above, l, low)
@@ -201,11 +201,11 @@ class Karras(AbstractGrid):
     """y_i = (y_0^{1/rho} + (i / N) (y_N^{1/rho} - y_0^{1/rho}))^rho with y = sigma / alpha.
 
     Arguments:
-        rho: 1 is uniform in y. The larger rho, the shorter the steps near the data; in the limit
-            they are uniform in log y.
+        rho: with 1 the steps are uniform in y; the larger rho, the shorter the steps near the data;
+            in the limit they are uniform in log(y).
 
     Raises:
-        ValueError: for a rho that is not positive.
+        ValueError: for a rho that is not positive and finite.
 
     Example:
         >>> model = sd.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
@@ -229,7 +229,7 @@ class Karras(AbstractGrid):
 
 @dataclass(frozen=True, eq=False)
 class UniformInLogSNR(AbstractGrid):
-    """l_i = l_0 + (i / N) (l_N - l_0): sigma / alpha falls by the same factor in each step.
+    """l_i = l_0 + (i / N) (l_N - l_0): each step divides sigma / alpha by the same factor.
 
     Example:
         >>> model = sd.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
@@ -246,17 +246,20 @@ class UniformInLogSNR(AbstractGrid):
 
 @dataclass(frozen=True, eq=False)
 class Focused(AbstractGrid):
-    """A share of the steps is uniform in v = `smooth(l, r)`, the others are uniform in l.
+    """A share of the steps is uniform in v = log(1 + 5 y / (y / r + 1)), the others in l.
 
-    v covers the levels at which the sample is determined, sigma / alpha from a fifth of the
-    standard deviation of the data to the norm r = d^{1/2} of a sample; l covers the finer ones.
-    Fewer than 12 steps are shorter near the data: v = log(1 + 12 y / (y / r + 1)) with
-    r = d^{3/8}. With a reach, which the default has for networks that predict the noise, v is the
-    latter with r = reach d^{1/2}, and the steps of l begin at 10 r.
+    y = sigma / (alpha s) is the noise in standard deviations of the data, l = -log(y), and
+    r = d^{1/2} the norm of a standardised sample of d coordinates. Steps in v cover the levels at
+    which the sample is determined, y from 1/5 to r, and steps in l the lower ones.
+
+    With fewer than 12 steps, v = log(1 + 12 y / (y / r + 1)) with r = d^{3/8}, so that steps are
+    shorter near the data. With a reach, which the default method sets for networks that predict the
+    noise, this v has r = reach d^{1/2}, and the steps in l begin at y = 10 r.
 
     Arguments:
-        share: from 0, uniform in l, to less than 1. None is 0.8, or 0.9 with a reach.
-        reach: up to which level v runs, in norms of a sample; infinity covers all noise.
+        share: the share of v, from 0 to less than 1; with 0 all steps are uniform in l. None means
+            0.8, or 0.9 with a reach.
+        reach: the level y up to which v extends, over d^{1/2}; with infinity it covers all noise.
 
     Raises:
         ValueError: for a share that is not in [0, 1), or a reach that is not positive.
@@ -308,18 +311,18 @@ def _focused(
 
 
 def _from_0_to_1(values: Tensor) -> Tensor:
-    """Increasing values as their share of the way from the first to the last."""
+    """Increasing values, scaled so that the first is 0 and the last is 1."""
     return (values - values[0]) / (values[-1] - values[0])
 
 
 def smooth(l: Time, extent: float, sharpness: float = _SHARPNESS) -> Time:
-    """v = log(1 + k y / (y / r + 1)) with y = e^{-l}, r the extent and k = 5, for data of standard
-    deviation 1.
+    """v = log(1 + k y / (y / r + 1)) with y = e^{-l}, the sharpness k and the extent r, for data
+    of standard deviation 1.
 
-    From log(1 + k r), all noise, down to 0, the data. The denoiser is smooth in y as y goes to 0
-    and in 1/y as it goes to infinity; where the sample is determined, from a fifth up to the length
-    r of a whole sample, it is so in log y. v is as y, as log y and as -1/y there; l would run on
-    without end on both sides. For an infinite extent v is log(1 + k y).
+    v decreases from log(1 + k r) for pure noise to 0 for the data. The denoiser is smooth in y as y
+    goes to 0, in 1/y as y goes to infinity, and in log(y) between 1/k and the norm r of a sample,
+    where the sample is determined. In these ranges v is nearly linear in y, in 1/y and in log(y);
+    l would be unbounded on both sides. For an infinite extent v is log(1 + k y).
     """
     if math.isinf(extent):
         return log1p(sharpness * exp(-l))
@@ -328,14 +331,16 @@ def smooth(l: Time, extent: float, sharpness: float = _SHARPNESS) -> Time:
 
 @dataclass(frozen=True, eq=False)
 class Equidistributed(AbstractGrid):
-    """Steps with the same integral of a density of steps over log(alpha / sigma).
+    """Steps over each of which a given density has the same integral with respect to
+    l = log(alpha / sigma).
 
     Arguments:
-        l: log(alpha / sigma), increasing, `(points,)`, float64.
-        density: positive, `(points,)`; linear between the points.
+        l: increasing, `(points,)`.
+        density: the relative number of steps per unit of l, positive, `(points,)`; linear between
+            the points.
 
     Raises:
-        ValueError: unless l increases and there are as many positive densities, two or more; in a
+        ValueError: unless l increases and has as many densities, all positive, two or more; in a
             solve whose range of l is wider.
 
     Example:
@@ -383,8 +388,8 @@ class Given(AbstractGrid):
 
     Arguments:
         l: log(alpha / sigma), increasing, `(N + 1,)`, from the noisy end of a solve to its clean
-            one; sigma / alpha at the ends may differ from that of the solve by a thousandth, the
-            rounding of printed numbers, and is then replaced by it.
+            one. At the ends sigma / alpha may differ from that of the solve by 0.1 %, such as by
+            the rounding of printed numbers; the ends of the solve are then used.
 
     Raises:
         ValueError: for fewer than two points, or points that are not finite or do not increase; in
@@ -422,17 +427,17 @@ class Given(AbstractGrid):
 
 @dataclass(frozen=True, eq=False)
 class Sigmas(AbstractGrid):
-    """Given noise levels sigma_0 > ... > sigma_N, sigma / alpha in units of the data, as
-    k-diffusion's samplers and diffusers' schedulers take them.
+    """Given noise levels sigma / alpha, sigma_0 > ... > sigma_N, in units of the data, as the
+    samplers of k-diffusion and the schedulers of diffusers use them.
 
-    They set both ends of the solve as well: it begins with noise of the first level, and ends at
-    the last. A last level of 0 is no step: it replaces the state x by D(x), as those samplers do.
-    As on all grids that need not follow the model, the default's rules are the shorter ones; those
-    of `Given` are longer.
+    They also set both ends of the solve: it begins with noise of the first level, and ends at the
+    last. A last level of 0 is not a step: the state x is replaced by D(x), as in those samplers.
+    The default method uses shorter multistep rules on this grid than on `Given`, because published
+    levels need not follow the model.
 
     Arguments:
-        sigmas: decreasing and positive, but for the last; a tensor, an array or a sequence, which
-            `sample(grid=)` takes as it is too.
+        sigmas: decreasing and positive, except that the last may be 0; a tensor, an array or a
+            sequence, which `sample(grid=)` also accepts directly.
 
     Raises:
         ValueError: for fewer than two positive levels, or levels that do not decrease; in a solve
@@ -465,7 +470,7 @@ class Sigmas(AbstractGrid):
 
     @staticmethod
     def _of(sigmas: Tensor) -> int:
-        """The number of steps between positive levels."""
+        """The number of steps, which are between positive levels."""
         return int((sigmas > 0).sum()) - 1
 
     @property
@@ -514,7 +519,7 @@ def _given_points(
     *,
     to_zero: bool = False,
 ) -> Tensor:
-    """Given points, with the exact ends of a span.
+    """Given points, whose ends are replaced by those of a span.
 
     Raises:
         ValueError: for another number of steps, or another range.
@@ -535,11 +540,11 @@ def _range_mismatch(l: Tensor, span: Span, std: float) -> str:
     available, required = (
         f"{std * math.exp(-a):.6g} to {std * math.exp(-b):.6g}" for a, b in ((l[0], l[-1]), span)
     )
-    return f"the grid is known from sigma / alpha = {available}, and asked for from {required}"
+    return f"the grid covers sigma / alpha from {available}, and the solve needs {required}"
 
 
 def _with_exact_ends(l: Tensor | float, span: Span) -> Tensor:
-    """Points with exact ends, which formulas may round."""
+    """Points whose ends, which formulas may round, are replaced by those of the span."""
     points = torch.as_tensor(l)
     points[0], points[-1] = span
     return points
@@ -560,8 +565,8 @@ def grid_of(choice: AbstractGrid | Levels | str) -> AbstractGrid:
     """A grid from its name, or from noise levels.
 
     Raises:
-        TypeError: for what is neither a name nor a grid.
-        ValueError: for an unknown name.
+        TypeError: for anything else.
+        ValueError: for an unknown name, or levels that do not decrease.
     """
     if isinstance(choice, AbstractGrid):
         return choice

@@ -19,8 +19,8 @@ from sdekit_diffusion._sampling.on_grid import AbstractGridMethod, Transformed
 
 @dataclass(frozen=True, eq=False)
 class _Score:
-    """grad log p_t(x) = -eps / sigma of a model of standardised data, in the diffusion's own
-    states.
+    """grad log p_t(x) = -eps / sigma as a function of the diffusion's t and x, from a model of
+    standardised data.
     """
 
     model: AbstractModel
@@ -29,8 +29,8 @@ class _Score:
 
     @cached_property
     def _table(self) -> Mapping[float, Function]:
-        """The score at the times of a grid, with what depends on them computed at once; empty where
-        it is not affine in a network's output.
+        """The score at each time of a grid, with the coefficients of all times computed together;
+        empty where it is not affine in a network's output.
         """
         functions = self._prepare_score(self.ts, "score", lambda t, score: score)
         return dict(zip(self.ts, functions or (), strict=bool(functions)))
@@ -47,7 +47,7 @@ class _Score:
         return replace(self, ts=ts)
 
     def slopes(self, factor: float, ts: Sequence[float]) -> Mapping[float, Function]:
-        """f x - factor g^2 s at the times of a grid; empty where it is not affine in a network's
+        """f x - factor g^2 s at each time of a grid; empty where it is not affine in a network's
         output.
         """
         sde = self.coordinates.sde
@@ -65,7 +65,7 @@ class _Score:
         name: Hashable,
         transform: Callable[[Tensor, Affine], Affine],
     ) -> list[Function] | None:
-        """What is made of the score at the times of a grid."""
+        """The functions of x into which `transform` turns the score at the times of a grid."""
         coordinates = self.coordinates
         sde = coordinates.sde
 
@@ -82,12 +82,13 @@ class _Score:
 
 @dataclass(frozen=True, eq=False)
 class InTime(AbstractGridMethod):
-    """A solver in the diffusion's own time, on dx = [f - (1 + eta^2)/2 g^2 s] dt + eta g dW.
+    """A solver in the diffusion's own time, on dx = [f x - (1 + eta^2)/2 g^2 s] dt + eta g dW with
+    the score s.
 
     Arguments:
         solver: any, such as `EulerMaruyama()` or `PredictorCorrector(ReverseDiffusion(),
             Langevin(snr=0.16, steps=2))`.
-        eta: the noise level: 1 the reverse SDE, 0 the probability flow.
+        eta: the noise level: 1 for the reverse SDE, 0 for the probability flow.
         steps, grid: the number of steps and their grid, unless `sample` receives others.
 
     Raises:
@@ -127,7 +128,7 @@ class InTime(AbstractGridMethod):
         )
 
     def knots(self, coordinates: Coordinates, span: Span) -> Tensor:
-        """Sixteen knots of the own grid of the diffusion, which may be denser at one end.
+        """The 17 points of 16 steps of the diffusion's own grid, which may be denser at one end.
 
         Raises:
             ValueError: without noise, or for a solver that draws normals of its own.

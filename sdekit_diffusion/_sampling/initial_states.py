@@ -1,4 +1,4 @@
-"""Where a solve begins: in the prior's states or in given ones, at the noisy end or below it."""
+"""Where a solve begins: at draws from the prior or at given states, at the noisy end or below."""
 
 import math
 from abc import ABC, abstractmethod
@@ -18,12 +18,12 @@ INITIAL_STATE = -1  # the counter of `sdekit.normal` that belongs to initial sta
 
 
 class AbstractStart(ABC):
-    """The states in which a solve begins, and the level where it does.
+    """The states and the level at which a solve begins.
 
     Attributes:
-        name: what messages call the states that the caller gives.
-        moves: whether they move to where the states of a model lie that `starts_at_mean`.
-        x: these states, `(n, *event)`; None where there are none.
+        name: the name of the given states in messages.
+        moves: whether the states are shifted to the mean of x_T, for a model that `starts_at_mean`.
+        x: the given states, `(n, *event)`; None where there are none.
     """
 
     name: ClassVar[str] = "x_T"
@@ -34,34 +34,34 @@ class AbstractStart(ABC):
         """Refuses given states that cannot be used.
 
         Raises:
-            TypeError, ValueError: say what can.
+            TypeError, ValueError: with what is allowed.
         """
         return
 
     def count(self, n: int) -> int:
-        """How many samples there are, where the caller asks for n.
+        """The number of samples, where the caller asks for n.
 
         Raises:
-            ValueError: where there are states for another number.
+            ValueError: where the number of given states is another.
         """
         return n
 
     def rows(self, i: int, count: int) -> Tensor | None:
-        """The given states of the samples from i on."""
+        """The given states of `count` samples from i on; None where there are none."""
         return None if self.x is None else self.x[i : i + count]
 
     def span(self, span: Span, coordinates: Coordinates) -> Span:
-        """The part of the span of a solve from the prior that remains to be solved.
+        """The part of a span of l from this start on.
 
         Raises:
-            ValueError: when the start is not within it.
+            ValueError: when the start is outside the span.
         """
         return span
 
     def warn(
         self, method: AbstractMethod, model: AbstractModel, coordinates: Coordinates, l: float
     ) -> None:
-        """Warns where the states are not those of noisy data, at l."""
+        """Warns where the states do not follow the law of noisy data at l."""
         return
 
     @abstractmethod
@@ -73,7 +73,7 @@ class AbstractStart(ABC):
         Arguments:
             l: the level there.
             x: the given states of the batch, in its dtype and on its device.
-            draw: standard normals of the samples of the batch for a counter.
+            draw: returns standard normals of the samples of the batch for a counter.
         """
 
 
@@ -134,10 +134,10 @@ class GivenStates(AbstractStart):
 
 
 def start_of(start: AbstractStart | None, x_T: Tensor | None) -> AbstractStart:
-    """The start that a caller chooses by one of two arguments, or the prior.
+    """The start that a caller chooses by one of two arguments; by default draws from the prior.
 
     Raises:
-        TypeError: for a start that is none, such as a tensor.
+        TypeError: for a start of another type, such as a tensor.
         ValueError: where both are given.
     """
     if start is None:
@@ -156,7 +156,7 @@ def start_of(start: AbstractStart | None, x_T: Tensor | None) -> AbstractStart:
 
 
 def require_states(name: str, x: Tensor, model: AbstractModel, advice: str) -> None:
-    """Refuses states that are no finite floating tensor, or of another shape than the model's.
+    """Refuses states that are not a finite floating tensor, or do not have the shape of the model.
 
     Raises:
         TypeError, ValueError: with the name of the argument, and the advice.

@@ -22,15 +22,17 @@ class ReverseProblem:
     """The problem that a method solves: the reverse equation from the noisy end of a span of l to
     its clean end.
 
-    States are u and times are l as in `Coordinates`, whatever the diffusion.
+    Under any diffusion the states are u = a z + b eps and the times are l = log(a / b), where
+    a^2 + b^2 = 1 and z are the data, shifted and scaled to mean 0 and standard deviation 1.
 
     Arguments:
-        model: whose reverse equation; of data with mean 0 and standard deviation 1.
-        coordinates: the conversion to a diffusion, for grids and solvers in its time.
+        model: the model of z, as a function of l and u.
+        coordinates: the conversion of u and l to the x_t and t of the diffusion, for grids and
+            solvers in its time.
         u: the states at the noisy end, `(batch, *event)`.
-        span: l at both ends.
+        span: l at both ends, increasing.
         noise: row i is the noise of state i.
-        save: whether the states at all points of the grid are returned.
+        save: "all" returns the states at all points of the grid, "last" only those at the end.
         callback: called with each `Point` (step, l, u).
 
     Example:
@@ -59,7 +61,7 @@ class ReverseProblem:
 class AbstractMethod(ABC):
     """A sampling method: an equation in reverse time, a solver, and a grid.
 
-    A subclass defines `run`, which solves a `ReverseProblem` in standardised coordinates u and l.
+    A subclass defines `run`, which solves a `ReverseProblem` in the coordinates u and l.
 
     Arguments:
         steps, grid: the number of steps and their grid, unless `sample` receives others.
@@ -79,9 +81,9 @@ class AbstractMethod(ABC):
         torch.Size([4, 1])
     """
 
-    noise: ClassVar[Literal["white", "path"]] = "white"  # the noise unless `sample` has another
+    noise: ClassVar[Literal["white", "path"]] = "white"  # the noise that `sample` takes by default
     extra_steps: ClassVar[int] = 0  # what `steps` counts beyond the steps of the grid
-    # Whether x_T may have another law, on which the result does not depend.
+    # Whether x_T may have another law than the prior, since the result hardly depends on it.
     accepts_any_start: ClassVar[bool] = False
     # Whether the last step sets values that a denoising step after it would change.
     sets_values: ClassVar[bool] = False
@@ -91,36 +93,36 @@ class AbstractMethod(ABC):
 
     @property
     def reports(self) -> int:
-        """How many points `run` reports to a callback after the first; 0 where that is not known
-        before.
+        """How many points `run` reports to a callback after the first; 0 if that is not known in
+        advance.
         """
         return self.steps
 
     def count(self, n: int, event: tuple[int, ...]) -> int:
-        """The number of samples, of shape `event`, where the caller asks for n; another one where
-        the method has a value for each sample and n is 1.
+        """The number of samples, of shape `event`, where the caller asks for n: n itself, unless
+        the method has values per sample and n is 1; then it is the number of these values.
 
         Raises:
-            ValueError: where values of the method are for another number of samples or shape.
+            ValueError: where the values of the method do not fit n or the shape.
         """
         return n
 
     def rows(self, index: Tensor, event: tuple[int, ...]) -> Self:
-        """The method for some of the samples, of shape `event`: with their values, if it has one
-        per sample.
+        """The method for the samples of an index, of shape `event`: with their values, if it has
+        values per sample.
         """
         return self
 
     @property
     def denoises(self) -> bool:
-        """Whether the last state is replaced by the mean of the data given it."""
+        """Whether the last state is replaced by the mean of the data given this state."""
         return self.grid is not None and self.grid.denoises
 
     def span(self, model: AbstractModel, coordinates: Coordinates, end: float) -> Span:
-        """l at both ends of a solve that ends at sigma / alpha = end s, or where the grid does.
+        """l at both ends of a solve that stops at sigma / alpha = end s, or at the end of the grid.
 
         Raises:
-            ValueError: when there is nothing between them.
+            ValueError: when the span is empty.
         """
         if self.grid is None:
             return coordinates.span(model, end)
@@ -133,7 +135,7 @@ class AbstractMethod(ABC):
 
     @abstractmethod
     def run(self, problem: ReverseProblem) -> Solution:
-        """The solution in u and l.
+        """The solution, whose states are u and whose times are l.
 
         Raises:
             sdekit.NotFiniteError: when a state of a fixed grid is not finite.
@@ -142,11 +144,11 @@ class AbstractMethod(ABC):
         """
 
     def knots(self, coordinates: Coordinates, span: Span) -> Tensor:
-        """The knots of a Brownian path that resolves the noise of this method over a span, for
-        every grid.
+        """The knots of a Brownian path that resolves the noise of this method over a span, the same
+        for every grid.
 
         Raises:
-            ValueError: for a method whose noise is not one path.
+            ValueError: for a method that does not read its noise from a Brownian path.
         """
         raise ValueError(
             f"{type(self).__name__} reads no Brownian path; leave out noise='path', or choose a "

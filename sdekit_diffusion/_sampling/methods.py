@@ -46,11 +46,11 @@ __all__ = [
 
 
 def _uniform_in_log_snr(solver: AbstractSolver, steps: int = 100, **settings: Any) -> OnClock:  # noqa: ANN401
-    """On the clock, with steps uniform in log-SNR."""
+    """A solver on the clock, with steps uniform in log-SNR."""
     return OnClock(solver, steps=steps, grid=UniformInLogSNR(), **settings)
 
 
-_FEW_STEPS = 15  # below which diffusers' schedulers use fewer values in their last steps
+_FEW_STEPS = 15  # with fewer, the schedulers of diffusers use fewer values in their last steps
 
 
 METHODS: dict[str, AbstractMethod] = {
@@ -85,7 +85,7 @@ METHODS: dict[str, AbstractMethod] = {
     "ode": AdaptiveFlow(),
     "adaptive_sde": AdaptiveSDE(),
 }
-# Names that papers and other libraries give.
+# Names in papers and other libraries, for suggestions in messages.
 _PUBLISHED_NAMES = {
     "euler": "ddim", "sample_euler": "ddim", "eulerdiscretescheduler": "ddim",
     "em": "euler_maruyama", "euler_a": "ddpm",
@@ -106,15 +106,15 @@ def method_of(
     steps: int | None = None,
     grid: AbstractGrid | Levels | str | None = None,
 ) -> AbstractMethod:
-    """A method from its name or from a solver, used in the diffusion's own time; with a number of
-    steps and a grid.
+    """A method with a number of steps and a grid, from its name, from a method object, or from a
+    solver, which is used in the diffusion's own time.
 
-    A grid of given points says how many steps there are, unless steps does, or a method object that
-    was made with both.
+    A grid of given points sets the number of steps, unless `steps` is given, or the method object
+    has this grid and a number of steps that is not its default.
 
     Raises:
         TypeError: for a class instead of an object, or a method whose grid is not a grid object,
-            but a name, for example.
+            such as a name.
         ValueError: for an unknown name.
     """
     if isinstance(choice, type):

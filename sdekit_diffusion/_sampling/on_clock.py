@@ -32,8 +32,8 @@ from sdekit_diffusion._sampling.grids import AbstractGrid, Focused
 from sdekit_diffusion._sampling.method import ReverseProblem
 from sdekit_diffusion._sampling.on_grid import AbstractGridMethod, Transformed
 
-# With noise: steps from which the rule looks one value further back, and the largest share of
-# `Focused` with which it does so.
+# With noise: the number of steps from which the default rule uses one more past value, and the
+# largest share of `Focused` with which it does so.
 _LONG_RULE_STEPS_WITH_NOISE = 25
 
 
@@ -41,10 +41,11 @@ _LONG_RULE_SHARE = 0.3
 
 
 def require_clock(problem: ReverseProblem, start: float, stop: float) -> None:
-    """Refuses a clock whose logarithm has these values at the ends, where the dtype of the states
-    does not hold it.
+    """Refuses a clock that overflows or underflows in the dtype of the states; start and stop are
+    its logarithm at the ends.
 
-    At the clean end weights and variances are as the clock, at the noisy end y is as its root.
+    At the clean end the weights and variances are proportional to the clock; at the noisy end y is
+    proportional to its square root.
 
     Raises:
         ValueError: with what to change.
@@ -68,7 +69,7 @@ _PLANS: dict[Hashable, Plans] = {}
 
 
 def _plans(coordinates: Coordinates, eta: float, integrand: Integrand) -> Plans:
-    """The plans of multistep rules on one clock, for calls to come."""
+    """The plans of multistep rules on one clock, kept for later calls."""
     if not is_immutable(coordinates.sde):
         return {}
     key = coordinates.sde, coordinates.std, coordinates.extent, eta, integrand
@@ -80,7 +81,7 @@ def _plans(coordinates: Coordinates, eta: float, integrand: Integrand) -> Plans:
 
 
 def _shifted(eta: Callable[[float], float], coordinates: Coordinates) -> Callable[[float], float]:
-    """eta as a function of the l of standardised coordinates."""
+    """eta, a function of log(alpha / sigma), as a function of the l of the coordinates."""
     shift = math.log(coordinates.std)
     return lambda l: eta(l - shift)
 
@@ -91,28 +92,29 @@ class OnClock(AbstractGridMethod):
 
     Arguments:
         solver: `AdamsMoulton(k)` or `AdamsBashforth(k)`, whose weights are then exponential
-            integrals, for a polynomial in the variable in which the denoiser is smooth; the latter
-            with k = 1 is DDIM for eta = 0, of the data or the noise, and DDPM's ancestral sampler
-            for eta = 1. Or any other solver, on the clock as its time. None chooses by the number
-            of steps, see `rule`.
-        eta: the noise level: 0 the probability flow, 1 the reverse SDE; or a function of
-            l = log(alpha / sigma), such as `lambda l: float(-2 < l < 3)`, of which a step uses the
-            value in its middle: for solvers with planned weights.
+            integrals of a polynomial in the variable in which the denoiser is smooth.
+            `AdamsBashforth(1)` is DDIM for eta = 0 and the integrand "data" or "noise", and DDPM's
+            ancestral sampler for eta = 1. Any other solver takes the clock as its time. None
+            chooses by the number of steps, see `rule`.
+        eta: the noise level: 0 for the probability flow, 1 for the reverse SDE. Or a function of
+            l = log(alpha / sigma), such as `lambda l: float(-2 < l < 3)`, which each step evaluates
+            in its middle; it needs a solver with planned weights, such as `AdamsBashforth`.
         convention: what eta means. "sde": dx = [f - (1 + eta^2)/2 g^2 s] dt + eta g dW, so that the
-            noise of a step of h in l has the variance sigma_1^2 (1 - e^{-2 eta^2 h}).
-            "k-diffusion": that of its SDE samplers, such as `sample_dpmpp_2m_sde`, whose variance
-            is sigma_1^2 (1 - e^{-2 eta h}): the square of the other. The eta of DDIM and of
-            k-diffusion's ancestral samplers has a third meaning; see `DDIM`.
-        integrand: what rules approximate by a polynomial: "data", the denoiser; or, for eta = 0,
-            "noise", or "velocity", v = a eps - b D, see `on_clock`; or "model" for what the default
-            integrates, see `rule`.
+            noise of a step of length h in l, to the noise level sigma_1, has the variance
+            sigma_1^2 (1 - e^{-2 eta^2 h}). "k-diffusion": as in its SDE samplers, such as
+            `sample_dpmpp_2m_sde`, where this variance is sigma_1^2 (1 - e^{-2 eta h}): this eta is
+            the square of the other. The eta of DDIM and of k-diffusion's ancestral samplers has a
+            third meaning; see `DDIM`.
+        integrand: the prediction that rules approximate by a polynomial: "data", the denoiser D;
+            or, for eta = 0, "noise", eps, "velocity", v = a eps - b D with a and b the normalised
+            alpha and sigma, a^2 + b^2 = 1, or "model", which chooses by the model, see `rule`.
         steps, grid: the number of steps and their grid, unless `sample` receives others.
 
     Raises:
         TypeError: for a solver that is not an object, such as a name.
-        ValueError: for a negative eta, a solver that does not support the noise or an eta that is a
-            function of l, or an integrand other than "data" with noise; in `sample`, where the
-            dtype does not hold the clock.
+        ValueError: for a negative eta, an unknown convention, a solver that does not support the
+            noise or an eta that is a function of l, or an integrand other than "data" with noise;
+            in `sample`, where the clock overflows in the dtype.
 
     Example:
         >>> model = sd.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
@@ -173,18 +175,27 @@ class OnClock(AbstractGridMethod):
     def rule(self) -> AbstractSolver:
         """The solver, or the default for this number of steps.
 
-        Of the velocity that is `AdamsMoulton(4)`, below 20 steps with shorter last steps, and below
-        9 `AdamsMoulton(3)`. A network that predicts the noise has an error in the data that grows
-        with the noise, and long rules amplify it. For such networks the default integrates the data
-        by `UniPC(2)` below 7 steps; then it is the velocity, with `AdamsMoulton(2)` below 22 steps
-        and `AdamsMoulton(3)` below 40. Under guidance with s = |w - 1| from 1 on
-        (`AbstractModel.stiffness`) it is the data by `UniPC(1)` below 3.5 s - 3 steps and by
-        `UniPC(2)` below 4.5 s + 5, and then the velocity by `AdamsMoulton(2)`; for networks that
-        predict the noise these bounds are 8 s - 12 and 12 s - 6. Of the data it is
-        `AdamsMoulton(3)`. With noise it is `AdamsMoulton(2)`, and with three values in l from 25
-        steps on. On grids that do not follow the model (`follows_model`), and with noise on
-        others than `Focused(0.3)`, whose steps of l differ less, the longer rules have larger
-        errors or are unstable, and are not used.
+        The defaults are:
+
+        - with noise: `AdamsMoulton(2)`; from 25 steps on a grid `Focused(share)` with a share of
+          at most 0.3 `AdamsMoulton(3, variable="l")`;
+        - "data": `AdamsMoulton(3)`; "noise": `AdamsBashforth(2, variable="l")`;
+        - "velocity": `AdamsMoulton(3)` below 9 steps, else `AdamsMoulton(4)`, with fewer values in
+          the last steps below 20 steps;
+        - "model": those of "velocity", except for the following models, which this property does
+          not know; `run` takes the rule for its model.
+
+        A network that predicts the noise has an error in the data that grows with the noise, and
+        long rules amplify it. For such networks "model" integrates the data by `UniPC(2)` below 7
+        steps, else the velocity, by `AdamsMoulton(2)` below 22 steps, by `AdamsMoulton(3)` below
+        40, and by `AdamsMoulton(4)` from there on. Under guidance of scale w with s = |w - 1| >= 1
+        (`AbstractModel.stiffness`) it integrates the data by `UniPC(1)` below 3.5 s - 3 steps and
+        by `UniPC(2)` below 4.5 s + 5, else the velocity by `AdamsMoulton(2)`; for networks that
+        predict the noise these bounds are 8 s - 12 and 12 s - 6.
+
+        On grids that do not follow the model (`follows_model`) the longer rules have larger errors
+        or are unstable. There the velocity is integrated by `AdamsMoulton(3)`, and for networks
+        that predict the noise by `AdamsMoulton(2)`.
         """
         if self.solver is not None:
             return self.solver
@@ -205,7 +216,7 @@ class OnClock(AbstractGridMethod):
         return grid.points(problem.coordinates, problem.span, self.steps)
 
     def _reach(self, model: AbstractModel) -> float | None:
-        """That of `Focused`, where errors in the data grow with the noise."""
+        """The reach of `Focused`; None unless errors in the data grow with the noise."""
         if self.integrand == "noise":
             return math.inf
         if self.integrand != "model" or not model.predicts_noise:
@@ -241,7 +252,8 @@ class OnClock(AbstractGridMethod):
         )
 
     def knots(self, coordinates: Coordinates, span: Span) -> Tensor:
-        """`clock_knots`; if eta is a function of l, uniform in l, at most log 2 apart.
+        """Knots in l that are uniform, at most log 2 apart, if eta is a function of l; else
+        `clock_knots`.
 
         Raises:
             ValueError: for eta = 0, a method without noise.

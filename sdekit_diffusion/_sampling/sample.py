@@ -68,11 +68,11 @@ def sample(
 ) -> Tensor | Solution:
     """Draws n samples: x_T from the prior, then the reverse equation down to sigma / alpha = end s.
 
-    s is the standard deviation of the data, `data_std` of the model. The prior N(alpha_T mean,
-    (alpha_T^2 s^2 + sigma_T^2) I) stands for p_T. Where sigma / alpha at T is above 1e5 s, as under
-    "cosine" and "flow", the solve starts at sigma / alpha = 160 s.
+    s is the standard deviation of the data, `data_std` of the model, and m their mean. The prior
+    N(alpha_T m, (alpha_T^2 s^2 + sigma_T^2) I) replaces p_T. Where sigma / alpha at T is above
+    1e5 s, as under "cosine" and "flow", the solve starts at sigma / alpha = 160 s instead.
 
-    Sample i depends on (seed, first + i) and on nothing else: not on n, nor on batch_size.
+    The noise of sample i depends only on (seed, first + i), not on n or batch_size.
 
     Arguments:
         model: a `ScoreModel`, a `GaussianMixture`, or a plain score `(x, t)` with shape= and sde=.
@@ -80,49 +80,51 @@ def sample(
         sde: the diffusion to sample under, an object or a name in `DIFFUSIONS`, such as "vp"; the
             model's own unless given. Under another one the solve runs over the range of
             sigma / alpha that both share.
-        method: a name in `METHODS`, a method object with its own parameters, or a solver.
-        steps: the number of steps; the method's own unless given.
+        method: a name in `METHODS`, a method object with its own parameters, or a solver of
+            `sdekit`, which solves the reverse equation in the diffusion's own time (`InTime`).
+        steps: the number of steps; the method's own by default.
         grid: where the steps are: a name in `GRIDS`, an object such as `Karras(rho=7)`, or the
-            noise levels sigma / alpha themselves, as k-diffusion's sigmas: decreasing, with 0 at
-            the end for a last step to D(x) (`Sigmas`); the method's own unless given.
-        seed: of all noise; None takes a new one from torch's default generator.
-        noise: "white", other noise on every grid; "path", one `BrownianPath` per sample on the
-            clock of the method's noise, so that more steps refine the same samples; or an object
-            whose row i is the noise of sample i of this call. Unless given, "path" for adaptive
-            steps and "white" for all others.
+            decreasing noise levels sigma / alpha themselves, like the sigmas of k-diffusion, with 0
+            at the end for a last step to D(x) (`Sigmas`). The method's own by default.
+        seed: the seed of all noise; None draws one from torch's default generator.
+        noise: "white", new noise on every grid; "path", one `BrownianPath` per sample on the clock
+            of the method's noise, so that more steps refine the same samples; or an object whose
+            row i is the noise of sample i of this call. By default "path" for adaptive steps and
+            "white" for all others.
         first: the index of the first sample, to continue where another call stopped.
-        shape: the shape of one sample; the model's unless given.
-        x_T: initial states `(n, *shape)` instead of the prior's, such as latents of `encode`: noise
-            of standard deviation sigma_T, not data. A warning is raised where their standard
-            deviation or range is not that of such noise; data of more than one sigma_T that spread
-            as the noise does cannot be distinguished from it. n may then be left out.
+        shape: the shape of one sample; the model's by default.
+        x_T: initial states `(n, *shape)` instead of draws from the prior, such as latents of
+            `encode`: noise of standard deviation sigma_T, not data. A warning is raised where their
+            standard deviation or range is not that of such noise; data with the same standard
+            deviation and range as the noise are not detected. n may then be left out.
         start: `Noised(x, strength=)` or `Noised(x, level=)`: begin at x with noise of a level below
             the noisy end (SDEdit). n may then be left out.
         end: the noise sigma / alpha at which the solve stops, in units of s. The samples are
-            x_t / alpha there: they follow the law of the data with this noise. Not where the grid
-            is noise levels, which say it.
-        denoise: replace the result x by D(x), which costs one evaluation.
-        dtype, device: those of the result; those of the model unless given, or the dtype of x_T
+            x_t / alpha there: they follow the law of the data with this noise. Leave it out where
+            the grid is noise levels, whose last positive one is the end.
+        denoise: replace the result x by D(x), the mean of the data given x; one more evaluation.
+        dtype, device: those of the result. By default those of the model, but the dtype of x_T
             where that is wider. Half precision is solved in float32 and cast at the end.
-        batch_size: how many samples are solved together; all unless given.
-        progress: show a bar.
-        callback: called with each `Point` (step, t, x) of each batch; by "ode" only with both ends.
+        batch_size: how many samples are solved together; all by default.
+        progress: show a progress bar.
+        callback: called with each `Point` (step, t, x) of each batch; by adaptive methods only with
+            both ends.
         save: "all" keeps every state x_t, in `Solution.xs`; needs return_solution=True.
         return_solution: return the `Solution`, with grid, states, evaluations per sample, and seed.
 
     Returns:
-        a tensor of shape `(n, *shape)`, or a `sdekit.Solution` that has it as x.
+        a tensor of shape `(n, *shape)`, or a `sdekit.Solution` whose x is this tensor.
 
     Raises:
-        TypeError: for an x_T or start that is no floating tensor, or a network whose signature does
-            not fit.
-        ValueError: for unknown names, a device that cannot be used, a missing shape or diffusion, a
-            range with nothing to solve, an x_T that is not finite, a dtype narrower than that of
-            x_T, or both x_T and start.
+        TypeError: for an argument of the wrong type, such as an x_T or start that is not a floating
+            tensor, or a network whose signature does not fit.
+        ValueError: for unknown names, numbers out of range, a device that cannot be used, a missing
+            shape or diffusion, a range with nothing to solve, an x_T that is not finite, a dtype
+            narrower than that of x_T, or both x_T and start.
         sdekit.NotFiniteError: when a state is not finite; it names the step, the time and the
             samples.
-        sdekit.UnfinishedError: when samples of "ode" do not reach the end; it names them, with the
-            time, and its `solution` has the others, of all batches so far.
+        sdekit.UnfinishedError: when samples do not reach the end with adaptive steps; it names
+            them, with the time, and its `solution` has the others, of all batches so far.
 
     Example:
         >>> model = sd.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
@@ -160,12 +162,14 @@ def _reporting(
     call: Prepared,
     batch_size: int | None,
 ) -> tuple[AbstractContextManager[Any], Callable[[Point], None] | None]:
-    """A progress bar of the steps of all batches, whose number is unknown where a method has 0; and
-    what is called with each point (step, l, u): updates the bar, and calls the callback with
-    (step, t, x). An empty context, and None, where nothing is to be reported.
+    """A progress bar of the steps of all batches, and a function of each point (step, l, u) that
+    updates the bar and calls the callback with (step, t, x). An empty context, and None, where
+    nothing is to be reported.
+
+    The bar has no total where `reports` of the method is 0.
     """
     if not progress and callback is None:
-        return nullcontext(), None  # a bar that is not shown takes time too, and a thread
+        return nullcontext(), None  # even a disabled bar takes time and starts a thread
     n = call.problems.n
     batches = -(-n // (batch_size or max(1, n)))
     total = call.method.reports * batches or None
