@@ -1,4 +1,4 @@
-"""Checks of users' functions: of their signatures, of changes in place, and of what they return."""
+"""Checks of users' functions: their signatures, changes in place, and what they return."""
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -52,16 +52,16 @@ def require_call(
 ) -> None:
     """Refuses a function, or the forward method of a module, whose signature does not fit a call.
 
-    Meant for handlers of a TypeError, so that a call that succeeds costs nothing. Returns if the
-    TypeError has another cause.
+    It is meant for handlers of a TypeError, so that a call that succeeds costs nothing, and returns
+    if the TypeError has another cause.
 
     Arguments:
-        function: what was called; a function without a signature passes.
+        function: what was called; a function whose signature cannot be read is not refused.
         call: the call as text, such as "net(x, t)".
         arguments, keywords: the arguments of the call.
 
     Raises:
-        TypeError: when it cannot be called with these.
+        TypeError: when the function cannot be called with these arguments.
     """
     try:
         signature = inspect.signature(getattr(function, "forward", function))
@@ -102,13 +102,13 @@ def missing_arguments(
 
 
 def require_order(function: Callable[..., Any], order: str) -> None:
-    """Raises for a function whose parameters are named in the other order.
+    """Refuses a function whose first two parameters are named in the other order.
 
-    `ReverseSDE` and `ProbabilityFlow` call a score as `(t, x)`, `sdekit_diffusion.sample` as
-    `(x, t)`, as networks are called. Functions with other names are not checked.
+    `ReverseSDE` and `ProbabilityFlow` call a score as `(t, x)`; `sdekit_diffusion.sample` calls it
+    as `(x, t)`, like a network. Functions whose parameters have other names are not checked.
 
     Arguments:
-        function: the function, or a module with such a forward.
+        function: the function, or a module, whose forward method is checked.
         order: "t, x" or "x, t", the order of the call.
 
     Raises:
@@ -139,8 +139,9 @@ def accepts_swapped(
 ) -> bool:
     """Whether a function returns a tensor of the given shape when its two arguments are exchanged.
 
-    Called after the function failed or returned something else. False for arguments of equal
-    shape, such as points `(batch,)` and their times, for which a failure has another cause.
+    It is called after the function failed or returned something else. The result is False for
+    arguments of equal shape, such as points `(batch,)` and their times, where a failure has another
+    cause.
     """
     if getattr(first, "shape", ()) == getattr(second, "shape", ()):
         return False
@@ -184,8 +185,8 @@ def is_differentiating() -> bool:
 
 
 def is_recorded(x: Tensor) -> bool:
-    """Whether torch records, transforms or compiles what is done with x, so that it must be done by
-    torch's own functions.
+    """Whether torch traces, transforms, intercepts or compiles operations on x, so that only
+    torch's own functions may be used.
     """
     return (
         torch.compiler.is_compiling()
@@ -295,10 +296,16 @@ def _copied(value: Any) -> Any:  # noqa: ANN401
 
 
 def checked_output(name: str, value: object, shape: tuple[int, ...], x: Tensor) -> Tensor:
-    """What a user's function returned for x, in x's dtype.
+    """The value that a user's function returned for x, checked and converted to x's dtype.
+
+    Arguments:
+        name: the call as text, such as "f(t, x)", for the message.
+        value: what the function returned.
+        shape: the shape that it must have.
+        x: the state for which it was called.
 
     Raises:
-        TypeError: unless it is a tensor of real floating numbers.
+        TypeError: unless value is a tensor of real floating-point numbers.
         ValueError: for another shape.
     """
     if not isinstance(value, Tensor):

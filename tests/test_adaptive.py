@@ -681,7 +681,7 @@ def test_refusals():
         solve(EQUATION, x0, [0.0, 1.0], solver=EulerMaruyama(), control=control)
     with pytest.raises(ValueError, match=r"below what torch.float32 resolves; ask for 5e-07"):
         solve(ODE(f), x0, [0.0, 1.0], solver=Dopri5(), control=PIDController(1e-12, 1e-12))
-    with pytest.raises(ValueError, match="lives on"):
+    with pytest.raises(ValueError, match="is defined on"):
         solve(
             EQUATION,
             x0,

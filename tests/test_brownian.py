@@ -301,7 +301,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 
 def test_times_outside_the_knots_and_below_the_resolution_are_refused():
     x = torch.zeros(1, 1)
-    with pytest.raises(ValueError, match="lives on"):
+    with pytest.raises(ValueError, match="is defined on"):
         list(BrownianPath(0).increments([0.0, 1.5], x, (1,)))
     with pytest.raises(ValueError, match="larger depth"):
         list(BrownianPath(0, depth=4).increments(uniform(0, 1, 33).tolist(), x, (1,)))

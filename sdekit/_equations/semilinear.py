@@ -51,8 +51,8 @@ class SemiLinear(AbstractSDE):
     def __post_init__(self) -> None:
         if (self.g is None) != (self.noise_type == "none"):
             raise ValueError(
-                f"noise_type {self.noise_type!r} does not fit g = {self.g}; noise needs g, and "
-                "noise_type 'none' has none"
+                f"noise_type {self.noise_type!r} does not fit g = {self.g}; give g for noise, and "
+                "leave g out for noise_type 'none'"
             )
         rest = (
             ODE(self.f)

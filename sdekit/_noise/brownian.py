@@ -27,37 +27,40 @@ from sdekit._noise.white import (
     blocks,
 )
 
-_BLOCK = 1 << 21  # normals of a block of steps on a grid that is known, on the CPU
+_BLOCK = 1 << 21  # normals of a block of steps on a fixed grid, on the CPU
 _LARGE_BATCH = 1 << 12  # numbers of a batch from which a copy costs more than a call, on the CPU
 _ROUNDING = 0.02  # the largest relative change of a step by rounding its ends to ticks
 # Normals of one kind in memory at once: 64 MB of both; on an accelerator four times as many.
 _MAX_NORMALS = 1 << 23
-# Tell the numbers of areas from those of nodes, and those of one interval from another's.
+# These make the random numbers of areas independent of those of nodes, and those of different
+# intervals independent.
 _AREA_SALT = 0x3C6EF372FE94F82B
 _AREA_STRIDE = 0x9E3779B97F4A7C15 - (1 << 64)
 
 
 @dataclass(frozen=True, eq=False)
 class BrownianPath(AbstractSeededNoise):
-    """One Brownian path per sample, independent of grid, order of queries, batch and device.
+    """One Brownian path per sample, which does not depend on the grid, the order of queries, the
+    batch or, up to rounding, the device.
 
-    The tree is rooted in each interval between neighbouring knots and resolves 2^-depth of it:
-    times are rounded to these ticks, where the law is exact. Knots in geometric progression resolve
-    a geometric grid. On a grid of coarse ticks (`snap`) an increment costs two or three new nodes,
-    on others about depth - log2(steps).
+    A binary tree in each interval between neighbouring knots divides it into 2^depth ticks. Times
+    are rounded to ticks, and at ticks the law is exact. Knots in geometric progression resolve a
+    geometric grid. On a grid of coarse ticks (`snap`) an increment needs two or three new nodes of
+    the tree, on other grids about depth - log2(steps).
 
     Arguments:
-        seed: any integer; None takes one from torch's default generator; or one per sample,
-            `(batch,)`, which gives each the path that it has alone.
-        knots: at least two increasing times; the path lives between the first and the last.
-        depth: levels of the tree, 1 to 32.
+        seed: any integer; None takes one from torch's default generator; or integers `(batch,)`,
+            one per sample, each of which gets the path of a batch of one with that seed.
+        knots: at least two increasing times; the path is defined between the first and the last.
+        depth: the number of levels of each tree, 1 to 32.
         index: the samples' indices, `(batch,)` int64; None counts from `first`.
-        first: the index of the first sample where index is None.
+        first: the index of the first sample if index is None.
 
     Raises:
         TypeError: for seeds or indices that are not integers.
-        ValueError: for knots that do not increase, a depth out of range, or an index with one seed
-            per sample; in a solve, for times outside the knots or too close for the depth.
+        ValueError: for knots that do not increase, a depth out of range, or an index together with
+            one seed per sample; in a solve, for times outside the knots or steps that are too short
+            for the depth, or if the number of seeds or indices is not that of the samples.
 
     Example:
         >>> sde = sdekit.SDE(lambda t, x: -x, lambda t, x: 1.0, "additive")
@@ -87,7 +90,7 @@ class BrownianPath(AbstractSeededNoise):
         return Dyadic(self.knots, self.depth)
 
     def ticks(self, t: Tensor) -> Tensor:
-        """The ticks nearest to times.
+        """The ticks nearest to times, int64, shaped like t.
 
         Raises:
             ValueError: outside the knots.
@@ -97,21 +100,23 @@ class BrownianPath(AbstractSeededNoise):
         last = tree.cells << self.depth
         if ticks.numel() and not 0 <= int(ticks.amin()) <= int(ticks.amax()) <= last:
             raise ValueError(
-                f"times from {float(t.min())} to {float(t.max())} were asked of a path that lives "
-                f"on [{self.knots[0]}, {self.knots[-1]}]; give BrownianPath the knots of the whole "
-                "solve"
+                f"times from {float(t.min())} to {float(t.max())} are not all on the path, which "
+                f"is defined on [{self.knots[0]}, {self.knots[-1]}]; give BrownianPath knots that "
+                "contain the whole solve"
             )
         return ticks
 
     def snap(self, ts: Tensor | Sequence[float], spare: int = 2) -> Tensor:
-        """A grid of coarse ticks near ts, on which the path costs least, with the same ends.
+        """A grid near ts on coarse ticks, where the path is cheapest to evaluate, float64; its ends
+        are those of ts, rounded to ticks.
 
         Arguments:
             ts: a monotone grid.
-            spare: ticks are 2^-spare of the smallest interval of ts, or finer; from 0.
+            spare: times are moved to multiples of at most 2^-spare of the smallest interval of ts;
+                0 or larger.
 
         Raises:
-            ValueError: for a negative spare.
+            ValueError: for a negative spare, or times outside the knots.
         """
         if spare < 0:
             raise ValueError(f"spare counts bits from 0 on, not {spare}")
@@ -149,8 +154,8 @@ class BrownianPath(AbstractSeededNoise):
         readings: Iterator[tuple[Tensor | None, Tensor | None]],
         x: Tensor,
     ) -> Iterator[Increment]:
-        """The increments with areas that have their law given W and H; they are drawn for each
-        interval by itself, so that those of two halves are not those of the whole.
+        """The increments with areas from `areas_given`. They are drawn for each interval by itself,
+        so the areas of two halves do not add up to that of the whole interval.
         """
         ticks = self.ticks(ts)
         for first, last, (w, h) in zip(ticks[:-1], ticks[1:], readings, strict=True):
@@ -255,7 +260,9 @@ class BrownianPath(AbstractSeededNoise):
 
     @staticmethod
     def _add_terms(key: Tensor, nodes: Tensor, weights: Tensor, out: Tensor) -> None:
-        """Adds the terms of nodes that all samples share to out; each node is hashed once."""
+        """Adds the terms of nodes that all samples have in common to out; each node is hashed
+        once.
+        """
         unique_nodes, positions = torch.unique(nodes, return_inverse=True)
         rows = unique_nodes.to(out.device, non_blocking=True).repeat_interleave(len(key))
         size = out.shape[4] // max(1, len(key))
@@ -279,8 +286,8 @@ class BrownianPath(AbstractSeededNoise):
 
 
 class _NormalCache:
-    """The normals of the last query by the position of their terms; normals of a node that occurs
-    again at the same position are not drawn again.
+    """The normals of the last query by the position of their terms: if a node occurs at the same
+    position again, its normals are not drawn again.
     """
 
     def __init__(self, key: Tensor, like: Tensor) -> None:

@@ -46,8 +46,8 @@ _HALF, _UNIT, _MINUS_TWO, _ANGLE = torch.tensor(
     (0.5, 2.0**-31, -2.0, math.pi * 2.0**-31), dtype=torch.float32, device="cpu"
 ).unbind()
 
-# Counters below zero belong to draws outside a solve; those from -3 downwards are free for users of
-# the library, down to those of the probes.
+# Counters below zero belong to draws outside a solve; between -3 and those of the probes they are
+# free for users of the library.
 PRIOR = -1
 PROBES = -(1 << 20)
 
@@ -206,16 +206,16 @@ def normal(
     counter: int = PRIOR,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Standard normals that depend only on (seed, sample index, counter).
+    """Standard normals that depend only on (seed, sample index, counter) and their position in the
+    event.
 
     Arguments:
         seed: any integer; or one per sample, int64, `(batch,)`.
-        index: the samples' indices, int64, shape `(batch,)`, on the device where the numbers are
-            wanted.
+        index: the samples' indices, int64, `(batch,)`, on the device where the numbers are wanted.
         event: the shape of one sample.
-        counter: which draw; counters from 0 belong to the steps of a solve, those below to draws
-            outside it.
-        dtype: the result's; the numbers are drawn in float32 and cast.
+        counter: the number of the draw. Solves use counters from 0 on, draws outside a solve those
+            below; the default, -1, is that of initial states.
+        dtype: that of the result; the numbers are drawn in float32 and cast.
 
     Returns:
         a tensor of shape `(batch, *event)`.
@@ -231,7 +231,11 @@ def normal(
 
 
 def uniform01(seed: int | Tensor, index: Tensor, event: tuple[int, ...], *, counter: int) -> Tensor:
-    """Uniform numbers in [0, 1), float64 with 53 bits, with the arguments of `normal`.
+    """Uniform numbers in [0, 1), `(batch, *event)` in float64 with 53 random bits; arguments as in
+    `normal`.
+
+    They are computed from the same random bits as those of `normal`: with the same seed and index,
+    use different counters.
 
     Example:
         >>> u = sdekit.uniform01(0, torch.arange(4), (2,), counter=0)

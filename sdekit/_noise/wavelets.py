@@ -8,12 +8,12 @@ N ~ N(0, h/12), such that with v the relative position in a half
     right:  Z (1 - v - 3 v (1 - v)) - N 3 v (1 - v),
 
 and so on in each half (Foster, Lyons, Oberhauser 2020, arXiv 1904.06961; Jelincic, Foster, Kidger
-2024, arXiv 2405.06464). So W is a sum of wavelets over the nodes of a dyadic tree, one a level, and
-so is its integral, whose terms are cubics: W and H over any interval are weighted sums of the
-normals of two branches.
+2024, arXiv 2405.06464). So W(t) is a sum of wavelets over the nodes of one branch of a dyadic tree,
+one node per level. So is its integral, with cubics instead of wavelets. W and H over any interval
+are therefore weighted sums of the normals of the two branches that end at its ends.
 
-Weights are computed in float64 and subtracted where the two branches share a node, so that nothing
-cancels in float32.
+Weights are computed in float64. If the two branches have a node in common, its weights are
+subtracted in float64, so that nothing cancels in float32.
 """
 
 import math

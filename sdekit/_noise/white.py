@@ -22,10 +22,13 @@ _DRAWS = 1 << 10  # counters of one step: W, H, then fresh normals
 class Increment(NamedTuple):
     """The noise of a step over [t0, t1]; None for what the problem or the solver does not use.
 
-    w: the increment of W, `(batch, *noise_shape)`, variance |t1 - t0|.
-    h: its space-time Levy area, likewise, variance |t1 - t0| / 12, independent of w.
-    z: fresh standard normals, `(normals, batch, *event)`.
-    a: areas between coordinates of W, integrals of (W_j dW_k - W_k dW_j) / 2, `(batch, m, m)`.
+    Attributes:
+        w: the increment of W, `(batch, *noise_shape)`, of variance |t1 - t0|.
+        h: its space-time Levy area H, the mean over the step of W(t) minus the straight line
+            between both ends, shaped like w, of variance |t1 - t0| / 12 and independent of w.
+        z: further standard normals, `(normals, batch, *event)`.
+        a: the Levy areas between the coordinates of W, the integrals of
+            (W_j dW_k - W_k dW_j) / 2 over the step with W = 0 at its start, `(batch, m, m)`.
 
     Example:
         >>> noise = sdekit.WhiteNoise(0)
@@ -45,11 +48,11 @@ class NoiseQuery(NamedTuple):
 
     Arguments:
         ts: all times of the grid.
-        x: a state, for batch, event shape, dtype and device.
-        shape: the event shape of W, None without noise.
-        levy: whether H is needed.
-        normals: the number of further normals per step.
-        start: the index of the first interval.
+        x: a state, `(batch, *event)`, from which the shape, dtype and device are taken.
+        shape: the shape of W for one sample; None without noise.
+        levy: whether the space-time Levy area H is needed.
+        normals: the number of further normals of x's shape per step.
+        start: the index of the first interval that is needed.
         areas: whether the areas between the coordinates of W are needed.
 
     Example:
@@ -71,9 +74,12 @@ Reader = Callable[[Tensor, Tensor], Increment]  # from times `(batch,)` to times
 
 
 class AbstractNoise(ABC):
-    """A source of increments, which gives those of any rows of a batch.
+    """A source of increments for any rows of a batch.
 
     A subclass defines `rows` and `answer`.
+
+    Attributes:
+        seed: the seed, or one per sample, `(batch,)`.
 
     Example:
         >>> isinstance(sdekit.WhiteNoise(0), sdekit.AbstractNoise)
@@ -110,15 +116,15 @@ class AbstractNoise(ABC):
     def readings(
         self, ts: Sequence[float], x: Tensor, shape: tuple[int, ...] | None, *, levy: bool = False
     ) -> Iterator[Increment]:
-        """The increments between times that need not be steps of a solve and may be equal."""
+        """The increments between times that need not be those of a solve, and may be equal."""
         return self.increments(ts, x, shape, levy=levy)
 
     def reader(self, x: Tensor, shape: tuple[int, ...] | None, *, levy: bool) -> Reader:
-        """A function that reads the increment of each sample over an interval of its own.
+        """A function from times t0 and t1, both `(batch,)`, to the `Increment` of each sample over
+        its own interval.
 
-        For noise that is one path, which can be read several times.
-
-        Arguments as in `NoiseQuery`.
+        Only for noise that is one path, which can be read several times. Arguments as in
+        `NoiseQuery`.
 
         Raises:
             TypeError: for other noise.
@@ -154,7 +160,7 @@ def _integers(name: str, values: Any) -> Tensor:  # noqa: ANN401 - whatever a us
             return values.to(torch.int64).reshape(-1)
         return torch.tensor([generator.signed(value) for value in values], dtype=torch.int64)
     except TypeError:
-        raise TypeError(f"{name} must be an integer, or one a sample; not {values!r}") from None
+        raise TypeError(f"{name} must be an integer, or one per sample; not {values!r}") from None
 
 
 def blocks(start: int, steps: int, numbers: int, device: torch.device) -> Iterator[tuple[int, int]]:
@@ -185,8 +191,8 @@ class AbstractSeededNoise(AbstractNoise):
         if self.index is not None:
             if isinstance(seed, Tensor):
                 raise ValueError(
-                    "a seed a sample is what tells them apart: leave out index, or give one seed "
-                    "and the index"
+                    "one seed per sample already distinguishes the samples: leave out index, or "
+                    "give one seed and the index"
                 )
             object.__setattr__(self, "index", _integers("index", self.index))
 
@@ -231,8 +237,13 @@ class AbstractSeededNoise(AbstractNoise):
 
 
 def areas_given(w: Tensor, h: Tensor, dt: Tensor, normal: Tensor) -> Tensor:
-    """Areas that have the mean and the covariance of the true ones given W and H: H_j W_k - W_j H_k
-    and the variance dt^2 / 20 + dt (H_j^2 + H_k^2) / 5.
+    """Areas with the mean and the covariance that the exact ones have given W and H: the mean
+    H_j W_k - W_j H_k and the variance dt^2 / 20 + dt (H_j^2 + H_k^2) / 5.
+
+    Arguments:
+        w, h: `(batch, m)`.
+        dt: |t1 - t0|.
+        normal: standard normals, `(batch, m, m)`, of which those above the diagonal are used.
 
     References:
         Foster, Oberhauser and Lyons 2020, "An optimal polynomial approximation of Brownian motion".
@@ -246,21 +257,23 @@ def areas_given(w: Tensor, h: Tensor, dt: Tensor, normal: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class WhiteNoise(AbstractSeededNoise):
-    """Independent normals: those of step i of sample n depend on (seed, n, i) only.
+    """Independent increments, for fixed grids: the normals of step i of sample n depend on
+    (seed, n, i) only.
 
-    They do not depend on the batch, on how many steps are drawn together, on the dtype (drawn in
-    float32, then cast) or on the device (to rounding). On another grid the noise is different:
-    increments are not those of one path.
+    They do not depend on the batch, on the number of steps that are drawn together, on the dtype
+    (they are drawn in float32, then cast) or, up to rounding, on the device. On another grid the
+    increments are not those of the same path; `BrownianPath` has one path for all grids.
 
     Arguments:
-        seed: any integer; None takes one from torch's default generator; or one per sample,
-            `(batch,)`, which gives each the noise that it has alone.
-        index: the samples' indices, `(batch,)` int64; None counts from `first`.
-        first: the index of the first sample where index is None.
+        seed: any integer; None takes one from torch's default generator; or integers `(batch,)`,
+            one per sample, each of which gets the noise of a batch of one with that seed.
+        index: the samples' indices n, `(batch,)` int64; None counts from `first`.
+        first: the index of the first sample if index is None.
 
     Raises:
         TypeError: for seeds or indices that are not integers.
-        ValueError: for an index with one seed per sample; in a solve of another number of samples.
+        ValueError: for an index together with one seed per sample; in a solve, if the number of
+            seeds or indices is not that of the samples.
 
     Example:
         >>> sde = sdekit.SDE(lambda t, x: 0.1 * x, lambda t, x: 0.3 * x)

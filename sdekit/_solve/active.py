@@ -37,11 +37,11 @@ class Move(NamedTuple):
 
     Attributes:
         samples: the rows of these samples in the full batch.
-        t0, t1: the start and the end of each step, float64; where an event stopped a sample, that
-            time.
+        t0, t1: the start and the end of each step, float64; if an event stopped a sample, t1 is the
+            time of the event.
         x: the states at t1.
-        dense: the data from which `AbstractSolver.interpolate` computes states within the step, of
-            its whole length, or None.
+        dense: the data that `AbstractSolver.dense` converts for the interpolation within the whole
+            step, or None.
     """
 
     samples: Tensor

@@ -25,7 +25,7 @@ def require_options(
     gradient: AbstractGradient | None,
     event: object,
 ) -> None:
-    """Refuses options that are unknown, or that do not go together.
+    """Refuses options that are unknown, or that cannot be combined.
 
     Raises:
         TypeError, ValueError: with what is allowed.
@@ -58,8 +58,8 @@ def chosen_times(save: "Sequence[float] | Tensor", grid: Sequence[float]) -> lis
     """The times of a `save=`, in the order of the solve.
 
     Raises:
-        TypeError: for what is not numbers.
-        ValueError: for times outside the solve, or not in order.
+        TypeError: for values that are not numbers.
+        ValueError: for times outside the solve, or not in its order.
     """
     try:
         found = torch.as_tensor(save, dtype=torch.float64).reshape(-1).tolist()
@@ -69,8 +69,8 @@ def chosen_times(save: "Sequence[float] | Tensor", grid: Sequence[float]) -> lis
     inside = all(sign * grid[0] <= sign * t <= sign * grid[-1] for t in found)
     if not (found and inside and all(sign * a < sign * b for a, b in pairwise(found))):
         raise ValueError(
-            f"the times of save must go from {grid[0]:g} to {grid[-1]:g} strictly, and be within; "
-            f"not {found}"
+            f"the times of save must lie between {grid[0]:g} and {grid[-1]:g} and be strictly "
+            f"monotone in this direction; not {found}"
         )
     return found
 
@@ -119,7 +119,7 @@ def require_kinds(
 
 
 def _require_repeatable(solver: AbstractSolver, gradient: AbstractGradient | None) -> None:
-    """Refuses a gradient that repeats steps with derivatives in them.
+    """Refuses a gradient that repeats steps for a solver whose steps take derivatives.
 
     Raises:
         ValueError: with what to do.
@@ -134,8 +134,8 @@ def _require_repeatable(solver: AbstractSolver, gradient: AbstractGradient | Non
 def _require_event(
     event: object, gradient: AbstractGradient | None, solver: AbstractSolver
 ) -> None:
-    """Refuses what is no event, and an event of a solve whose steps are repeated, or whose noise is
-    not that of the equation alone.
+    """Refuses an argument that is not an event, and events in a solve with a `gradient` or with a
+    solver that draws further noise.
 
     Raises:
         TypeError, ValueError: with what to give.
@@ -157,12 +157,13 @@ def _require_event(
 def require_no_inner_outputs(
     ts: Sequence[float], save: str, chosen: Sequence[float] | None, *, adaptive: bool
 ) -> None:
-    """Refuses states within steps of a stochastic equation with an event: they would not know of
-    its first passage.
+    """Refuses to save states within the steps of a stochastic equation with an event: the bridges
+    there do not depend on its first passage.
 
     Arguments:
-        save: "last", "all", "dense" or "times", which are then chosen.
-        adaptive: whether steps are, which end at the ends of ts only.
+        save: "last", "all", "dense" or "times".
+        chosen: the times of save="times".
+        adaptive: whether steps are adaptive; of ts they then end at both ends only.
 
     Raises:
         ValueError: with what to do.
@@ -211,7 +212,7 @@ def require_adaptive(
 
 
 def _adaptive_solvers(problem: AbstractSDE) -> str:
-    """The solvers with an error estimate that suit an equation."""
+    """The names of the solvers with an error estimate that support an equation."""
     kinds = [
         kind
         for kind in vars(_solvers).values()

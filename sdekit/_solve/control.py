@@ -1,4 +1,4 @@
-"""Step size control: the error of each sample, and a controller of its steps."""
+"""Step size control: the error of each sample, and the controller of its step size."""
 
 import math
 from dataclasses import dataclass
@@ -10,26 +10,31 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class PIDController:
-    """Accepts a step if its error q <= 1; the next is scaled by safety q_n^-a q_{n-1}^b q_{n-2}^-c.
+    """Adaptive steps: a step is accepted if its relative error q <= 1, and the length of the next
+    one is this length times safety q_n^-a q_{n-1}^b q_{n-2}^-c.
 
-    q is the root mean square over the event of error / (atol + rtol max(|x_0|, |x_1|)), in the
-    units of the equation (`AbstractSDE.physical`), and independent for each sample. With k the
-    power of the step in the error estimate, a = (proportional + integral + derivative) / k,
-    b = (proportional + 2 derivative) / k, c = derivative / k.
+    q is the root mean square, over the coordinates of a sample, of
+    error / (atol + rtol max(|x_0|, |x_1|)) with x_0 and x_1 at the ends of the step, in the units
+    of `AbstractSDE.physical`. Each sample has its own q and steps. q_n is that of this step,
+    q_{n-1} and q_{n-2} are those of the last two accepted ones. With k the power of the step size
+    in the error estimate (`AbstractSolver.embedded`),
+    a = (proportional + integral + derivative) / k, b = (proportional + 2 derivative) / k and
+    c = derivative / k.
 
     Arguments:
-        rtol, atol: the tolerances, relative and absolute.
-        proportional, integral, derivative: (0, 1, 0) is the classical rule; PI control, such as
-            (0.4, 0.3, 0), suits stiff equations, and (0.1, 0.3, 0) noise.
-        safety: the margin for errors of the estimate.
-        smallest, largest: the limits of the change of a step.
-        first: the length of the first step. None estimates it; with noise None is a tenth of the
-            span, because steps on nested intervals can at most double, while rejections shorten
-            them fast.
-        max_steps: the most steps per sample, rejected ones included.
+        rtol, atol: the relative and the absolute tolerance, the same for all coordinates.
+        proportional, integral, derivative: the coefficients of the controller; (0, 1, 0) is the
+            classical rule, PI control such as (0.4, 0.3, 0) suits stiff equations, and
+            (0.1, 0.3, 0) stochastic ones.
+        safety: makes steps shorter, because the error is an estimate.
+        smallest, largest: the limits of the factor by which the length of a step changes.
+        first: the length of the first step. None estimates it for ordinary equations, and takes a
+            tenth of the span for stochastic ones, whose steps on nested intervals can at most
+            double, while rejections shorten them fast.
+        max_steps: the largest number of steps per sample, including rejected ones.
 
     Raises:
-        TypeError: for tolerances that are no numbers.
+        TypeError: for tolerances that are not numbers.
         ValueError: for tolerances that are negative or both zero, factors out of order,
             coefficients out of range, max_steps < 1, or a first step that is not positive.
 
@@ -63,8 +68,8 @@ class PIDController:
             value = getattr(self, name)
             if not isinstance(value, Real):
                 raise TypeError(
-                    f"{name} is a number, the same for all coordinates, not {value!r:.60}; with "
-                    "tolerances of their own, scale the coordinates or take odeint"
+                    f"{name} is a number, the same for all coordinates, not {value!r:.60}; for a "
+                    "tolerance per coordinate, scale the coordinates or take odeint"
                 )
         if not (self.rtol >= 0 and self.atol >= 0 and 0 < max(self.rtol, self.atol) < math.inf):
             raise ValueError(
@@ -84,7 +89,7 @@ class PIDController:
             )
 
     def require_resolved(self, dtype: torch.dtype) -> None:
-        """Raises for tolerances below the rounding of a dtype.
+        """Refuses tolerances below the rounding of a dtype.
 
         Raises:
             ValueError: with the smallest tolerance that the dtype resolves.
@@ -116,8 +121,8 @@ class PIDController:
         return torch.nan_to_num_(q, nan=math.inf, posinf=math.inf)
 
     def factor(self, q: Tensor, previous: Tensor, power: float) -> Tensor:
-        """The factor of the next step, from q and the q of the two previous accepted steps,
-        `(batch, 2)`.
+        """The factor of the next step, `(batch,)`, from q and the q of the two previous accepted
+        steps, `(batch, 2)`, the last one first; power is k.
 
         After a rejection it is less than 1.
         """

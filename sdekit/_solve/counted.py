@@ -35,11 +35,11 @@ _Results = deque[tuple[ref[Tensor], int]]  # with the version when it was return
 class Counted(AbstractSDE):
     """A problem that counts its evaluations and detects in-place changes of its tensors.
 
-    `calls` counts the calls of drift and score, and those of the diffusion. A drift or a diffusion
-    that changes its input, or a tensor that it returned before, would invalidate what solvers
-    remember. Torch's version counters reveal this, for the last results as long as they are
-    referenced. Without version counters `copies` is true: both functions then receive and return
-    copies.
+    `calls` has two counts: the calls of drift and score, and those of the diffusion. A drift or a
+    diffusion that changes its input, or a tensor that it returned before, would invalidate what
+    solvers remember. Torch's version counters reveal such changes, in the input and in the last
+    results that are still referenced. Without version counters `copies` is true: both functions
+    then receive and return copies.
     """
 
     problem: AbstractSDE

@@ -19,7 +19,7 @@ from sdekit._solvers import AbstractSolver
 from sdekit._solvers.contract import Step, Tree
 from sdekit.elementary import Time, broadcast, scaled
 
-# Between the seeds of the noise within neighbouring steps.
+# The difference between the seeds of the noise within neighbouring steps.
 _SEED_STRIDE = 0x9FB21C651E98DF25
 
 
@@ -48,8 +48,8 @@ def bridged(
     states: tuple[Tensor, Tensor],
     ts: Sequence[float],
 ) -> Iterator[Tensor]:
-    """(1 - r) x_0 + r x_1 + g(t_0, x_0) . (W(t) - W(t_0) - r (W(t_1) - W(t_0))) at times within a
-    step, r their relative position.
+    """(1 - r) x_0 + r x_1 + g(t_0, x_0) . (W(t) - W(t_0) - r (W(t_1) - W(t_0))) at times t within a
+    step, with r = (t - t_0) / (t_1 - t_0).
     """
     t0, t1 = ends
     x0, x1 = states
@@ -109,7 +109,7 @@ class Dense:
         self.starts.append(steps.ts[i - 1])
 
     def at(self, t: float, x: Tensor) -> Tensor:
-        """The states at a time; x, those at the end, are the states where no step is.
+        """The states at a time; a sample without a step there has its row of x, the final states.
 
         Raises:
             ValueError: for a time outside the solve.
@@ -180,7 +180,7 @@ class Chosen:
 
 
 def _data(i: int, steps: Steps, x0: Tensor, step: Step) -> Tree:
-    """What states within a step of an ordinary equation are computed from."""
+    """The data from which states within a step of an ordinary equation are interpolated."""
     t0, t1 = steps.ts[i - 1 : i + 1]
     if step.dense is not None:
         return steps.solver.dense(steps.problem, t0, t1, step.dense)

@@ -15,37 +15,39 @@ from sdekit.calling import checked_output
 
 _HALVINGS = 44
 _RESOLUTION = 2.0**-_HALVINGS  # of a step
-_LARGEST = 2.0**-30  # of a step: a Newton step beyond it is that of a g which jumps
-_SALT = 0x2545F4914F6CDD1D  # tells the numbers of passages from those of increments
+_LARGEST = 2.0**-30  # of a step: where g is smooth, Newton steps from the zero are shorter
+_SALT = 0x2545F4914F6CDD1D  # makes the random numbers of passages independent of the increments
 
 
 @dataclass(frozen=True)
 class Event:
     """A zero of g(t, x), at which a sample may stop.
 
-    Of an ordinary equation zeros are where g changes its sign from one step to the next, located on
-    the interpolation within the step; two zeros in one step are not seen. Of a stochastic equation
-    it is the first passage of zero, between the times of the grid too: the path of g within a step
-    is taken for Brownian motion, given both ends. That is exact where g is linear, and f and the
-    diffusion are constant.
+    For an ordinary equation a zero is where g changes its sign within a step; it is located on the
+    interpolant of the step, and two zeros within one step are not noticed. For a stochastic
+    equation the event is the first passage of zero, which may lie within a step: given g at both
+    ends of the step, it is drawn as if the path of g between them were a Brownian bridge. This is
+    exact where g is linear, and f and the diffusion coefficient are constant.
 
-    A sample that has stopped stays where it is: the solve returns the stopped path. A start at
-    which g is 0 is no zero.
+    A sample that has stopped stays where it is: the solve returns the stopped path. A zero of g at
+    the initial state does not count.
 
     Arguments:
-        function: `g(t, x)`, with t and the result `(batch,)`; x is the state of the equation.
-        direction: 1 for zeros at which g rises, -1 for those at which it falls, 0 for both; for
-            ordinary equations.
-        terminal: whether the sample stops at its first zero.
-        located: False takes the end of the first step after which g is positive and was not, or the
-            reverse, for every equation and solver: a g of truths stops samples by any condition.
+        function: `g(t, x)`, `(batch,)`; t is `(batch,)`, and x the state of the equation.
+        direction: 1 for zeros at which g rises in the course of the solve, -1 for those at which it
+            falls, 0 for both; first passages have 0.
+        terminal: whether a sample stops at its first zero; first passages always do.
+        located: False does not look within steps: the event is then the end of the first step after
+            which g has become positive, or has ceased to be. This works with every equation and
+            solver, and g may return booleans, so that any condition can stop a sample.
 
     Raises:
-        TypeError: for a function that is not callable; in a solve for results that are no floating
-            tensors, and for noise without a seed.
+        TypeError: for a function that is not callable, or located that is not a bool; in a solve
+            for results that are not floating-point tensors, and for first passages with noise that
+            is not `WhiteNoise` or `BrownianPath`.
         ValueError: for another direction; in a solve for results of another shape or NaN, with
             `gradient=`, and for first passages with a direction, terminal=False, gradients, solvers
-            that draw more noise than the equation has, or `save="all"` and adaptive steps.
+            that draw more noise than the equation has, or saved states within steps.
 
     Example:
         >>> fall = sdekit.ODE(lambda t, x: torch.stack([x[:, 1], 0 * x[:, 1] - 9.81], dim=1))
@@ -78,8 +80,8 @@ class Event:
             raise TypeError(f"located is True or False, not {self.located!r:.60}")
 
     def values(self, t: Tensor, x: Tensor) -> Tensor:
-        """g of each sample, checked; of an event that is not located a truth, or a number of which
-        only matters whether it is positive.
+        """g of each sample, checked; for an event that is not located it is never 0, and only its
+        sign matters.
         """
         value = self.function(t, x)
         if not self.located and isinstance(value, Tensor) and value.dtype == torch.bool:
@@ -88,7 +90,7 @@ class Event:
         return value if self.located else torch.where(value == 0, -1.0, value)
 
     def require_passages(self, noise: AbstractNoise) -> None:
-        """Refuses what has no meaning for a stochastic equation.
+        """Refuses settings that have no meaning for first passages.
 
         Raises:
             TypeError, ValueError: with the reason.
@@ -110,13 +112,13 @@ class EventSearch:
     """The search of a solve: the side of zero on which each sample is, and the zeros so far.
 
     Attributes:
-        event: what is looked for.
+        event: the event.
         value, side: g at the last point of each sample, and its sign.
-        looked: the number of steps of each sample.
-        stopped: which samples have.
-        direction: of time, 1 or -1.
-        key: of the random numbers of each sample, of a stochastic equation.
-        found: rows in the full batch, times and states.
+        looked: the number of steps of each sample that were searched.
+        stopped: which samples have stopped.
+        direction: the direction of time, 1 or -1.
+        key: the keys of the samples for random numbers; None for ordinary equations.
+        found: the zeros: rows in the full batch, times and states.
     """
 
     event: Event
@@ -147,8 +149,8 @@ class EventSearch:
         return EventSearch(event, value, value.sign(), zeros, zeros.bool(), direction, key)
 
     def look(self, passed: Passed) -> Zeros | None:
-        """The zeros in steps that were taken; None where there are none. Samples that are to stop
-        have stopped then.
+        """The zeros in steps that were taken, or None; if the event is terminal, their samples are
+        marked as stopped.
         """
         index = passed.samples
         searched = passed.accept
@@ -187,7 +189,7 @@ class EventSearch:
             )
 
     def _sign_changes(self, passed: Passed, value: Tensor, searched: Tensor) -> Zeros:
-        """The zeros of an ordinary equation, or ends of steps."""
+        """The zeros of an ordinary equation, or the ends of steps if the event is not located."""
         side = self.side[passed.samples]
         sign = value.sign()
         crossed = searched & value.isfinite() & (side != 0) & (sign != side)
@@ -239,8 +241,8 @@ class EventSearch:
         )
 
     def stopped_solution(self, solution: Solution) -> Solution:
-        """A solution with the zeros, and with states at later times than a stop as they were
-        there.
+        """The solution with the zeros, in which the states of a sample after its stop are the state
+        at its stop.
         """
         events = self._events(solution.x)
         if not self.event.terminal:
@@ -273,8 +275,8 @@ class EventSearch:
 
 
 def _differentiable(function: Callable[[Tensor], Tensor], t: Tensor, length: Tensor) -> Tensor:
-    """The zero t, as a function of what the values of a function depend on, up to second
-    derivatives: two steps of Newton's method from there. Where the function jumps it is a number.
+    """The zero t with first and second derivatives with respect to all that the function depends
+    on, by two steps of Newton's method from t; a constant where the function jumps.
     """
     t = t.requires_grad_()
     for _ in range(2):
@@ -287,8 +289,9 @@ def _differentiable(function: Callable[[Tensor], Tensor], t: Tensor, length: Ten
 
 
 def root(function: Callable[[Tensor], Tensor], zero: Tensor) -> Tensor:
-    """The zero of a function of (batch,) numbers from [0, 1], not positive at 0 and not negative at
-    1, to 2^-44, by the ITP method.
+    """The zeros of a function of `(batch,)` numbers in [0, 1], elementwise, to an accuracy of 2^-44
+    by the ITP method. The function is not positive at 0 and not negative at 1; `zero` is a tensor
+    of zeros, `(batch,)`.
 
     References:
         Oliveira and Takahashi 2020, "An enhancement of the bisection method average performance

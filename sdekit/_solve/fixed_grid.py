@@ -219,14 +219,16 @@ def _within(
 
 
 def _all_true(flags: Sequence[Tensor]) -> bool:
-    """Whether all flags are set, by one read; True under `torch.func.vmap`, which hides values."""
+    """Whether all flags are set, with one synchronisation; True under `torch.func.vmap`, which
+    hides values.
+    """
     flag = flags[0] if len(flags) == 1 else torch.stack(list(flags)).all()
     return has_hidden_values(flag) or bool(flag)
 
 
 def _locate_failure(steps: Steps, i: int, x: Tensor, state: Tree, failure: Point) -> NotFiniteError:
-    """The error for the first step after the last finite state that fails, found by repeating the
-    steps, as noise has random access.
+    """The error for the first step that fails after the last finite state, found by repeating the
+    steps with the same noise.
     """
     with torch.no_grad():
         for increment in steps.increments(x, i, len(steps)):
@@ -240,5 +242,5 @@ def _locate_failure(steps: Steps, i: int, x: Tensor, state: Tree, failure: Point
 
 
 def _named(failure: Point) -> NotFiniteError:
-    """The error of a state that is not finite, or was not."""
+    """The error of a state that is not finite, or was not before its step was repeated."""
     return not_finite(failure) or NotFiniteError(failure.step, failure.t, [], len(failure.x))

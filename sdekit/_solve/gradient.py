@@ -43,12 +43,13 @@ class AbstractGradient(ABC):
 
 @dataclass(frozen=True, eq=False)
 class Checkpointed(AbstractGradient):
-    """Keeps every ceil(sqrt n)-th of n states; the backward pass repeats the steps between them.
+    """Keeps every ceil(sqrt(n))-th state of n steps; the backward pass repeats the steps between
+    them.
 
-    The gradient is that of plain autograd up to the order of its sums. Memory falls from the
-    tensors of n steps to those of 2 sqrt(n); each evaluation is done twice. One node of autograd
-    per operation remains, whatever the batch, so that the saving is small for small states. All
-    tensors that autograd reaches get a gradient, and second derivatives work.
+    The gradient is that of plain autograd, up to the order of its sums. Memory falls from the
+    tensors of n steps to those of about 2 sqrt(n) steps, and f is evaluated twice as often. The
+    nodes of autograd's graph, one per operation, are kept, so that the saving is small for small
+    states. All tensors that autograd reaches get a gradient, and second derivatives work.
 
     Example:
         >>> rate = torch.tensor(-1.0, requires_grad=True)
@@ -77,26 +78,27 @@ class Checkpointed(AbstractGradient):
 
 @dataclass(frozen=True, eq=False)
 class Reversible(AbstractGradient):
-    """Keeps only the last state; the backward pass runs the solver backwards, exact up to rounding.
+    """Keeps only the last state; the backward pass runs the solver backwards, exactly up to
+    rounding.
 
-    Memory does not depend on the number of steps; a step costs three evaluations instead of one.
-    The solver must be reversible (`ReversibleHeun`). Where the drift contracts at a rate, rounding
-    errors of the backward solve grow like e^(rate t): its end is compared with x0, and an error is
-    raised where they differ. First derivatives only.
+    Memory does not depend on the number of steps; a step costs three evaluations of f instead of
+    one. The solver must be reversible (`ReversibleHeun`). If the drift contracts at some rate,
+    rounding errors of the backward solve grow like e^(rate t). So its end is compared with x0, and
+    an error is raised if they differ. Only first derivatives exist.
 
-    Autograd gives such a function only the gradients of its inputs, so that the tensors that f and
-    g close over must be inputs. They are found in the graph of the first step, at the cost of one
-    step: all leaves that require a gradient, such as the parameters of modules. A further leaf in a
-    later step raises an error.
+    Gradients go to x0 and to the tensors that f and g close over, such as the parameters of
+    modules. These are found in the graph of the first step, at the cost of one step: all leaves
+    that require a gradient. If a later step uses another leaf, an error is raised.
 
     Arguments:
-        parameters: the tensors to use instead of those found: to omit others, or for a tensor that
-            is not a leaf (`torch.autograd.grad` with respect to it). None of them may be computed
-            from another.
+        parameters: the tensors that get gradients, instead of those found: to leave out some, or to
+            include a tensor that is not a leaf, for `torch.autograd.grad`. None of them may be
+            computed from another.
 
     Raises:
-        TypeError: for a solver that is not reversible.
-        RuntimeError: in the backward pass, when a step uses a leaf that the first step did not.
+        TypeError: in a solve, for a solver that is not reversible.
+        RuntimeError: in the backward pass, when a step uses a leaf that the first step did not, and
+            for second derivatives.
         ArithmeticError: in the backward pass, when it does not return to x0.
 
     Example:
@@ -215,7 +217,7 @@ class _ReversibleSolve(torch.autograd.Function):
 
 
 class _FirstDerivatives(torch.autograd.Function):
-    """Gradients, followed by what they depend on in a way that is not known."""
+    """Gradients that also depend on further tensors, but whose own derivatives are refused."""
 
     @staticmethod
     def forward(ctx: Any, *tensors: Tensor) -> tuple[Tensor, ...]:  # noqa: ANN401

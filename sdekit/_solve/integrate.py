@@ -42,9 +42,10 @@ def integrate(
     solver: AbstractSolver,
     noise: AbstractNoise | None = None,
 ) -> Iterator[Point]:
-    """The states of a solve on a fixed grid one by one, the initial one first.
+    """The states of a solve on a fixed grid one by one, as an iterator of `Point`, the initial one
+    first.
 
-    Arguments as in `solve`. Memory does not grow with the number of steps.
+    Arguments as in `solve`. Without gradients memory does not grow with the number of steps.
 
     Raises:
         NotFiniteError, RuntimeError, TypeError, ValueError: as `solve`.
@@ -98,39 +99,48 @@ def solve(
 ) -> Solution:
     """Solves dx = f dt + g dW from x(ts[0]) = x0.
 
-    Without `control` ts is the grid, with one solver step per interval. With it each sample has
-    steps of its own, which keep its error within the tolerances, and ts are the times of output.
-    For decreasing ts the equation is solved as an Ito equation with respect to the reversed path.
+    Without `control`, ts is the grid: the solver takes one step per interval. With `control`, each
+    sample has its own steps, which keep its error within the tolerances, and ts are the times of
+    output. With decreasing ts an Ito equation is one with respect to the reversed path: its noise
+    term has g at the start of each step, the later time.
 
     Arguments:
         problem: the equation.
-        x0: the initial states, floating, `(batch, *event)`; an empty batch gives an empty result.
-        ts: strictly monotone, at least two times.
+        x0: the initial states, floating-point, `(batch, *event)`; an empty batch gives an empty
+            result.
+        ts: the times, strictly monotone, at least two.
         solver: the method of a step.
-        noise: the source of increments. None takes a new seed, which the result contains:
-            `WhiteNoise()` on a grid, `BrownianPath(knots=the two ends)` with adaptive steps.
-        save: "all" keeps the states at all ts, times those at these times, and "dense" what the
-            method `at` of the solution needs for any times. Between the steps of a grid the states
-            of an ordinary equation are on the solver's interpolation or a cubic; those of a
-            stochastic one are bridged along the path.
-        control: how steps are adapted.
+        noise: the source of increments. None takes a new seed, which is the `seed` of the result:
+            for `WhiteNoise()` on a grid, and for `BrownianPath(knots=the two ends)` with adaptive
+            steps.
+        save: which states the solution has. "last": only those at ts[-1]; "all": those at all ts;
+            a sequence of times: those at these times, in the order of the solve; "dense": what its
+            method `at` needs for any times. Between the steps the states of an ordinary equation
+            are on the solver's interpolant, or on a cubic if the solver has none; those of a
+            stochastic equation are bridged along the path.
+        control: the controller of adaptive steps; None for a fixed grid.
         gradient: how gradients pass back through a fixed grid, `Checkpointed()` or `Reversible()`;
             None leaves it to autograd, which records every step.
-        callback: called with each `Point` of a fixed grid, or after each round of adaptive steps
-            with a `Move`, which has the samples and their times before and after.
-        event: a function of which zeros are found, where samples may stop; see `Event`.
-        throw: False returns the solution with the status of each sample where True raises.
+        callback: called with each `Point` of a fixed grid; with adaptive steps after each round, in
+            which every active sample tries a step, with the accepted steps: an object with the
+            attributes samples (their rows), t0, t1, x (the states at t1) and dense.
+        event: a function whose zeros are located, and may stop samples; see `Event`.
+        throw: False returns the solution with the status of each sample in cases where True raises
+            NotFiniteError or UnfinishedError.
 
     Raises:
-        NotFiniteError: when a state on a fixed grid stops being finite; it names the step, the time
-            and the samples.
-        UnfinishedError: when samples with adaptive steps fail; it holds the solution of the others.
+        NotFiniteError: when a state on a fixed grid is not finite; it names the step, the time and
+            the samples.
+        UnfinishedError: when samples with adaptive steps fail; its `solution` has the results of
+            the others.
         RuntimeError: when the drift or the diffusion changes its input or an earlier result in
             place; x0 is not changed.
-        TypeError: when x0 is not a floating tensor with a batch dimension, or adaptive steps or
-            save="dense" are used with noise that cannot be read twice.
-        ValueError: for times that are not monotone or outside ts, or a solver that does not support
-            the problem's noise or adaptive steps.
+        TypeError: when x0 is not a floating-point tensor with a batch dimension, an argument is of
+            another kind, or adaptive steps or save="dense" are used with noise that cannot be read
+            twice.
+        ValueError: for times that are not monotone or outside ts, a solver that does not support
+            the noise of the problem or adaptive steps, tolerances that the dtype does not resolve,
+            or options that cannot be combined.
 
     Example:
         >>> gbm = sdekit.SDE(lambda t, x: 0.1 * x, lambda t, x: 0.3 * x)
@@ -230,10 +240,10 @@ def _dense(
     x0: Tensor,
     search: EventSearch | None,
 ) -> Dense:
-    """Where the steps are kept.
+    """An empty record of the steps of a solve.
 
     Raises:
-        TypeError: for noise that cannot be read at any times.
+        TypeError: for noise that cannot be read at arbitrary times.
     """
     if noise is not None:
         noise.reader(x0, problem.noise_shape(x0), levy=False)
@@ -242,11 +252,11 @@ def _dense(
 
 
 def _copied_states(x0: Tensor) -> Tensor:
-    """A copy of the caller's states: a drift that changes its input is only refused after it has
-    changed it once.
+    """A copy of the caller's states, because a drift that changes its input is only refused after
+    it has changed it once.
 
-    A leaf that requires gradients is not copied: torch refuses its changes, and compiled drifts
-    need the leaf itself.
+    A leaf that requires gradients is not copied: torch itself refuses to change it in place, and
+    compiled drifts need the leaf itself.
     """
     return x0 if is_kept_leaf(x0) else x0.clone()
 
@@ -257,7 +267,7 @@ def _noise_of(
     noise: AbstractNoise | None,
     default: Callable[[], AbstractNoise],
 ) -> AbstractNoise | None:
-    """The noise of a solve: none where there is nothing to draw."""
+    """The noise of a solve; None if neither the equation nor the solver uses any."""
     if problem.noise_type == "none" and not solver.normals:
         return None
     return default() if noise is None else noise

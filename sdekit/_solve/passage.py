@@ -10,7 +10,8 @@ from sdekit._noise import generator
 from sdekit._solve.counted import Counted
 from sdekit.elementary import axpy, broadcast, sum_of_sample
 
-_SMALLEST = 1e-12  # of g at the beginning: where its end is 0
+# Times |g| at the start of a step: the least |g| at its end, to avoid a division by 0.
+_SMALLEST = 1e-12
 _NEWTON = 8  # steps to the surface; one is enough where g is linear
 
 
@@ -21,9 +22,9 @@ class Passed(NamedTuple):
         samples: the samples' rows in the full batch.
         accept: whether their steps are accepted.
         t0, t1, x0, x1: the ends of the steps.
-        problem: the equation of these samples; what it counts is no matter.
-        within: a function of rows to one of theta, `(rows,)`, to the states within their steps;
-            None with noise.
+        problem: the equation of these samples, whose counts of evaluations are not used.
+        within: a function of rows, which returns a function from theta, `(rows,)`, to the states
+            within the steps of these rows; None with noise.
     """
 
     samples: Tensor
@@ -53,15 +54,17 @@ def first_passage(
 ) -> Zeros:
     """The first passages of zero by g, of the samples whose steps are accepted.
 
-    Given a > 0 and b at the ends of a step of length h, Brownian motion of variance v = s^2 h over
-    the step passes zero with the probability e^{-2 a b / v}, one if b < 0. The time theta h of the
-    passage has theta = xi / (1 + xi) with an inverse Gaussian xi, of the mean a / |b| and the shape
-    a^2 / v. s is |g_x sigma| at the end that is nearer to zero.
+    Given its values a > 0 and b at the ends of a step of length h, a Brownian motion whose variance
+    over the step is v = s^2 h passes zero with the probability e^{-2 a b / v} if b > 0, and with
+    probability one if b <= 0. The time theta h of the passage has theta = xi / (1 + xi), where xi
+    has the inverse Gaussian law with the mean a / |b| and the shape a^2 / v. s is |g_x sigma| at
+    the end where |g| is smaller, with sigma the diffusion coefficient of the equation.
 
     Arguments:
         function: g(t, x), `(batch,)`.
         values: g at both ends.
-        key, number: of the samples, and of their steps: what random numbers depend on.
+        key, number: the keys of the samples and the numbers of their steps, on which the random
+            numbers depend.
 
     References:
         Metwally and Atiya 2002, "Using Brownian bridge for fast simulation of jump-diffusion
@@ -98,7 +101,7 @@ def first_passage(
         x = problem.diffuse(near[rows], point[rows], dw, between)
     for _ in range(_NEWTON):
         height, normal, across, along = _across(function, problem, t, x)
-        # Along what the noise moves, or straight where it moves nothing.
+        # Along sigma sigma^T g_x, or along g_x where the noise does not move g.
         reached = sum_of_sample(across.square()) > 0
         along = torch.where(broadcast(reached, x) != 0, along, normal)
         size = sum_of_sample(normal * along)

@@ -11,7 +11,12 @@ from torch import Tensor
 
 
 class Point(NamedTuple):
-    """A state of a solve: the number of steps before it, its time, and x, `(batch, *event)`.
+    """A state of a solve on a fixed grid.
+
+    Attributes:
+        step: the number of steps before it, 0 for the initial state.
+        t: its time.
+        x: the state, `(batch, *event)`.
 
     Example:
         >>> ode = sdekit.ODE(lambda t, x: -x)
@@ -26,15 +31,15 @@ class Point(NamedTuple):
 
 
 class NotFiniteError(ArithmeticError):
-    """A state became infinite or not a number.
+    """A state became infinite or NaN.
 
     Attributes:
-        step: the number of the step, 0 for the initial state; in adaptive solves, that of the
-            evaluation.
+        step: the number of the step after which it did, 0 for the initial state; in
+            `interop.solve_ode` the number of the evaluation.
         t: its time.
-        samples: the rows of the batch concerned.
+        samples: the rows of the batch that are not finite.
         total: the size of the batch.
-        unit: what `step` counts, such as "step" or "evaluation".
+        unit: what `step` counts, "step" or "evaluation".
 
     Example:
         >>> ode = sdekit.ODE(lambda t, x: torch.exp(100 * x))
@@ -64,7 +69,9 @@ class NotFiniteError(ArithmeticError):
     def relocated(
         self, *, t: float | None = None, after: int = 0, total: int | None = None
     ) -> "NotFiniteError":
-        """The same error at another time, in a batch that begins `after` rows earlier."""
+        """The same error with another time t, for a larger batch of `total` rows, `after` of which
+        precede those of this error.
+        """
         rows = [row + after for row in self.samples]
         time = self.t if t is None else t
         size = self.total if total is None else total
@@ -72,7 +79,11 @@ class NotFiniteError(ArithmeticError):
 
 
 class Status(IntEnum):
-    """How the solve of a sample ended: completed, not finite, step too small, or too many steps.
+    """How the solve of a sample ended.
+
+    DONE: it reached the last time, or an event stopped it. NOT_FINITE: a state became infinite or
+    NaN. UNDERFLOW: no step was short enough for the tolerance. TOO_MANY_STEPS: it needed more than
+    `PIDController.max_steps`.
 
     Example:
         >>> list(sdekit.Status)[0].name
@@ -87,12 +98,12 @@ class Status(IntEnum):
 
 @dataclass(frozen=True, eq=False)
 class Events:
-    """What was found: the zeros of each sample in the order of their times.
+    """The zeros of an event function, for each sample in the order in which the solve meets them.
 
     Attributes:
-        t: float64, `(zeros, batch)`, NaN where a sample has fewer; at least one row. For ordinary
-            equations gradients flow to the times.
-        x: the states there, `(zeros, batch, *event)`.
+        t: their times, float64, `(zeros, batch)`, with at least one row; NaN where a sample has
+            fewer zeros. For ordinary equations the times have gradients.
+        x: the states there, `(zeros, batch, *event)`, likewise.
 
     Example:
         >>> turn = sdekit.ODE(lambda t, x: torch.stack([x[:, 1], -x[:, 0]], dim=1))
@@ -114,12 +125,12 @@ class Events:
 
 
 class AbstractDense(Protocol):
-    """What a solve keeps of its steps; terminal: whether samples stop at an event."""
+    """The record of the steps of a solve; terminal: whether samples stop at an event."""
 
     terminal: bool
 
     def at(self, t: float, x: Tensor) -> Tensor:
-        """The states at a time; x where there is no step."""
+        """The states at a time; for a sample without a step there, its row of x."""
         ...
 
 
@@ -130,14 +141,14 @@ class Solution:
     Attributes:
         x: the states at the last time, `(batch, *event)`; with adaptive steps NaN for a sample that
             did not reach it.
-        ts: the times of the solve, or of the states that are kept, float64, `(times,)`.
-        xs: the states at all of them, `(times, batch, *event)`; None unless save is "all" or times.
-        seed: the seed of the noise; None where there was none.
-        evaluations: those of the drift, or of the score.
-        accepted, rejected: steps; None where they are not known.
-        status: see `Status`.
-        events: the zeros of an event; None without.
-        dense: the steps, where save="dense", for the method `at`.
+        ts: the times of the solve, or those of `save`, float64, `(times,)`.
+        xs: the states at ts, `(times, batch, *event)`; None unless `save` was "all" or times.
+        seed: the seed of the noise; None without noise.
+        evaluations: the number of evaluations of the drift, or of the score.
+        accepted, rejected: the numbers of accepted and rejected steps; None if they are unknown.
+        status: how the solve of each sample ended, see `Status`.
+        events: the zeros that were found; None in a solve without event.
+        dense: the record of the steps for the method `at`; None unless `save` was "dense".
 
     Example:
         >>> sde = sdekit.SDE(lambda t, x: -x, lambda t, x: 1.0, "additive")
@@ -160,18 +171,19 @@ class Solution:
     dense: AbstractDense | None = None
 
     def at(self, t: float | Sequence[float] | Tensor) -> Tensor:
-        """The states at any times of a solve with save="dense": of ordinary equations those of the
-        solver's interpolation, of order four for pairs, or of a cubic; of stochastic ones on the
-        path, bridged between the steps.
+        """The states at any times of a solve with save="dense".
+
+        Within a step the state of an ordinary equation is on the solver's interpolant, or on a
+        cubic if the solver has none; that of a stochastic equation is bridged along the path.
 
         Arguments:
-            t: a time, or times `(times,)`, within the solve.
+            t: a time within the solve, or several, `(times,)`.
 
         Returns:
-            `(batch, *event)`, or `(times, batch, *event)`.
+            `(batch, *event)`, or `(times, batch, *event)` for several times.
 
         Raises:
-            ValueError: for a solve that has not kept its steps, or times outside.
+            ValueError: if the solve has not kept its steps, or for times outside it.
 
         Example:
             >>> ode = sdekit.ODE(lambda t, x: -x)
@@ -184,7 +196,7 @@ class Solution:
             [0.778801, 0.606531]
         """
         if self.dense is None:
-            raise ValueError('a solve keeps what is between its steps with save="dense" only')
+            raise ValueError('states between the steps are known with save="dense" only')
         if isinstance(t, Sequence):
             t = torch.tensor(t, dtype=torch.float64)
         if isinstance(t, Tensor) and t.ndim:
@@ -198,7 +210,7 @@ class Solution:
 
     @staticmethod
     def joined(parts: "Sequence[Solution]") -> "Solution":
-        """The solutions of several batches as one."""
+        """The solutions of several batches, without events, as that of one batch."""
         first = parts[0]
         parts = list(parts)
         counts = [
@@ -240,13 +252,13 @@ class UnfinishedError(ArithmeticError):
     """Some samples did not reach the end of an adaptive solve.
 
     Attributes:
-        solution: the `Solution`, with the results of the others, whose status says which samples
-            failed, and how.
-        reached: the times where the samples stopped, `(batch,)`.
-        advice: what to do.
+        solution: the `Solution`: the results of the other samples, NaN for those that failed, and
+            the status of each.
+        reached: the times that the samples reached, `(batch,)`.
+        advice: the end of the message, which says what to do.
 
     Arguments:
-        after: the number of rows of the batch before those of the solution.
+        after: the number of rows of the batch that precede those of the solution, for the message.
 
     Example:
         >>> ode = sdekit.ODE(lambda t, x: -x)
@@ -294,8 +306,8 @@ def listed(rows: Sequence[int]) -> str:
 def unfinished(
     solution: Solution, reached: Tensor, x0: Tensor, advice: str | None = None
 ) -> UnfinishedError:
-    """The error to raise for samples that did not reach the end from x0; it says which of these
-    were not finite.
+    """The error to raise for samples that did not reach the end from x0; it names the initial
+    states that are not finite, if there are any.
     """
     if point := not_finite(Point(0, 0.0, x0.detach())):
         others = bool((solution.status == Status.DONE).any())

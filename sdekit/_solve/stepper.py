@@ -20,15 +20,16 @@ _BLOCK = 16  # steps whose noise is drawn together
 
 @dataclass(frozen=True, eq=False)
 class Stepper:
-    """A point of a solve from which it goes on step by step; `stepper` makes the first.
+    """A point of a solve on a fixed grid; its method `next` takes one step. `stepper` makes the
+    first point.
 
     Attributes:
-        step: the number of steps that were made.
-        x: the state there, `(batch, *event)`; another one takes its place by `with_x`.
+        step: the number of steps before this point.
+        x: the state, `(batch, *event)`; `with_x` replaces it.
 
     Raises:
-        NotFiniteError: in `next`, when the state is not finite; on an accelerator at the end of the
-            grid only, because looking waits for the device.
+        NotFiniteError: in `next`, when the state is not finite; on an accelerator only at the end
+            of the grid, because each check waits for the device.
         RuntimeError: in `next`, when x was changed in place.
         ValueError: in `next` at the end of the grid, and in `with_x` for another shape or dtype.
 
@@ -60,7 +61,7 @@ class Stepper:
 
     @property
     def evaluations(self) -> int:
-        """Those of the drift so far, by all points of the solve."""
+        """The number of evaluations of the drift so far, by all points of the solve."""
         return self.steps.problem.evaluations
 
     def next(self) -> Self:
@@ -89,7 +90,9 @@ class Stepper:
         return self.drawn[i]
 
     def with_x(self, x: Tensor) -> Self:
-        """The same point with another state; what a multistep rule remembers is kept."""
+        """The same point with another state, of the same shape and dtype; the earlier values that a
+        multistep rule uses are kept.
+        """
         require_like(x, self.x)
         x = x.clone()
         if self.inner is self.x:
@@ -111,10 +114,10 @@ def stepper(
     solver: AbstractSolver,
     noise: AbstractNoise | None = None,
 ) -> Stepper:
-    """The first point of a solve on a fixed grid, for loops of one's own.
+    """The first point of a solve on a fixed grid, for a loop in the caller's own code.
 
-    The points are those of `integrate`, unless a caller changes states with `with_x` between two
-    steps; the noise is the same then too. A point may be stepped from more than once.
+    The points are those of `integrate`, unless the caller changes a state with `with_x`; even then
+    the noise of all steps stays the same. `next` may be called more than once on the same point.
 
     Arguments as in `solve`.
 

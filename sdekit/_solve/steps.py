@@ -53,14 +53,14 @@ class Steps:
     def reverse_step(
         self, i: int, increment: Increment, x: Tensor, state: Tree
     ) -> tuple[Tensor, Tree]:
-        """The arguments of step i, from what it returned."""
+        """x and the state before step i, from those after it, by a reversible solver."""
         return self.solver.reverse(self.problem, self.ts[i], self.ts[i + 1], x, increment, state)
 
     def run(
         self, x: Tensor, state: Tree, i: int, j: int, every: bool
     ) -> tuple[list[Tensor], Tensor, Tree]:
-        """Steps i to j - 1: the outputs of each of them, or only of the last; then what the last
-        passes on, x and the state of the solver.
+        """Steps i to j - 1: the outputs of each of them, or only of the last; then x and the state
+        of the solver that the last one passes on.
         """
         xs = []
         for k, increment in enumerate(self.increments(x, i, j), i):
