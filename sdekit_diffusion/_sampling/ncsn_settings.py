@@ -1,5 +1,5 @@
-"""The settings of NCSN and NCSNv2: noise levels, Langevin's moves, and the average of the
-weights.
+"""The settings of NCSN and NCSNv2: noise levels, moves of Langevin dynamics, and the decay of the
+averaged weights.
 """
 
 from dataclasses import dataclass
@@ -26,19 +26,18 @@ Convention = Literal["ncsnv2", "ncsn"]
 class NCSNSettings:
     """The settings with which a score network of discrete noise levels is trained and sampled.
 
-    `sample(model, n, sde=settings.sde, method=settings.method, denoise=True)`, with
-    end=sigma_L / s, s the standard deviation of the data, where that is below 1e-3;
-    `Recipe(ema=settings.ema)` for training.
+    Sample with `sample(model, n, sde=settings.sde, method=settings.method, denoise=True)`, where
+    sigma_L / s, with s the standard deviation of the data, is below 1e-3 also with
+    `end=sigma_L / s`. Train with `Recipe(ema=settings.ema)`.
 
     Arguments:
-        sigmas: the noise levels, the largest first.
-        steps: T, the moves of annealed Langevin dynamics at each.
-        step_size: e, of moves with alpha_i = e sigma_i^2 / sigma_L^2.
-        convention: "ncsnv2", x + alpha s + sqrt(2 alpha) z, or "ncsn", x + alpha
-            s / 2 + sqrt(alpha) z.
+        sigmas: the noise levels sigma_1 > ... > sigma_L.
+        steps: T, the number of moves of annealed Langevin dynamics per level.
+        step_size: e; the moves at level i have alpha_i = e sigma_i^2 / sigma_L^2.
+        convention: "ncsnv2" for moves x + alpha_i s + sqrt(2 alpha_i) z with the score s, or "ncsn"
+            for x + alpha_i / 2 s + sqrt(alpha_i) z.
         ema: the decay of the averaged weights; 0 for none.
-        batch_size, iterations: of the training run that they were published for; None where there
-            is none.
+        batch_size, iterations: those of the published training run; None if there is none.
 
     Example:
         >>> settings = sd.NCSNSettings(sigmas=(1.0, 0.1, 0.01), steps=5, step_size=6e-6)
@@ -59,12 +58,12 @@ class NCSNSettings:
 
     @property
     def sde(self) -> NCSN:
-        """The levels as a diffusion, from sigma_1 to sigma_L."""
+        """The levels as a diffusion."""
         return NCSN(self.sigmas)
 
     @property
     def method(self) -> AnnealedLangevin:
-        """The sampler, for that diffusion."""
+        """Annealed Langevin dynamics at these levels, under `sde`."""
         size = self.step_size / self.sigmas[-1] ** 2
         return AnnealedLangevin(
             self.steps, size, self.convention, steps=len(self.sigmas), grid=Native()
@@ -72,7 +71,9 @@ class NCSNSettings:
 
     @property
     def variance_ratio(self) -> float:
-        """s^2 / sigma^2 after the moves of a level, for data at one point; 1 by technique 4."""
+        """For data at one point, the variance of a sample after the moves of a level over
+        sigma_i^2: technique 4 brings it near 1.
+        """
         ratio = (self.sigmas[0] / self.sigmas[-1]) ** (1 / (len(self.sigmas) - 1))
         size = self.step_size / self.sigmas[-1] ** 2
         return variance_ratio(
@@ -92,20 +93,21 @@ def ncsnv2_settings(
 ) -> NCSNSettings:
     """The settings by NCSNv2's techniques 1, 2, 4 and 5.
 
-    The third technique concerns the network, s(x, sigma) = s(x) / sigma.
+    They are sigma_1, the number of levels, the step size, and an average of the weights. Technique
+    3 concerns the network, s(x, sigma) = s(x) / sigma.
 
     Arguments:
         data: the data, `(n, *event)`, in the scale in which they are modelled; or the number of
             coordinates of a point, which needs sigma_max.
-        sigma_max: sigma_1; the largest distance in the data unless given.
-        sigma_min: sigma_L, 0.01 for data in [0, 1].
-        overlap: of neighbouring levels; 0.567 gives the published numbers of levels, 0.5 is the
-            paper's text.
-        steps: T, as many as the budget allows.
+        sigma_max: sigma_1; by default the largest distance between two points of the data.
+        sigma_min: sigma_L; 0.01 is for data in [0, 1].
+        overlap: the overlap of neighbouring levels, see `geometric_sigmas`: 0.5 in the text of the
+            paper; 0.567 gives its numbers of levels.
+        steps: T, the number of moves per level, as many as the budget allows.
         sample, seed: as in `max_pairwise_distance`, for large sets.
 
     Raises:
-        ValueError: for a dimension without sigma_max, and as `geometric_sigmas`,
+        ValueError: for a number of coordinates without sigma_max, and as `geometric_sigmas`,
             `langevin_step_size` and `max_pairwise_distance`.
 
     Example:
@@ -162,12 +164,12 @@ def ncsn_settings(data: str, convention: Convention = "ncsnv2") -> NCSNSettings:
     """The published settings for a data set of images in [0, 1], whose checkpoints `from_ncsnv2`
     loads.
 
-    FFHQ has e = 9e-7, from the authors' configuration and technique 4, not the 0.9e-7 of the table,
-    with which hardly any noise is removed from level to level.
+    FFHQ has e = 9e-7, as in the authors' configuration and by technique 4, not the 0.9e-7 of the
+    table, with which the moves hardly remove noise.
 
     Arguments:
-        data: "cifar10", 32 pixels along a side; "celeba", 64; LSUN's "church", 96, "bedroom" and
-            "tower", 128; or "ffhq", 256.
+        data: "cifar10", of 32 x 32 pixels; "celeba", 64 x 64; LSUN's "church", 96 x 96, "bedroom"
+            and "tower", 128 x 128; or "ffhq", 256 x 256.
         convention: "ncsnv2", or "ncsn" for the older model, which has no "tower" and no "ffhq".
 
     Raises:

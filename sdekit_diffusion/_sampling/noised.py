@@ -19,27 +19,26 @@ _TOLERANCE = 1e-6
 
 @dataclass(frozen=True, eq=False)
 class Noised(AbstractStart):
-    """A solve that starts from data with noise, x_t = alpha x + sigma eps, at a level below the
-    noisy end: SDEdit.
+    """A start from data with noise, x_t = alpha x + sigma eps, at a level below the noisy end:
+    SDEdit.
 
-    Results are the more like x the lower the level. With the reverse SDE they follow the law of
-    p(x_0 | x_t), averaged over eps; without noise they are what the probability flow makes of x_t,
-    which has another law unless x is a sample of the model. The eps of sample i depends on
-    (seed, first + i) alone. The number of steps is that of a whole solve; all are taken between
-    the level and the data.
+    The lower the level, the more the results resemble x. With the reverse SDE they follow the law
+    p(x_0 | x_t), averaged over eps. The probability flow maps x_t to results of another law, unless
+    x is a sample of the model. The eps of sample i depends only on (seed, first + i). All `steps`
+    of `sample` are taken between the level and the data.
 
     Arguments:
-        x: the data, `(n, *shape)`, or `(1, *shape)` for n samples from the same.
-        strength: the share of the diffusion's own grid (`Native`) that is solved, above 0: of its
-            time, for EDM of the steps of `Karras(7)`. 1 starts at the noisy end, where little of x
-            is left.
+        x: the data, `(n, *shape)`, or `(1, *shape)` for n samples from the same data.
+        strength: the share of the diffusion's own grid (`Native`) that is solved, above 0 and at
+            most 1: of its time, or for `EDMSDE` of the steps of `Karras(7)`. 1 starts at the noisy
+            end, where little of x is left.
         level: instead of the strength, sigma / alpha at the start in units of s, the standard
-            deviation of the data (`data_std` of the model), as `end` of `sample`.
-        add_noise: False where x has the noise of that level already: it is x_t / alpha, such as
-            the result of `sample(end=level)`.
+            deviation of the data (`data_std` of the model), like `end` of `sample`.
+        add_noise: False if x already has the noise of the level. Then x is x_t / alpha, such as the
+            result of `sample(end=level)`.
 
     Raises:
-        TypeError: in `sample`, for an x that is no floating tensor.
+        TypeError: in `sample`, for an x that is not a floating tensor.
         ValueError: unless one of strength and level is given, in its range; in `sample`, for an x
             that is not finite or of another shape, or a level outside the range of the solve.
 
@@ -118,7 +117,7 @@ class Noised(AbstractStart):
         return -math.log(self.level)
 
     def _level_of_strength(self, span: Span, coordinates: Coordinates) -> float:
-        """l where the given share of the diffusion's own grid is left."""
+        """l at which a share `strength` of the diffusion's own grid is left."""
         assert self.strength is not None
         t0, t1 = (float(coordinates.time(l)) for l in span)
         u = torch.tensor(1 - self.strength, dtype=torch.float64)

@@ -16,9 +16,9 @@ class Transformed(NamedTuple):
     """A reverse problem in the variables in which a method solves it.
 
     Attributes:
-        equation, solver: of the states x.
-        times: at the points of the grid.
-        from_u, to_u: x from the number of a point and the u there, and back.
+        equation, solver: the equation of a state x in a time, and the solver for it.
+        times: the times at the points of the grid.
+        from_u, to_u: x from the number of a point of the grid and u there, and u from x.
         to_l: l from a time.
     """
 
@@ -38,7 +38,7 @@ class AbstractGridMethod(AbstractMethod):
 
     @abstractmethod
     def transformed(self, problem: ReverseProblem, grid: Tensor) -> Transformed:
-        """The problem in other variables, for a grid of l."""
+        """The problem in the variables of the method, for a grid of l."""
 
     def run(self, problem: ReverseProblem) -> Solution:
         grid = self.points(problem)

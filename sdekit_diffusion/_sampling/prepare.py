@@ -1,4 +1,4 @@
-"""A call of `sample` before its first evaluation: everything checked, and what it will solve."""
+"""A call of `sample` before its first evaluation: its arguments, checked and resolved."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -21,9 +21,7 @@ from sdekit_diffusion._sampling.trained_levels import warn_of_levels
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """What a call of `sample` solves: a model, on a device, by a method, the problems of its
-    batches.
-    """
+    """A call of `sample`: the model, its device, the method, and the problems of the batches."""
 
     model: AbstractModel
     device: torch.device
@@ -51,7 +49,8 @@ def prepared(
     save: Literal["last", "all"],
     full_solution: bool,
 ) -> Prepared:
-    """The arguments of `sample`, which explains them, resolved; begin is where the solve does.
+    """The arguments of `sample`, which explains them, checked and resolved; `begin` has the initial
+    states.
 
     Raises:
         TypeError, ValueError: as `sample`.

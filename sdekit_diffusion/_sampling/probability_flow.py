@@ -1,4 +1,4 @@
-"""The probability flow as the likelihood and the adaptive sampler solve it."""
+"""The probability flow with adaptive steps, for likelihoods and for the adaptive sampler."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -31,16 +31,16 @@ ADVICE = (
 
 @dataclass(frozen=True, eq=False)
 class ProbabilityFlowOnClock(AbstractSDE):
-    """The probability flow of u = a z + b eps for data z of mean 0 and standard deviation 1, on a
-    clock of its own.
+    """The probability flow of u = a z + b eps for data z of mean 0 and standard deviation 1, in a
+    time v.
 
-    du/dl = a (D - a u), l = log(a / b): the denoiser minus that of N(0, I), so that the right-hand
-    side and its divergence vanish where the data are such.
+    du/dl = a (D - a u), l = log(a / b), where a u is the denoiser of N(0, I): the right-hand side
+    and its divergence are 0 for such data.
 
-    The clock is v = log(1 + 5 y / (y + 1)), y = b / a, from 0 to log 6: as y below 1/6, as log y
-    from there to 1, as -1/y beyond. The flow is smooth in y as y goes to 0 and in 1/y as it goes to
-    infinity, and its features lie between; l would run on without end on both sides. dl/dv = -(6
-    y + 1)(y + 1) / (5 y).
+    The time is v = log(1 + 5 y / (y + 1)) with y = b / a, between 0 and log 6. It is nearly linear
+    in y for y below 1/6, in log(y) from there to 1, and in 1/y above. The flow is smooth in y as y
+    goes to 0 and in 1/y as y goes to infinity, and varies between; l would be unbounded on both
+    sides. dl/dv = -(6 y + 1)(y + 1) / (5 y).
     """
 
     noise_type = "none"
@@ -86,7 +86,7 @@ class ProbabilityFlowOnClock(AbstractSDE):
         return rate * a, -rate * a * a
 
     def relocated(self, error: UnfinishedError, after: int = 0) -> UnfinishedError:
-        """A failure as the caller knows it: times l, `after` rows earlier."""
+        """An error with times l, in a batch with `after` rows before those of the error."""
         solution = replace(error.solution, ts=torch.as_tensor(self.log_snr(error.solution.ts)))
         return UnfinishedError(
             solution, torch.as_tensor(self.log_snr(error.reached)), after, ADVICE
@@ -108,13 +108,13 @@ def solve_flow(
     *,
     after: int = 0,
 ) -> Solution:
-    """The solution in u from one end of a span of l to the other.
+    """The solution for u from the first end of a span of l to the last.
 
     Arguments:
-        after: how many rows of the caller's batch come before those of u.
+        after: the number of rows of the caller's batch before those of u.
 
     Raises:
-        UnfinishedError: with such a solution, where some samples do not reach the end.
+        UnfinishedError: where some samples do not reach the end; it has the solution in u and l.
     """
     equation = ProbabilityFlowOnClock(model)
     ends = equation.clock(span[0]), equation.clock(span[1])
@@ -135,22 +135,23 @@ def solve_to_accuracy(
     *,
     after: int = 0,
 ) -> Solution:
-    """The solution at tolerances accuracy/10, accuracy/100, ... until two in a row agree within
-    accuracy/2; the finer of them.
+    """The flow at the tolerances accuracy/10, accuracy/100, ..., until two successive solutions
+    agree within accuracy/2; the finer of the two.
 
-    The last tolerance is the finest that the dtype resolves.
-
-    Each sample continues until its own do, in every coordinate, in units of the standard deviation
-    of u. An error rho times that of the solve before is rho / (1 - rho) times the difference, so
-    within accuracy for rho up to 2/3; tolerances alone say nothing, for the errors of steps add up
-    and are magnified. Evaluations and steps are those of all solves together.
+    Each sample is solved again until its solutions agree in every coordinate of u, whose standard
+    deviation is about 1. The last tolerance is the smallest that the dtype resolves. If the error
+    of a solve is rho times that of the previous one, it is rho / (1 - rho) times their difference,
+    hence within the accuracy for rho up to 2/3. A tolerance alone does not bound the error, since
+    the errors of steps add up and are amplified. Evaluations and steps are those of all solves
+    together.
 
     Arguments:
-        control: the controller for a tolerance.
-        Others as in `flow`.
+        control: returns the controller for a tolerance.
+        Others as in `solve_flow`.
 
     Raises:
-        UnfinishedError: where some samples fail, or agree at no tolerance that the dtype resolves.
+        UnfinishedError: where some samples fail, or do not agree at any tolerance that the dtype
+            resolves.
     """
     smallest = 4 * torch.finfo(u.dtype).eps if u.is_floating_point() else 0.0
     rows = torch.arange(len(u), device=u.device)
@@ -180,7 +181,7 @@ def solve_to_accuracy(
 
 
 def _replace_rows(solution: Solution, part: Solution, rows: Tensor) -> Solution:
-    """What is found, some rows of it anew; what is counted adds up."""
+    """A solution with some rows replaced by those of another, and the sums of the counts."""
     counts = {
         name: getattr(solution, name).index_add(0, rows, getattr(part, name))
         for name in ("evaluations", "accepted", "rejected")

@@ -27,10 +27,10 @@ from sdekit_diffusion._sampling.method import AbstractMethod, ReverseProblem
 
 
 def visited_points(steps: int, jump: int, resamplings: int) -> list[int]:
-    """The points of a grid that RePaint visits, from 0 to `steps`.
+    """The points of a grid that RePaint visits, from 0 to `steps`, in order.
 
-    At the last point but one, and every `jump` points before it, it returns by `jump` points
-    towards the noise, resamplings - 1 times.
+    At the last point but one, and at every `jump` points before it, it returns to the point `jump`
+    steps towards the noise, resamplings - 1 times.
     """
     returns = dict.fromkeys(range(steps - 1, jump - 1, -jump), resamplings - 1)
     visited = [0]
@@ -45,7 +45,7 @@ def visited_points(steps: int, jump: int, resamplings: int) -> list[int]:
 
 @dataclass(frozen=True, eq=False)
 class Moves(AbstractSDE):
-    """Moves between levels, whose number is the time: the drift of move k is D(l_k, u)."""
+    """An equation whose time k counts moves between levels, and whose drift is D(l_k, u)."""
 
     noise_type = "none"
 
@@ -63,14 +63,17 @@ class Moves(AbstractSDE):
 class ReplacingStep(AbstractSolver):
     """A move of `RePaint` from u at l_k to u at l_{k+1}.
 
-    With c = eta b_1 sqrt(1 - e^{2 (l_0 - l_1)}), towards the data DDIM's step,
-    u_1 = a_1 D + sqrt(b_1^2 - c^2) (u_0 - a_0 D) / b_0 + c eps, and a_1 y + b_1 eps where y is
-    known, y itself at the last level; towards the noise the transition of the diffusion.
+    A move towards the data is DDIM's step, with c = eta b_1 sqrt(1 - e^{2 (l_0 - l_1)}),
+
+        u_1 = a_1 D + sqrt(b_1^2 - c^2) (u_0 - a_0 D) / b_0 + c eps,
+
+    and a_1 y + b_1 eps where y is known, without this noise at the last level. A move towards the
+    noise is the transition of the diffusion.
 
     Arguments:
-        levels: l, one more than moves.
-        y, mask: the known values, in the scale of u, and where they are known.
-        eta: of DDIM.
+        levels: l before each move and after the last one.
+        y, mask: the known values of the standardised data, and where they are known.
+        eta: the noise of DDIM's step.
     """
 
     order = {"none": Order(1, 1)}
@@ -98,7 +101,7 @@ class ReplacingStep(AbstractSolver):
         b0 = noise_scale(l0)
         a1 = signal_scale(l1)
         b1 = noise_scale(l1)
-        share = -math.expm1(-2 * abs(l1 - l0))  # of the variance at the noisier of the two
+        share = -math.expm1(-2 * abs(l1 - l0))  # of the variance at the noisier level
         if l1 < l0:
             return Step(axpy(b1 * math.sqrt(share), eps, (a1 / a0) * x))
         data = problem.drift(t0, x)
@@ -107,37 +110,38 @@ class ReplacingStep(AbstractSolver):
         u = axpy(self.eta * b1 * math.sqrt(share), eps, u)
         last = int(t1) == len(self.levels) - 1
         known = a1 * self.y if last else axpy(b1, eps, a1 * self.y)
-        # 0 u is NaN where the model's output is not finite, which the mask would hide.
+        # 0 u is NaN where the output of the model is not finite, which the mask would hide.
         return Step(torch.where(self.mask, known + 0 * u, u))
 
 
 @dataclass(frozen=True, eq=False)
 class RePaint(AbstractMethod):
-    """Samples with known coordinates: each step sets them to alpha y + sigma eps at the new level,
-    with new noise, and the solve returns to higher noise levels several times.
+    """Samples with known coordinates: each step sets these to alpha y + sigma eps at the new level,
+    with new noise eps, and the solve returns to higher noise levels several times.
 
-    A step is DDIM's (DDPM's ancestral sampling for eta = 1). The returns let the other coordinates
-    adapt to the known ones: at points of the grid `jump` steps apart, the state receives the noise
-    of `jump` steps and descends again, resamplings - 1 times. With resamplings=1 there are none:
-    this is the replacement method of Song et al. Results have y itself in its place.
+    A step is one of DDIM (for eta = 1 DDPM's ancestral sampling). The returns adapt the other
+    coordinates to the known ones: at points of the grid `jump` steps apart, the state receives the
+    noise of `jump` steps and is solved again, resamplings - 1 times. Without returns, for
+    resamplings=1, this is the replacement method of Song et al. In the results the known
+    coordinates are y.
 
-    Both are approximations, see docs/editing.md for by how much; `Inpainted` is replacement for
-    every method.
+    Both methods are approximations; docs/editing.md shows their errors. `Inpainted` is a
+    replacement method for every sampler.
 
     Arguments:
-        y: the values, of the shape of one sample, or one per sample, `(n, *shape)`; what is not
-            known is ignored.
-        mask: True where they are known, in a shape that broadcasts against y, or per sample.
-        resamplings: how often each part of the grid is descended, from 1 on.
+        y: the known values, of the shape of one sample, or one per sample, `(n, *shape)`; values
+            where mask is False are ignored.
+        mask: True where y is known, in a shape that broadcasts against y.
+        resamplings: how often each part of the grid is solved, at least 1.
         jump: the length of a return, in steps.
         eta: the noise of DDIM's step, from 0 to 1.
-        steps, grid: the number of steps of one descent and their grid, unless `sample` receives
-            others; resamplings times as many evaluations, or somewhat fewer.
+        steps, grid: the number of steps from the noise to the data and their grid, unless `sample`
+            receives others; the number of evaluations is at most resamplings times as large.
 
     Raises:
-        TypeError: for a y that is no floating tensor, or a mask that is not boolean.
-        ValueError: for shapes that do not fit, known values that are not finite, or other numbers
-            out of range.
+        TypeError: for a y that is not a floating tensor, or a mask that is not boolean.
+        ValueError: for shapes that do not fit, known values that are not finite, or numbers out of
+            range.
 
     Example:
         >>> law = sd.GaussianMixture([0.5, 0.5], [[-1.0, -1.0], [1.0, 1.0]], [0.05, 0.05])
@@ -186,7 +190,7 @@ class RePaint(AbstractMethod):
         if rows == 1:
             return n
         if n not in (1, rows):
-            raise ValueError(f"y has {rows} entries for {n} samples; give one, or one a sample")
+            raise ValueError(f"y has {rows} entries for {n} samples; give one, or one per sample")
         return rows
 
     def rows(self, index: Tensor, event: tuple[int, ...]) -> Self:

@@ -33,7 +33,7 @@ def noise_of(
     seed: int,
     first: int,
 ) -> AbstractNoise:
-    """The noise of a name, or of the method."""
+    """The noise object of a name; by default of the name that is the method's."""
     choice = method.noise if choice is None else choice
     if choice == "white":
         return WhiteNoise(seed, first=first)
@@ -50,12 +50,12 @@ class ReverseProblems:
         coordinates, span, noise, save, callback: as in `ReverseProblem`.
         n, event: the number of samples, and the shape of one.
         start: the initial states.
-        seed, first: of their draws.
-        steps: how many the method takes.
-        dtype: of the result. States have it too, but float32 for half precision, whose rounding is
-            larger than the increments of a fine grid.
+        seed, first: the seed and the first index of their draws.
+        steps: the number of steps of the method.
+        dtype: that of the result and of the states; but states are float32 for half precision,
+            whose rounding is larger than the increments of a fine grid.
         denoise: whether the result is D(x).
-        full_solution: whether solutions have the times and states of the diffusion.
+        full_solution: whether the result is a solution, in x and t of the diffusion.
     """
 
     coordinates: Coordinates
@@ -74,7 +74,7 @@ class ReverseProblems:
     full_solution: bool
 
     def of(self, index: Tensor, i: int, model: AbstractModel) -> ReverseProblem:
-        """The reverse problem of the samples of an index, which begins at i."""
+        """The reverse problem of a batch of samples, `index`, the first of which is sample i."""
         state_dtype = torch.promote_types(self.dtype, torch.float32)
 
         def draw(counter: int) -> Tensor:
@@ -97,7 +97,7 @@ class ReverseProblems:
         )
 
     def result(self, problem: ReverseProblem, solution: Solution, i: int) -> Solution:
-        """The samples x_t / alpha of a solution, or denoised where that is wanted, in the dtype."""
+        """A solution whose x is the samples: x_t / alpha, or D(x) with `denoise`, in the dtype."""
         samples = self._denoised(problem, solution) if self.denoise else self._samples(solution)
         if self.denoise:
             self._require_finite(samples.x, i)
@@ -106,7 +106,7 @@ class ReverseProblems:
         return samples
 
     def _moves(self, model: AbstractModel) -> bool:
-        """Whether the initial states lie around D there, which takes an evaluation."""
+        """Whether the initial states are shifted to the mean of x_T, which takes an evaluation."""
         return self.start.moves and model.starts_at_mean
 
     def _samples(self, solution: Solution) -> Solution:
@@ -135,7 +135,7 @@ class ReverseProblems:
             raise error.relocated(after=i, total=self.n)
 
     def joined(self, solutions: Sequence[Solution]) -> Tensor | Solution:
-        """The results of all batches: the samples, or the solution where that is wanted."""
+        """The results of all batches: the samples, or with `full_solution` the solution."""
         if not self.full_solution:
             return torch.cat([solution.x for solution in solutions])
         return replace(Solution.joined(solutions), seed=self.seed)
@@ -147,8 +147,8 @@ class ReverseProblems:
         previous: Sequence[Solution],
         i: int,
     ) -> NotFiniteError | UnfinishedError:
-        """The error of a batch that begins at i, in the times of the diffusion and the samples of
-        the call.
+        """The error of a batch that begins at sample i, with the times of the diffusion and the
+        indices of samples in the call.
         """
         if isinstance(error, NotFiniteError):
             return self.coordinates.locate_failure(error, i, self.n)
@@ -157,7 +157,7 @@ class ReverseProblems:
     def _unfinished(
         self, error: UnfinishedError, problem: ReverseProblem, previous: Sequence[Solution], i: int
     ) -> UnfinishedError:
-        """The error of a batch that begins at i, with the samples of those before it."""
+        """The error of a batch that begins at sample i, with the samples of previous batches."""
         current = (
             self._denoised(problem, error.solution)
             if self.denoise

@@ -1,5 +1,5 @@
-"""Warnings where a solve starts from what is not the law of noisy data: a prior far from it, or
-given states.
+"""Warnings where a solve does not start from the law of noisy data: because the prior is far from
+this law, or given states are.
 """
 
 import math
@@ -12,27 +12,27 @@ from sdekit.elementary import scaled
 from sdekit_diffusion._models.model import AbstractModel, signal_scale
 from sdekit_diffusion._sampling.coordinates import Coordinates
 
-# Sigma / alpha over the data's standard deviation, below which the shape of the data's law shows at
-# the start.
+# sigma / alpha, in standard deviations of the data, below which the law at the start of a solve is
+# far from normal.
 _SMALLEST_RATIO = 2.0
-# Of the standard deviation of states that are given, for models that are not exact.
+# By this factor the standard deviation of given states may be off, for models that are not exact.
 _STD_MARGIN = 1.25
-_FALSE_ALARM = 1e-6
-# What is looked at of x_T.
+_FALSE_ALARM = 1e-6  # the probability of a warning for draws from the prior
+# How many samples, and how many numbers of them, are read of x_T.
 _SAMPLES = 64
 _NUMBERS = 2**16
 
 
 def centre(model: AbstractModel, l: float, like: Tensor) -> Tensor:
-    """a D(l, 0), around which the states of a model that `starts_at_mean` lie at the noisy end."""
+    """a D(l, 0): the mean of u at the noisy end, for a model that `starts_at_mean`."""
     return scaled(signal_scale(l), model.predict_data(l, torch.zeros_like(like)))
 
 
 def warn_of_prior(
     model: AbstractModel, coordinates: Coordinates, l: float, *, stacklevel: int = 3
 ) -> None:
-    """Warns where the law at l, the start of a solve, is far from a normal one: where sigma / alpha
-    is below twice the data's deviation.
+    """Warns if the law at l, the start of a solve, is far from a normal one: if sigma / alpha is
+    below two standard deviations of the data.
     """
     ratio = math.exp(-l)
     if ratio >= _SMALLEST_RATIO:
@@ -53,15 +53,16 @@ def warn_of_prior(
 
 
 def warn_of_states(x_T: Tensor, coordinates: Coordinates, l: float) -> None:
-    """Warns where given states are not noise as at l: data, or latents of another diffusion.
+    """Warns if given states are not noise of the level l, but data or latents of another diffusion.
 
-    The d coordinates of a sample are taken for independent normals of a standard deviation between
-    sigma, that of pure noise, and sqrt(sigma^2 + alpha^2 s^2), that of latents of `encode`, with a
-    mean between 0 and alpha m; a factor of 1.25 is allowed for models that are not exact and for
-    latents of other data. The mean variance v within n samples is tested: v / E v is chi^2 / k with
-    k = n (d - 1), and so is the mean square, with k = n d. `_spread` says how many samples count.
-    Data within [-1, 1] may pass this; but no n d normals have all |x| < 1.05 sigma where 0.706^(n
-    d) is rare. Draws from the prior raise a warning once in a million calls at most.
+    The hypothesis is that the d coordinates of a sample are independent normals, whose standard
+    deviation is between sigma, for pure noise, and sqrt(sigma^2 + alpha^2 s^2), for latents of
+    `encode`, and whose mean is between 0 and alpha m. A factor of 1.25 is allowed for models that
+    are not exact and for latents of other data. For n samples, n as counted by `_spread`, the mean
+    variance within a sample is chi^2 / k times its expectation with k = n (d - 1), and so is the
+    mean square with k = n d. Data in [-1, 1] may pass this test; but n d normals have all
+    |x| < 1.05 sigma only with the probability 0.706^(n d). Draws from the prior raise a warning in
+    at most one of a million calls.
     """
     if not x_T.numel():
         return
@@ -91,11 +92,11 @@ def warn_of_states(x_T: Tensor, coordinates: Coordinates, l: float) -> None:
 
 
 def _spread(rows: Tensor) -> tuple[float, float]:
-    """The standard deviation within samples, and how many independent samples they are worth.
+    """The standard deviation within samples, and the effective number of independent samples.
 
-    With C the correlation of the samples they are worth tr(C)^2 / tr(C^2) by Welch and
-    Satterthwaite: copies and interpolated latents count for what they are. That of d - 1
-    coordinates is at most d - 1, so that samples of one or two numbers count for one.
+    With C the covariance between the samples, estimated from d - 1 degrees of freedom, this number
+    is tr(C)^2 / tr(C^2) (Welch and Satterthwaite), which is smaller for copies and for interpolated
+    latents. It is at most d - 1, so that samples of one or two coordinates count as one sample.
     """
     centred = rows - rows.mean(dim=1, keepdim=True)
     gram = centred @ centred.T
@@ -106,8 +107,8 @@ def _spread(rows: Tensor) -> tuple[float, float]:
 
 
 def _range_of_std(m: float, low: float, high: float) -> tuple[float, float]:
-    """What the root of chi^2 / m, times one of two standard deviations, is between but for rare
-    draws.
+    """Bounds of a standard deviation estimated from m degrees of freedom, if the true one is
+    between `low` and `high`, except in rare draws.
     """
     from scipy.special import gammainccinv, gammaincinv
 
@@ -121,7 +122,9 @@ def _range_of_std(m: float, low: float, high: float) -> tuple[float, float]:
 
 
 def _smallest_range(n: float) -> float:
-    """The largest |x| that n standard normals exceed but for rare draws; 1.05 at most."""
+    """A bound, at most 1.05, that the largest of n |x| of standard normals exceeds except in rare
+    draws.
+    """
     from scipy.special import ndtri
 
     return min(1.05, float(ndtri(0.5 + 0.5 * (_FALSE_ALARM / 4) ** (1 / n))))

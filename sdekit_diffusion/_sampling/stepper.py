@@ -1,4 +1,4 @@
-"""A call of `sample` whose loop is the caller's."""
+"""Sampling step by step, in a loop of the caller."""
 
 import math
 from dataclasses import dataclass, field, replace
@@ -24,11 +24,11 @@ from sdekit_diffusion._sampling.prepare import Prepared, prepared
 
 @dataclass(frozen=True, eq=False)
 class Stepper:
-    """A point of a call of `sample` from which it goes on step by step; `stepper` makes the first.
+    """A point of the grid of a solve, from which `next` takes a step; `stepper` returns the first.
 
     Raises:
-        sdekit.NotFiniteError: in `next`, when the state is not finite; on an accelerator at the end
-            of the grid only.
+        sdekit.NotFiniteError: in `next`, when the state is not finite; on an accelerator only at
+            the end of the grid.
         ValueError: in `next` at the end of the grid, and in `with_x` for another shape or dtype.
 
     Example:
@@ -49,7 +49,7 @@ class Stepper:
 
     @property
     def step(self) -> int:
-        """The number of steps that were made."""
+        """The number of steps that were taken."""
         return self.solve.step
 
     @property
@@ -59,7 +59,7 @@ class Stepper:
 
     @property
     def evaluations(self) -> int:
-        """Those of steps so far, by all points of the call."""
+        """The evaluations per sample of all steps so far, from any point of this solve."""
         return self.solve.evaluations
 
     @property
@@ -81,20 +81,20 @@ class Stepper:
 
     @property
     def sigma(self) -> float:
-        """sigma / alpha, in units of the data."""
+        """The noise level sigma / alpha, in units of the data."""
         return self._coordinates.std * math.exp(-self._l)
 
     @property
     def x(self) -> Tensor:
         """A copy of x_t, `(n, *shape)`, in float32 where samples are in half precision; `with_x`
-        puts another one in its place.
+        replaces it.
         """
         return self._coordinates.physical(self.t, self._u).clone()
 
     @property
     def samples(self) -> Tensor:
-        """x_t / alpha, which `sample` returns at the end; after noise levels that end in 0 the mean
-        of the data given it, one evaluation.
+        """x_t / alpha, which is the result of `sample` at the end of the grid. After noise levels
+        that end in 0 it is there `denoised()`, which takes one evaluation.
         """
         if self.call.problems.denoise and not self.remaining:
             return self.denoised()
@@ -119,8 +119,8 @@ class Stepper:
                 raise self._coordinates.locate_failure(error, 0, self.call.problems.n) from None
 
     def with_x(self, x: Tensor) -> Self:
-        """The same point with another x_t, such as a clamped one; what a multistep rule remembers
-        is kept.
+        """The same point with another x_t, such as a clamped one; the past values of a multistep
+        rule are kept.
         """
         require_like(x, self.x)
         u = self._coordinates.standard(self.t, x)
@@ -145,12 +145,14 @@ def stepper(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> Stepper:
-    """The first point of a call of `sample`, for loops of one's own.
+    """The first point of a solve, for sampling in a loop of the caller.
 
-    The points are those of `sample` with the same arguments, which explains them, unless a caller
-    changes states with `with_x` between two steps. With `start=Noised(x, level=...)` the loop
-    begins at any noise level, and with `grid=[2.0, 1.0]` it is one step from sigma / alpha = 2 to
-    1.
+    Arguments are those of `sample`, and so are the states, unless the caller replaces one with
+    `with_x` between two steps. With `start=Noised(x, level=...)` the loop begins at any noise
+    level, and `grid=[2.0, 1.0]` is one step from sigma / alpha = 2 to 1.
+
+    Returns:
+        the `Stepper` at the initial states.
 
     Raises:
         TypeError: for a method that does not step along a grid, such as "ode"; and as `sample`.

@@ -1,5 +1,5 @@
-"""How NCSNv2 chooses noise levels and Langevin's step: techniques 1, 2 and 4 of Song and Ermon
-(2020, arXiv 2006.09011).
+"""How NCSNv2 chooses noise levels and the step size of Langevin dynamics: techniques 1, 2 and 4 of
+Song and Ermon (2020, arXiv 2006.09011).
 """
 
 import math
@@ -17,17 +17,17 @@ _BLOCK = 1 << 22  # numbers of one block of points
 def max_pairwise_distance(data: Tensor, *, sample: int | None = None, seed: int = 0) -> float:
     """The largest Euclidean distance between two points of the data: technique 1's sigma_1.
 
-    Exact, in blocks of points in float64. Points are sorted by their distance r from the mean, the
-    farthest first, and pairs with r_a + r_b below the largest distance so far are omitted: nearly
-    all for images, none for points on a sphere.
+    Exact, in float64. Points a are taken in decreasing order of their distance r_a from the mean,
+    and pairs with r_a + r_b below the largest distance so far are omitted: nearly all pairs of
+    images, none of points on a sphere.
 
     Arguments:
-        data: `(n, *event)`, n from 2 on.
-        sample: measure from this many points, chosen at random, to all others, for sets too large
-            for n^2 / 2 distances. The result is then a lower bound, never below half the true
-            distance, and with confidence 1 - delta the fraction of the points that have another
-            farther away is at most log(1 / delta) / sample.
-        seed: of this choice.
+        data: `(n, *event)`, n at least 2.
+        sample: measure only from this number of points, chosen at random, to all others, for sets
+            too large for n^2 / 2 distances. The result is then a lower bound, at least half the
+            largest distance, and with confidence 1 - delta at most a fraction
+            log(1 / delta) / sample of the points have a point farther away than it.
+        seed: the seed of this choice.
 
     Raises:
         ValueError: for fewer than two points, points that are not finite, or a `sample` that is not
@@ -81,8 +81,8 @@ def max_pairwise_distance(data: Tensor, *, sample: int | None = None, seed: int 
 
 
 def _farthest(a: Tensor, b: Tensor) -> float:
-    """The largest distance from one of a to one of b: a product finds the pair, its difference
-    gives the distance.
+    """The largest distance between a row of a and one of b: a matrix product finds the pair, and
+    its difference gives the distance without cancellation.
     """
     squares = torch.addmm(
         a.square().sum(dim=1, keepdim=True) + b.square().sum(dim=1), a, b.T, alpha=-2
@@ -92,15 +92,16 @@ def _farthest(a: Tensor, b: Tensor) -> float:
 
 
 def level_overlap(dim: int, ratio: float) -> float:
-    """Phi(sqrt(2 d) (g - 1) + 3 g) - Phi(sqrt(2 d) (g - 1) - 3 g), left of technique 2's equation.
+    """Phi(sqrt(2 d) (g - 1) + 3 g) - Phi(sqrt(2 d) (g - 1) - 3 g), the left-hand side of technique
+    2's equation.
 
-    The share of the points of the level sigma whose length lies within three standard deviations of
-    the mean length at the level g sigma: in d dimensions lengths are nearly normal, of mean sqrt(d)
-    sigma and standard deviation sigma / sqrt(2).
+    It is the share of the points at the level sigma whose norm is within three standard deviations
+    of the mean norm at the level g sigma. In d dimensions norms are nearly normal, of mean
+    sqrt(d) sigma and standard deviation sigma / sqrt(2).
 
     Arguments:
         dim: d, the number of coordinates of a point.
-        ratio: g > 1, that of neighbouring levels.
+        ratio: g > 1, the ratio of neighbouring levels.
     """
     from scipy.special import ndtr
 
@@ -114,13 +115,15 @@ def geometric_sigmas(
     """Noise levels from sigma_max down to sigma_min in a geometric progression whose neighbours
     overlap: technique 2.
 
-    Their number is the nearest to 1 + log(sigma_max / sigma_min) / log(g), with g the root of
-    `level_overlap(dim, g)`.
+    Their number is the integer nearest to 1 + log(sigma_max / sigma_min) / log(g), where the ratio
+    g of neighbours solves, with the normal distribution function Phi,
+
+        Phi(sqrt(2 dim) (g - 1) + 3 g) - Phi(sqrt(2 dim) (g - 1) - 3 g) = overlap.
 
     Arguments:
         dim: the number of coordinates of a point of the data.
         sigma_max, sigma_min: the ends, sigma_max from `max_pairwise_distance`.
-        overlap: 0.5 in the paper's text; 0.567 gives the numbers of levels that it lists.
+        overlap: 0.5 in the text of the paper; 0.567 gives the numbers of levels that it lists.
 
     Returns:
         the levels, float64, `(L,)`.
@@ -154,9 +157,10 @@ def geometric_sigmas(
 
 
 def variance_ratio(ratio: float, steps: int, size: float) -> float:
-    """s^2 / sigma^2 after steps of x <- x + h sigma^2 s + sqrt(2 h) sigma z, from s = g sigma and
-    for data that are one point.
+    """For data at one point, the variance over sigma^2 after T moves at the level sigma, from the
+    standard deviation g sigma.
 
+    A move is x <- x + h sigma^2 s + sqrt(2 h) sigma z with the score s, and the result is
     (1 - h)^{2 T} (g^2 - v) + v, v = 2 h / (1 - (1 - h)^2).
 
     Arguments:
@@ -167,22 +171,25 @@ def variance_ratio(ratio: float, steps: int, size: float) -> float:
 
 
 def langevin_step_size(sigmas: Tensor, steps: int) -> float:
-    """The step size e that brings s^2 / sigma^2 nearest to 1 after the steps at a level:
+    """The step size e with which the variance after the moves at a level is nearest to sigma_i^2:
     technique 4.
 
-    The quotient stays above 1; its derivative in h = e / sigma_L^2 has one root between 0 and 1.
+    For data at one point the moves start from the standard deviation g sigma_i, with g the ratio of
+    neighbouring levels, and the variance after them over sigma_i^2 is
+    (1 - h)^{2 T} (g^2 - v) + v with h = e / sigma_L^2 and v = 2 h / (1 - (1 - h)^2). It is above 1,
+    and has one minimum in h between 0 and 1.
 
     Arguments:
-        sigmas: levels in a geometric progression, the smallest last, `(L,)`.
+        sigmas: levels in a geometric progression, decreasing, `(L,)`.
         steps: T, the number of moves per level.
 
     Returns:
-        e in NCSNv2's convention, x + alpha s + sqrt(2 alpha) z with alpha = e
-        sigma_i^2 / sigma_L^2; NCSN's is twice that.
+        e in NCSNv2's convention, x + alpha_i s + sqrt(2 alpha_i) z with the score s and
+        alpha_i = e sigma_i^2 / sigma_L^2; NCSN's e is twice as large.
 
     Raises:
-        ValueError: for fewer than two levels, levels not in order or not in a geometric
-            progression, or no steps.
+        ValueError: for fewer than two levels, levels that are not positive, decreasing and in a
+            geometric progression, or steps < 1.
 
     Example:
         >>> sigmas = sdekit.geometric(50.0, 0.01, 231)
@@ -220,7 +227,7 @@ def langevin_step_size(sigmas: Tensor, steps: int) -> float:
 
 
 def _root(function: Callable[[float], float], largest: float) -> float:
-    """The root between 0 and the largest, to the last digits."""
+    """The root between 0 and `largest`, to rounding."""
     from scipy.optimize import root_scalar
 
     return float(root_scalar(function, bracket=(0.0, largest), xtol=1e-15).root)

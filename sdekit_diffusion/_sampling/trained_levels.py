@@ -1,4 +1,4 @@
-"""A warning where a student, a network that knows a few noise levels only, is asked at others."""
+"""A warning where a student, a network trained at a few noise levels only, is sampled at others."""
 
 import math
 import warnings
@@ -23,7 +23,7 @@ def warn_of_levels(
     *,
     stacklevel: int,
 ) -> None:
-    """Warns unless the steps of a student begin at the levels that it was trained for, by DDIM."""
+    """Warns unless a student is sampled by DDIM with steps that begin at its trained levels."""
     trained = getattr(innermost(model), "trained_levels", ())
     if not trained:
         return
@@ -41,7 +41,7 @@ def warn_of_levels(
 
 
 def _levels_of_ddim(method: AbstractMethod, coordinates: Coordinates, span: Span) -> Tensor:
-    """l at the beginnings of the steps of DDIM without noise; none of other methods."""
+    """l at the beginning of each step of DDIM without noise; empty for other methods."""
     solver = getattr(method, "solver", None)
     is_ddim = isinstance(solver, AdamsBashforth) and solver.k == 1 and not getattr(method, "eta", 0)
     if not is_ddim or method.grid is None:

@@ -1,4 +1,4 @@
-"""Solutions of a model's probability flow as data, on which students of few steps are trained."""
+"""Solutions of a model's probability flow, as data for networks that sample in few steps."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,9 +27,9 @@ class Trajectories:
     """Solutions of a probability flow at decreasing noise levels.
 
     Attributes:
-        sigmas: the levels sigma / alpha, float64, `(levels,)`.
-        y: x_t / alpha there, `(levels, n, *shape)`.
-        conditions: those of the network, one entry per sample.
+        sigmas: the noise levels sigma / alpha, float64, `(levels,)`.
+        y: x_t / alpha at these levels, `(levels, n, *shape)`.
+        conditions: the conditions of the network by name, with one entry per sample.
 
     Example:
         >>> model = sd.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
@@ -43,22 +43,30 @@ class Trajectories:
     conditions: Mapping[str, Tensor]
 
     def pairs(self) -> dict[str, Tensor]:
-        """The end of each solution with the noise of its beginning, as data for `fit`: rectified
+        """The end of each solution and the noise of its beginning, as data for `fit`: rectified
         flow.
 
-        With x_0 = y at the last level and eps = (y - x_0) / sigma at the first, a network trained
-        on x_t = alpha x_0 + sigma eps has a flow with straighter solutions (Liu et al. 2023).
+        x_0 is y at the last level, and eps = (y - x_0) / sigma at the first. A network trained on
+        x_t = alpha x_0 + sigma eps has a probability flow with straighter solutions (Liu et al.
+        2023).
+
+        Returns:
+            "x", x_0, "noise", eps, both `(n, *shape)`, and the conditions.
         """
         data = self.y[-1]
         noise = (self.y[0] - data) / float(self.sigmas[0])
         return {"x": data, "noise": noise, **self.conditions}
 
     def steps(self) -> dict[str, Tensor]:
-        """What a network must predict at all levels but the last for its steps of "ddim" between
-        them to be those of the flow, as data for `fit`: distillation.
+        """The predictions at all levels but the last with which steps of "ddim" between the levels
+        follow the flow, as data for `fit`: distillation.
 
-        A step from y at sigma to y' at sigma' = r sigma is right where the network predicts the
-        data (y' - r y) / (1 - r).
+        A step from y at sigma to y' at sigma' = r sigma is exact where the network predicts the
+        data x = (y' - r y) / (1 - r), and with it the noise (y - x) / sigma.
+
+        Returns:
+            "x" and "noise", both `((levels - 1) n, *shape)`, "log_snr", -log(sigma), and the
+            conditions.
         """
         levels = self.sigmas[:-1].tolist()
         ratios = (self.sigmas[1:] / self.sigmas[:-1]).tolist()
@@ -91,23 +99,26 @@ def trajectories(
     shape: tuple[int, ...] | None = None,
     batch_size: int | None = None,
 ) -> Trajectories:
-    """n solutions of the probability flow of a model, to an accuracy, at the ends of `steps` steps,
-    for students that take as many.
+    """Accurate solutions of the probability flow of a model, at the ends of `steps` steps, as data
+    for a student: a network that samples in this number of steps.
 
-    A student is a `ScoreModel`, such as a copy of the teacher. It is trained by
-    `fit(student, found.steps(), Recipe(weighting="data"))`, and sampled with
-    `sample(student, method="ddim", grid=found.sigmas)`, whose steps are those of these solutions.
+    A student is a `ScoreModel`, such as a copy of the teacher. Train it with
+    `fit(student, found.steps(), Recipe(weighting="data"))`, where `found` is the result, and sample
+    it with `sample(student, method="ddim", grid=found.sigmas)`, whose steps are those of the
+    solutions.
 
     Arguments:
-        model: the teacher. With a condition per sample it is for n samples.
-        steps, grid: the number of steps and where they are; noise levels say both.
-        accuracy: of each part of a solution, see `AdaptiveFlow`.
+        model: the teacher; with conditions per sample these are of n samples.
+        n: the number of solutions.
+        steps, grid: the number of steps and their grid; noise levels set both.
+        accuracy: the error of each step of a solution, as in `AdaptiveFlow`.
         sde, end, seed, first, shape, batch_size: as in `sample`. The initial states are those of
             `sample` with the same seed.
 
     Raises:
-        TypeError, ValueError: as `sample`; for noise levels that end in 0, which is no step of the
-            flow.
+        TypeError, ValueError: as `sample`; also for noise levels that end in 0, since a step to 0
+            is not a step of the flow, and for a condition with the name of noise or of a level in
+            data.
 
     Example:
         >>> teacher = sd.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
