@@ -260,13 +260,15 @@ def test_inception_scores_are_of_samples_and_of_held_out_images():
         assert part.shape[1:] == (3, 4, 4)
         return part.float()[:, 0].flatten(1) / 255
 
+    def head(features):
+        return 4 * features[:, :3]
+
     def classifier(part):
-        return 4 * network(part)[:, :3]
+        return head(network(part))
 
     source = three_classes()
     x = images(20, 0, 17, seed=2)
-    networks = (network, classifier)
-    found = evaluation.inception_table(x, source, networks, torch.device("cpu"), seed=1)
+    found = evaluation.inception_table(x, source, (network, head), torch.device("cpu"), seed=1)
     assert found["n_train"] == len(source.train)
     known = evaluation.coloured(source.train, LEVELS)
     for name, part in (("model", x), ("real", source.test[:20])):
