@@ -37,7 +37,7 @@ def followed():
     coordinates = Coordinates.of(MIXTURE, VPSDE())
     knots = AdaptiveSDE().knots(coordinates, coordinates.span(MIXTURE, 1e-3)).tolist()
     path = BrownianPath(3, knots)
-    return path, on_a_path(OnClock(SRA1(), eta=1.0, grid=UniformInLogSNR()), path, steps=1000).x
+    return path, on_a_path(OnClock(SRA1(), eta=1.0, grid=UniformInLogSNR()), path, steps=2000).x
 
 
 # A method for stiff equations, of strong order one, would take too many steps.

@@ -386,10 +386,10 @@ def test_on_the_clock_all_diffusions_give_the_same_samples(sde, method):
     ],
 )
 def test_every_method_has_the_law(sde, method):
-    """Mean and covariance within 5.5 standard errors of 800 samples and the bias of 1000 steps.
+    """Mean and covariance within 5.5 standard errors of 2000 samples and the bias of 1000 steps.
     Samples of methods on the clock are those under VP, see above.
     """
-    n = 800
+    n = 2000
     solution = sample(MIXTURE, n, sde=sde, method=method, seed=2, return_solution=True)
     law = MIXTURE.marginal(float(solution.ts[-1]), DEFAULTS[sde])
     x = solution.x
