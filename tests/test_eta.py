@@ -190,7 +190,9 @@ def test_without_noise_it_is_the_flow():
         torch.testing.assert_close(
             ends[0], sample(MIXTURE, method=OnClock(solver), **settings), rtol=0, atol=1e-12
         )
-    with pytest.raises(ValueError, match="DPMSolverSingle does not support additive noise"):
+    with pytest.raises(
+        ValueError, match="DPMSolverSingle does not solve equations with additive noise"
+    ):
         sample(MIXTURE, method=OnClock(DPMSolverSingle(2), between), **settings)
 
 

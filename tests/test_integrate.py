@@ -120,7 +120,7 @@ def test_failure_that_does_not_repeat_is_still_reported():
 @pytest.mark.parametrize(
     ("problem", "solver", "message"),
     [
-        (GBM, RK4(), "RK4 does not support diagonal noise, only none"),
+        (GBM, RK4(), "RK4 does not solve equations with diagonal noise, only those without noise"),
         (GBM, Heun(), "Heun solves stratonovich equations and this one is ito"),
         (
             SDE(lambda t, x: x, lambda t, x: x, sde_type="stratonovich"),

@@ -310,7 +310,8 @@ def test_what_the_predictors_refuse(solver):
 
 
 def test_of_the_flow_there_is_reverse_diffusion_only():
-    with pytest.raises(ValueError, match="Ancestral does not support none noise, only additive"):
+    message = "Ancestral does not solve equations without noise, only those with additive noise"
+    with pytest.raises(ValueError, match=message):
         sample(MIXTURE, 2, sde="ve", method=InTime(Ancestral(), eta=0.0), steps=9)
 
 

@@ -1,6 +1,6 @@
 """Checks of the arguments of `solve` and `integrate`."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import pairwise
 
 import torch
@@ -242,14 +242,21 @@ def require_pairing(problem: AbstractSDE, solver: AbstractSolver) -> None:
         if set(solver.order) == {"none"}:
             remedy += ", or an equation without noise (eta=0)"
         raise ValueError(
-            f"{name} does not support {noise} noise, only {', '.join(solver.order)}; choose "
-            f"{remedy}"
+            f"{name} does not solve equations {_noises([noise])}, only those "
+            f"{_noises(solver.order)}; choose {remedy}"
         )
     if noise not in ("none", "additive") and problem.sde_type != solver.sde_type:
         raise ValueError(
             f"{name} solves {solver.sde_type} equations and this one is {problem.sde_type}; choose "
             f"{_recommended(problem)}"
         )
+
+
+def _noises(kinds: Collection[str]) -> str:
+    """In words, such as: with additive or diagonal noise or without noise."""
+    noisy = [kind for kind in kinds if kind != "none"]
+    parts = [f"with {' or '.join(noisy)} noise"] if noisy else []
+    return " or ".join([*parts, *(["without noise"] if "none" in kinds else [])])
 
 
 def _recommended(problem: AbstractSDE) -> str:
