@@ -23,7 +23,8 @@ __all__ = ["convergence", "new_axes", "paths", "saved_states"]
 
 
 def new_axes(width: float = 5.5, height: float = 3.5, columns: int = 1) -> "list[Axes]":
-    """Axes beside each other in a new figure of pyplot, `width` by `height` inches.
+    """Axes side by side in a new figure of pyplot, which is `width` by `height` inches; a list of
+    `columns` axes.
 
     Raises:
         ImportError: when matplotlib is not installed.
@@ -42,11 +43,11 @@ def new_axes(width: float = 5.5, height: float = 3.5, columns: int = 1) -> "list
 
 
 def saved_states(solution: Solution) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The times `(times,)` and the states `(times, batch, d)` that a solve has kept, a state as d
-    numbers.
+    """The times `(times,)` and the states `(times, batch, d)` that a solve has kept, as float64
+    arrays; the state of a sample is flattened to d numbers.
 
     Raises:
-        TypeError: for something else than a solution.
+        TypeError: for something other than a solution.
         ValueError: when it has kept no states, or some are not finite.
 
     Example:
@@ -88,17 +89,20 @@ def paths(
     """The states of a solve against time.
 
     Arguments:
-        solution: with states, from `solve(..., save="all")` or with times as `save=`.
+        solution: a solution with states, from `solve(..., save="all")` or with times as `save=`.
         coordinate: which of the d numbers of a state is drawn.
-        count: the first so many samples are drawn, a line each; 0 for none.
-        mean: draw the mean of all samples at each time.
-        band: draw the central interval at each time that contains this share of all samples, such
-            as 0.9, between its quantiles.
+        count: how many samples are drawn, one line each, from the first on; 0 for none.
+        mean: whether to draw the mean of all samples at each time.
+        band: a share of the samples, such as 0.9: draws the central interval that contains this
+            share of all samples at each time; None for none.
         ax: axes to draw on; new ones unless given.
+
+    Returns:
+        the axes.
 
     Raises:
         ImportError: when matplotlib is not installed.
-        TypeError: for something else than a solution.
+        TypeError: for something other than a solution.
         ValueError: for a solution without states, a coordinate that the states do not have, or a
             share that is not between 0 and 1.
 
@@ -143,18 +147,21 @@ def convergence(
     order: float | None = None,
     ax: "Axes | None" = None,
 ) -> "Axes":
-    """Errors against the size of the steps, on logarithmic axes, with the slope of their line.
+    """Errors against step sizes, on logarithmic axes, with a line and its slope.
 
     The slope p is that of the least-squares line log(error) = p log(step) + c, an estimate of the
-    order of convergence. Call it again with the same axes for the next solver.
+    order of convergence. Call the function again with the same axes for the next solver.
 
     Arguments:
-        steps: sizes of steps, two or more different ones.
-        errors: an error for each, positive.
-        label: the name in the legend, where the slope follows it.
-        order: the slope of the line that is drawn through the middle of the points, such as the
-            order that is expected; the fitted slope unless given.
+        steps: the step sizes, positive, at least two different ones.
+        errors: the error for each of them, positive.
+        label: the name in the legend, followed there by the slope.
+        order: the slope of the line that is drawn through the mean of the points, such as the
+            expected order; the fitted slope unless given.
         ax: axes to draw on; new ones unless given.
+
+    Returns:
+        the axes.
 
     Raises:
         ImportError: when matplotlib is not installed.

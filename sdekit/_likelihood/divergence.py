@@ -17,7 +17,8 @@ _PROBE_STRIDE = 1 << 12  # counters between the probes of two points of a trajec
 
 
 class AbstractTrace(ABC):
-    """An estimator of tr J = E v^T J v from vectors v with E v v^T = I, or from all unit vectors.
+    """How tr J is computed from products v^T J v: with random vectors v with E v v^T = I, as
+    tr J = E v^T J v, or with all unit vectors.
 
     Example:
         >>> isinstance(sdekit.Exact(), sdekit.AbstractTrace)
@@ -30,13 +31,13 @@ class AbstractTrace(ABC):
 
     @abstractmethod
     def vectors(self, x: Tensor, index: Tensor, node: Tensor) -> Iterator[Tensor]:
-        """The vectors, each shaped like x.
+        """The vectors v, each shaped like x.
 
         Arguments:
             x: points on trajectories, `(rows, *event)`.
-            index: the index of the sample of each, `(rows,)`: the probes of a sample do not depend
-                on its batch.
-            node: the number of each on its trajectory, `(rows,)`.
+            index: the index of the sample of each point, `(rows,)`, on which the probes depend, so
+                that they do not depend on the batch.
+            node: the number of each point on its trajectory, `(rows,)`.
         """
 
     @abstractmethod
@@ -52,7 +53,7 @@ class AbstractTrace(ABC):
 
 @dataclass(frozen=True)
 class Exact(AbstractTrace):
-    """The exact trace, by one vector-Jacobian product per dimension.
+    """The exact trace, by one vector-Jacobian product per coordinate of a sample.
 
     Example:
         >>> ode = sdekit.ODE(lambda t, x: -x)
@@ -80,21 +81,22 @@ class Exact(AbstractTrace):
 
 @dataclass(frozen=True)
 class Hutchinson(AbstractTrace):
-    """tr J = E v^T J v from K random probes, each an unbiased estimate.
+    """tr J = E v^T J v from K random probes v, each of which gives an unbiased estimate.
 
-    With S = (J + J^T) / 2 one estimate has variance 2 (|S|_F^2 - sum S_ii^2) for Rademacher probes
-    and 2 |S|_F^2 for Gaussian ones. An integral of traces, sum_n w_n tr J_n over the points of a
-    trajectory, has the variance of sum_n w_n J_n while a probe is held fixed along it. Fresh probes
-    at each point leave the sum of the variances of the w_n J_n, which is less by about the number
-    of points, and costs nothing: the K estimates of the integral stay independent and unbiased.
+    With S = (J + J^T) / 2 the variance of one estimate is 2 (|S|_F^2 - sum_i S_ii^2) for Rademacher
+    probes and 2 |S|_F^2 for Gaussian ones. For an integral along a trajectory,
+    sum_n w_n tr J_n over its points, a fixed probe has the variance that belongs to the matrix
+    sum_n w_n J_n. Fresh probes at each point have the sum of the variances that belong to the
+    matrices w_n J_n, which is smaller by a factor of about the number of points, at no cost: the K
+    estimates of the integral remain independent and unbiased.
 
     Arguments:
-        probes: K. One probe has no standard error.
-        kind: "rademacher" or "gaussian".
-        seed: of the probes, which also depend on the index of the sample.
-        fresh: False keeps the probes of a sample fixed along its trajectory, as usual when the
-            trace is part of the equation solved. Estimates then vary more and may be skewed, see
-            `Likelihood.interval`.
+        probes: K, the number of probes. One probe has no standard error.
+        kind: "rademacher", with entries -1 and 1, or "gaussian".
+        seed: the seed of the probes, which also depend on the index of the sample.
+        fresh: False keeps the probes of a sample fixed along its trajectory, as is usual when the
+            trace is integrated together with the trajectory. Estimates then vary more and may be
+            skewed, see `Likelihood.interval`.
 
     Raises:
         ValueError: for fewer than 1 or more than 4,096 probes, or an unknown kind.
@@ -169,8 +171,8 @@ def skewness(estimates: Tensor) -> Tensor:
 
 
 def by_row(values: Tensor) -> Tensor:
-    """`(n, rows)` as `(rows, n)` in memory: the rounding of sums over n then does not depend on the
-    position of a row in its batch.
+    """`(n, rows)` as a contiguous `(rows, n)`: the rounding of sums over n then does not depend on
+    the position of a row in its batch.
     """
     return values.mT.contiguous()
 
@@ -181,8 +183,10 @@ def quadratic_forms(
     """v^T (dy/dx) v for each vector and row, from one forward pass: `(vectors, rows)`, float64.
 
     Arguments:
-        y: F(x), computed from x with gradients; x: `(rows, *event)`; vectors: shaped like x.
-        create_graph: whether the result itself has gradients.
+        y: F(x), computed from x with autograd recording, shaped like x.
+        x: the points, `(rows, *event)`.
+        vectors: the v, each shaped like x.
+        create_graph: whether the result itself can be differentiated.
     """
     if not y.requires_grad:  # it does not depend on x
         return torch.stack(

@@ -16,9 +16,9 @@ from sdekit._solve.counted import Counted
 from sdekit._solvers import AbstractSolver
 from sdekit._solvers.contract import Tree
 
-# The number of points of trajectories whose traces are evaluated together, if events are small.
+# The number of points on trajectories whose traces are evaluated together, for small events.
 _ROWS = 1 << 12
-_NUMBERS = 1 << 15  # the number of coordinates of such points; at least one point per sample
+_NUMBERS = 1 << 15  # the limit of their coordinates; at least one point per sample
 
 
 class DivergenceIntegral:

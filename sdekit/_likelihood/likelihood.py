@@ -25,14 +25,14 @@ class Likelihood:
     """Log-densities and their errors, per sample, `(batch,)`.
 
     Attributes:
-        value: log p(x) in nats, float64; NaN for a sample that did not reach the end.
+        value: log p(x) in nats, float64; NaN for a sample whose solve did not reach the end.
         stderr: the standard error due to the probes: 0 for exact traces, NaN for one probe.
         latent: the point to which the flow maps x, `(batch, *event)`.
-        evaluations: of the drift, for the trajectory and the traces, int64.
+        evaluations: the number of evaluations of the drift, for the trajectory and the traces,
+            int64.
         status: how the solve of each sample ended, see `Status`.
-        probes: K, the number of independent estimates behind each standard error; 0 for exact
-            traces.
-        skewness: that of one estimate, computed from all K; 0 for fewer than four.
+        probes: K, the number of independent estimates of the trace; 0 for exact traces.
+        skewness: the skewness of one of the K estimates, computed from all of them; 0 for K < 4.
 
     Example:
         >>> ode = sdekit.ODE(lambda t, x: -x)
@@ -65,23 +65,28 @@ class Likelihood:
         )
 
     def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
-        """A confidence interval for the value with exact traces.
+        """A confidence interval for the value that exact traces would give: its lower and upper
+        ends, `(batch,)`; NaN for one probe.
 
-        value - t stderr for the two t at which Hall's transformation of the studentised mean is -q
-        and q, a quantile of Student's t of K - 1 degrees of freedom:
+        The ends are value - t stderr with the two t at which Hall's transformation of the
+        studentised mean is -q and q, where q is the quantile of Student's t distribution with K - 1
+        degrees of freedom:
 
             t + a t^2 / 3 + a^2 t^3 / 27 + a / 6 = -+ q,  a = skewness / sqrt(K).
 
-        Without skewness it is value -+ q stderr. One estimate is a quadratic form v^T M v, so it is
-        skewed where few eigenvalues of M dominate, as for data near a plane that is oblique to the
-        axes: at worst it is chi-squared with one degree of freedom. Fresh probes, the default, are
-        independent at each node, and their sum is nearly normal; fixed ones are as skewed as that.
+        Without skewness this is value -+ q stderr. One estimate with a fixed probe is a quadratic
+        form v^T M v, so it is skewed if few eigenvalues of M dominate, as for data near a plane
+        that is oblique to the axes: at worst it has a chi-squared law with one degree of freedom.
+        Fresh probes, the default, are independent at each node, so that the sum over nodes is
+        nearly normal.
 
-        At a level of 95 % eight or more Gaussian or fresh probes cover 93.5 to 95.5 %, and 97 to 99
-        % at 99 %. Fewer do not suffice to estimate the skewness: where it is largest six cover 92
-        %, four 89 %, and two or three, by Student's t alone, 82 to 85 %. No interval is valid for
-        fixed Rademacher probes where M couples a few coordinates equally: with signs v^T M v then
-        has only a few values, and eight probes cover 76 to 99 %. Use fresh or Gaussian probes.
+        With eight or more fresh or Gaussian probes an interval of the level 95 % covers 93.5 to
+        95.5 %, and one of the level 99 % covers 97 to 99 %. Fewer do not suffice to estimate the
+        skewness: where it is largest, intervals of the level 95 % cover 92 % with six, 89 % with
+        four, and 82 to 85 % with two or three, which use Student's t alone. No interval is valid
+        for fixed Rademacher probes if M couples a few coordinates equally: v^T M v then has only a
+        few different values, and intervals from eight probes cover 76 to 99 %. Use fresh or
+        Gaussian probes there.
 
         Raises:
             ValueError: for a level that is not between 0 and 1.
@@ -102,8 +107,8 @@ class Likelihood:
 
 
 def _inverse_hall(q: float, a: Tensor) -> Tensor:
-    """The t with t + a t^2 / 3 + a^2 t^3 / 27 + a / 6 = q: ((1 + a t / 3)^3 - 1) / a + a / 6 on the
-    left.
+    """The t with t + a t^2 / 3 + a^2 t^3 / 27 + a / 6 = q, where the left-hand side is
+    ((1 + a t / 3)^3 - 1) / a + a / 6.
     """
     rest = q - a / 6
     cube = 1 + a * rest
@@ -126,34 +131,37 @@ def log_likelihood(
     """log p(x) where x(ts[0]) = x, dx = f(t, x) dt, and log_prior is the log-density of x(ts[-1]).
 
     log p(x(t_0)) = log p(x(t_1)) + integral from t_0 to t_1 of div f(t, x(t)) dt along the
-    trajectory, in either direction of time. The trajectory is solved first, with adaptive steps of
-    each sample; the integral is taken on it by Gauss's rule, four nodes a step of order five, one
-    evaluation of f and as many vector-Jacobian products as `trace` has vectors at each.
+    trajectory, in either direction of time. The trajectory is solved first, with adaptive steps for
+    each sample. Then the divergence is integrated along it by Gauss-Legendre quadrature, with four
+    nodes per step for a solver of order five. A node costs one evaluation of f and one
+    vector-Jacobian product per vector of `trace`.
 
     Arguments:
         flow: the ordinary equation.
-        x: the points, floating, `(batch, *event)`; the result of a sample does not depend on the
-            rest of the batch.
-        ts: the first and the last time, in that order.
+        x: the points, floating-point and finite, `(batch, *event)`; the result of a sample does not
+            depend on the rest of the batch.
+        ts: the times; only the first and the last are used.
         log_prior: the log-density at the last time, `(batch, *event)` to `(batch,)`.
         trace: how the divergence is computed; `Exact()` unless given.
-        index: the samples' indices, `(batch,)`, on which their probes depend; counted from 0 unless
-            given.
+        index: the samples' indices, `(batch,)` int64, on which their probes depend; counted from 0
+            unless given.
         solver: an explicit Runge-Kutta method with an error estimate; `Dopri5()` unless given.
-        control: the tolerances, `PIDController()` unless given, in the units of
-            `AbstractSDE.physical`.
+        control: the tolerances, in the units of `AbstractSDE.physical`; `PIDController()` unless
+            given.
         differentiable: whether value and latent have gradients with respect to x and the tensors in
             f: those of the discretised integral. Autograd then records every step.
 
     Returns:
-        a `Likelihood`. A sample that needed more than `PIDController.max_steps`, or whose tolerance
-        could not be met, has NaN as its value, and its status.
+        a `Likelihood`. A sample that needed more than `PIDController.max_steps` steps, or whose
+        tolerance could not be met, has the value NaN; its status says which.
 
     Raises:
-        TypeError: when x is not a floating tensor with a batch dimension.
-        UnfinishedError: when the drift of some samples is not finite: which ones, and where.
-        ValueError: for an equation with noise, a tolerance that the dtype does not resolve, or
-            fewer than two times.
+        TypeError: when x is not a floating-point tensor with a batch dimension, or another argument
+            is of the wrong kind.
+        UnfinishedError: when the drift of some samples is not finite; it names these and the times.
+        ValueError: for an equation with noise, an x that is not finite, a log_prior that does not
+            return one number per sample, a solver without an error estimate, a tolerance that the
+            dtype does not resolve, or equal times.
 
     Example:
         >>> ode = sdekit.ODE(lambda t, x: -x)
@@ -200,7 +208,8 @@ def _trajectory(
     control: PIDController,
     integral: DivergenceIntegral,
 ) -> Solution:
-    """The solve from x, whose steps are added to the integral; also if some samples fail.
+    """The solve from x, whose accepted steps are added to the integral; samples that need too many
+    or too short steps are not an error.
 
     Raises:
         UnfinishedError: when the drift of some samples is not finite.

@@ -23,21 +23,23 @@ from sdekit.elementary import axpy, sum_of_sample
 class Transitions:
     """The steps x_{i+1} = x_i + sum_j w_j f_j + g dW of a solver on a fixed grid, as normal laws.
 
-    f_j are the drifts at the last points x_i, x_{i-1}, ..., so that each step is normal given those
-    before, with a known mean. That of a predictor-corrector holds for its *predicted* points, which
-    are then the chain: the correction of a step belongs to the mean of the next.
+    f_j are the drifts at the last points x_i, x_{i-1}, ..., so each step is normal given the points
+    before it, with a known mean. For a predictor-corrector these are the *predicted* points: the
+    correction of a step belongs to the mean of the next one.
 
     The noise is additive, diagonal, or general with a square g that can be inverted; the last two
-    for `EulerMaruyama`.
+    are for `EulerMaruyama`.
 
     Arguments:
-        problem: the equation; only its noise is used, and the times of its clock.
+        problem: the equation; only its noise and, for a `Clocked` equation, its clock are used.
         ts: the grid.
-        solver: one evaluation per step, such as `AdamsBashforth(2)`.
+        solver: a method with one evaluation per step, such as `AdamsBashforth(2)`.
 
     Raises:
-        TypeError: for a solver whose steps are not of this kind.
-        ValueError: for an equation without noise, or whose noise does not reach all directions.
+        TypeError: for a solver with other steps, or times that are not numbers.
+        ValueError: for an equation without noise, with scalar noise or with noise that the solver
+            does not support; for times that are not strictly monotone; in `log_prob` and
+            `log_ratio`, for a general g that is not square.
 
     Example:
         >>> sde = sdekit.SDE(lambda t, x: -x, lambda t, x: 0.5)
@@ -69,7 +71,7 @@ class Transitions:
 
     @property
     def memory(self) -> int:
-        """The largest number of drifts that a step uses."""
+        """The largest number of drifts that any step uses."""
         return max(len(self._weights(i)) for i in range(len(self)))
 
     def _weights(self, i: int) -> Sequence[float]:
@@ -79,30 +81,34 @@ class Transitions:
         """The mean of step i from x.
 
         Arguments:
-            slopes: the drifts at x and at the points before it, the newest first; more than the
-                step needs are ignored. They may have further dimensions in front of x's, such as
-                the drifts of several equations, and so has the mean.
+            i: the number of the step, from 0.
+            x: the states at ts[i], `(batch, *event)`.
+            slopes: the drifts at x and at the points before it, the newest first; those that the
+                step does not need are ignored. They may have further dimensions before those of x,
+                such as one for the drifts of several equations; the mean then has them too.
         """
         for weight, slope in zip(self._weights(i), slopes, strict=False):
             x = axpy(weight, slope, x)
         return x
 
     def with_noise(self, i: int, x: Tensor, dw: Tensor) -> Tensor:
-        """x with the noise of step i."""
+        """x plus the noise of step i with the increment dw."""
         return self.solver.with_noise(self.problem, self.ts[i], self.ts[i + 1], x, dw)
 
     def log_prob(self, i: int, x: Tensor, slopes: Sequence[Tensor], end: Tensor) -> Tensor:
-        """The log-density of step i from x at its end, `(batch,)` in float64."""
+        """The log-density at `end` of the law of x_{i+1} given x_i = x, `(batch,)` in float64;
+        arguments as in `mean`.
+        """
         z, log_volume = self._normals(i, x, end - self.mean(i, x, slopes))
         constant = 0.5 * math.prod(x.shape[1:]) * math.log(2 * math.pi)
         return -0.5 * sum_of_sample(z.square()) - log_volume - constant
 
     def log_ratio(self, i: int, x: Tensor, move: Tensor, dw: Tensor) -> Tensor:
-        """log p(x_1) - log q(x_1), `(batch,)` in float64, of two laws of step i, where x_1 is that
-        of q with the increment dw.
+        """log p(x_{i+1}) - log q(x_{i+1}), `(batch,)` in float64, for two laws p and q of step i
+        with the same noise, at the x_{i+1} that q reaches from x with the increment dw.
 
         Arguments:
-            move: the mean of p less that of q.
+            move: the mean of p minus that of q.
         """
         z, _ = self._normals(i, x, move)
         return sum_of_sample(z * (dw / math.sqrt(self._width(i)) - 0.5 * z))
@@ -111,8 +117,8 @@ class Transitions:
         return abs(self.ts[i + 1] - self.ts[i])
 
     def _normals(self, i: int, x: Tensor, move: Tensor) -> tuple[Tensor, Tensor]:
-        """The standard normals whose noise in step i is a move, shaped like dw, and the log of the
-        volume of a unit of them.
+        """The z, shaped like dw, with S^{1/2} z = move, where S is the covariance of step i, and
+        log |det S^{1/2}|.
         """
         root = math.sqrt(self._width(i))
         if self.problem.noise_type == "additive":
@@ -130,10 +136,10 @@ class Transitions:
 
 
 def _require_equal(noisy: Tensor, other: Tensor) -> None:
-    """Refuses two equations that move a state by different noise.
+    """Refuses two equations whose noise is different.
 
     Raises:
-        ValueError: says so.
+        ValueError: with the reason.
     """
     if not torch.allclose(noisy, other, rtol=2e-4, atol=1e-6):
         raise ValueError(
@@ -146,7 +152,7 @@ def _require_square(matrix: Tensor) -> None:
     """Refuses a general g that cannot be inverted.
 
     Raises:
-        ValueError: says its shape.
+        ValueError: with its shape.
     """
     if matrix.shape[1] != matrix.shape[2]:
         raise ValueError(
@@ -156,10 +162,12 @@ def _require_square(matrix: Tensor) -> None:
 
 
 class PathWeights(NamedTuple):
-    """Paths of one equation at their last time, and their weights under another.
+    """Paths of a proposal at their last time, and their weights under a target.
 
-    x: `(batch, *event)`. log_weight: log of the density of the path under the target over that
-    under the proposal, `(batch,)` in float64; its exponential has the mean 1.
+    Attributes:
+        x: the states at the last time, `(batch, *event)`.
+        log_weight: the logarithm of the ratio of the density of the path under the target to that
+            under the proposal, `(batch,)` in float64; the mean of its exponential is 1.
 
     Example:
         >>> weights = sdekit.PathWeights(torch.ones(3, 1), torch.zeros(3))
@@ -180,26 +188,28 @@ def path_weights(
     solver: AbstractSolver,
     noise: AbstractNoise | None = None,
 ) -> PathWeights:
-    """Solves the proposal, and weights its paths to those of a target with the same noise.
+    """Solves the proposal q, and computes importance weights of its paths for a target p with the
+    same noise.
 
-    With m_p and m_q the means of a step under both, S its covariance and n its noise,
+    With d = m_p - m_q the difference of the means of a step under both, S the covariance of the
+    step and n its noise, each step adds
 
-        log w += (m_p - m_q)^T S^{-1} n - |m_p - m_q|^2_S / 2,
+        d^T S^{-1} n - d^T S^{-1} d / 2
 
-    which is exact for the discretised equations: for every function h, E[w h(path)] under the
-    proposal is E[h(path)] under the target. As steps become shorter it tends to Girsanov's
-    theorem. -E[log w] is the Kullback-Leibler divergence of the proposal from the target, with
-    gradients by autograd.
+    to log w. This is exact for the discretised equations: for every function h, E[w h(path)] under
+    the proposal is E[h(path)] under the target. In the limit of short steps it is Girsanov's
+    theorem. -E[log w] is the Kullback-Leibler divergence KL(q || p), with gradients by autograd.
 
     Arguments:
-        target, proposal: equations of which g is the same.
-        x0: the initial states, `(batch, *event)`.
+        target, proposal: equations with the same g.
+        x0: the initial states, floating-point, `(batch, *event)`.
         ts: the grid, in either direction.
-        solver: one evaluation per step, see `Transitions`.
+        solver: a method with one evaluation per step, see `Transitions`.
         noise: as in `solve`.
 
     Raises:
-        TypeError, ValueError: as `Transitions`, and for noise types that differ.
+        TypeError, ValueError: as `Transitions`, and for equations with different noise types or
+            different g.
 
     Example:
         >>> q = sdekit.SDE(lambda t, x: 0 * x, lambda t, x: 1.0)

@@ -1,7 +1,7 @@
 """Solvers: the contract in `contract`, one family per file.
 
-`__all__` registers a solver: `sdekit` exports what is here, and `all_solvers`, from which the
-methods of `sdekit.odeint` and the tests are derived, makes one of each.
+`__all__` registers a solver: `sdekit` exports the names in it, and `all_solvers`, from which the
+methods of `sdekit.odeint` and the tests are derived, makes an object of each.
 """
 
 from dataclasses import MISSING, fields, is_dataclass
@@ -101,9 +101,9 @@ Solver = TypeVar("Solver", bound=AbstractSolver)
 
 
 def all_solvers(family: type[Solver] = AbstractSolver) -> list[Solver]:
-    """One of each registered solver of a family, with its default arguments.
+    """One object of each registered solver of a family, with its default arguments.
 
-    Solvers that need an argument, such as `ExponentialEuler(A)`, are not among them.
+    Solvers that need an argument, such as `ExponentialEuler(A)`, are left out.
 
     Arguments:
         family: a class of solvers, such as `AbstractMultistep`.

@@ -15,8 +15,8 @@ Tree = Any  # a tensor with the batch first, or a tuple of trees
 
 
 class Order(NamedTuple):
-    """Global orders in the step size: strong, of the mean error of paths, and weak, of
-    expectations.
+    """Global orders of convergence in the step size h: the strong order p of the mean error of
+    paths, E|x - x_h| = O(h^p), and the weak order of the error of expectations.
 
     Example:
         >>> sdekit.EulerMaruyama().order["diagonal"]
@@ -30,9 +30,12 @@ class Order(NamedTuple):
 class Step(NamedTuple):
     """The result of a step; each part is a tensor or a tuple of tensors with the batch first.
 
-    x: the state at t1. error: an estimate of the error of the step, or what `quotient` reduces to
-    one number per sample; or None. dense: the data for interpolation within the step, or None.
-    state: what the next step receives.
+    Attributes:
+        x: the state at t1.
+        error: an estimate of the error of the step, shaped like x, or whatever `quotient` of the
+            solver takes; None without an estimate.
+        dense: what `dense` of the solver takes, for states within the step; or None.
+        state: what the next step receives as `state`.
 
     Example:
         >>> step = sdekit.Step(torch.ones(4, 1))
@@ -47,28 +50,31 @@ class Step(NamedTuple):
 
 
 class AbstractSolver(ABC):
-    """One step of a one-step or multistep rule, as a pure function.
+    """One step of a one-step or multistep method, as a pure function.
 
-    The loops of `solve` draw the noise and advance the time.
+    The loops of `solve` draw the noise and advance the time. A subclass defines `order` and `step`.
 
     Attributes:
-        order: the orders by noise type. Other noise types are refused.
-        sde_type: the calculus of the equations that it solves, if the noise depends on the state.
-        levy: "H" where a step needs the space-time Levy area, "A" where it needs the areas between
-            the coordinates of W, of equations with general noise.
-        normals: the number of normals of the state's shape that a step uses besides W.
-        embedded: the power of the step size with which the error estimate falls; None where a step
-            has none.
+        order: the orders by noise type; equations with other noise types are refused.
+        sde_type: the calculus of the equations that the solver is for; it matters only where g
+            depends on the state.
+        levy: "H" if a step needs the space-time Levy area; "A" if it needs the areas between the
+            coordinates of W, for equations with general noise; None if it needs neither.
+        normals: the number of standard normals, shaped like the state, that a step uses besides W.
+        embedded: k if the error estimate of a step of length h is O(h^k); None without an estimate.
+            Adaptive steps need it.
         reversible: whether `reverse` undoes a step.
-        differentiates: whether steps use the Jacobian of the drift, whose steps `Checkpointed` and
-            `Reversible` cannot repeat.
-        iterates: whether a step ends where values have converged: its evaluations are not known
-            before, the host waits for the device, and under vmap it is refused.
+        differentiates: whether steps use the Jacobian of the drift; `Checkpointed` and `Reversible`
+            cannot repeat such steps.
+        iterates: whether a step iterates until its values have converged. The number of its
+            evaluations is then not known in advance, the host waits for the device, and
+            torch.func.vmap is refused.
         stepwise: whether coefficients may jump from one step to the next, because the weights and
             the noise of a step come from `AbstractSDE.quadrature` and `kick`.
 
     Raises:
         NotImplementedError: in `reverse`, for a solver that is not reversible.
+        TypeError: in `mean_weights`, for a solver whose steps are not normal with a known mean.
         ValueError, TypeError: in a solve, for equations that the solver does not support.
 
     Example:
@@ -94,11 +100,13 @@ class AbstractSolver(ABC):
     stepwise: bool = False
 
     def plan(self, problem: AbstractSDE, ts: Sequence[float]) -> Self:
-        """The solver with what depends on the grid computed; itself if nothing does."""
+        """The solver with everything that depends on the grid computed in advance; itself if
+        nothing does.
+        """
         return self
 
     def init(self, problem: AbstractSDE, t0: Time, x: Tensor) -> Tree:
-        """The state that the first step receives."""
+        """What the first step receives as `state`."""
         return ()
 
     @abstractmethod
@@ -107,19 +115,23 @@ class AbstractSolver(ABC):
     ) -> Step:
         """One step from x at t0 to t1; t1 < t0 is reverse time.
 
-        Times are floats, or `(batch,)` where samples have their own.
+        Arguments:
+            t0, t1: floats, or `(batch,)` float64 where samples have their own times.
+            x: the states at t0, `(batch, *event)`.
+            noise: the noise of the step.
+            state: what `init` or the step before returned.
         """
 
     def resolution(self, x: Tensor) -> float:
-        """The least tolerance that steps of states such as x resolve, besides rounding."""
+        """The smallest tolerance that makes sense for states such as x, apart from rounding."""
         return 0.0
 
     def mean_weights(self, t0: float, t1: float) -> Sequence[float]:
-        """The weights of a step whose mean is x_0 + sum_j w_j f_j, with f_j the drifts at points of
-        the grid up to t_0, the newest first: those of the steps of `Transitions`.
+        """The weights w_j of a step whose mean is x_0 + sum_j w_j f_j, with f_j the drifts at the
+        points of the grid up to t_0, the newest first; `Transitions` uses them.
 
         Raises:
-            TypeError: for a solver with other steps.
+            TypeError: for a solver whose steps have another form.
         """
         raise TypeError(
             f"the steps of {type(self).__name__} are not normal with a known mean: choose a rule "
@@ -134,26 +146,26 @@ class AbstractSolver(ABC):
         return problem.kick(t0, t1, x, dw)
 
     def output(self, t0: float, x: Tensor, state: Tree) -> Tensor:
-        """The state that a solve on a fixed grid returns after the step from t0, from the x and the
-        state that the step passes on.
-
-        x itself, unless a solver passes on another state than it would return.
+        """The state that a solve on a fixed grid returns after the step from t0, computed from the
+        x and the state that the step passes on: x itself, unless the solver corrects it.
         """
         return x
 
     def quotient(self, measure: Callable[[Tensor], Tensor], error: Tree) -> Tensor:
-        """q, the error of a step relative to the tolerance, `(batch,)`, from what the step returned
-        as `error`.
+        """q, the error of a step relative to the tolerance, `(batch,)`.
 
-        measure is the controller's norm, `(batch, *event)` to `(batch,)`, infinite where a sample
-        is not finite; so is q.
+        Arguments:
+            measure: the controller's norm, `(batch, *event)` to `(batch,)`; infinite for a sample
+                that is not finite, as q must be.
+            error: what the step returned as `error`.
         """
         return measure(error)
 
     def dense(self, problem: AbstractSDE, t0: Time, t1: Time, dense: Tree) -> Tree:
         """The argument of `interpolate`, from what the step from t0 to t1 returned as `dense`.
 
-        Called only for a step with outputs inside, so that their evaluations are made here.
+        It is called only for steps with outputs within, so evaluations that only these need belong
+        here.
         """
         return dense
 
@@ -161,7 +173,7 @@ class AbstractSolver(ABC):
         """The state at t_0 + theta (t_1 - t_0), theta `(batch,)`, from what the method `dense`
         returned.
 
-        For equations without noise; with noise a bridge of the path is used.
+        It is for equations without noise; with noise states are bridged along the path.
         """
         start, end = dense
         return torch.lerp(start, end, broadcast(theta, start))

@@ -14,9 +14,9 @@ from sdekit._solvers.contract import Order, Step, Tree
 from sdekit._solvers.runge_kutta import AbstractEmbeddedRungeKutta, Tableau, combine, stage_times
 from sdekit.elementary import Time, broadcast
 
-# Hairer, Norsett and Wanner 1993, section II.10, and the Fortran program DOP853: the method; b less
-# the method of order five; the method of order three; the stages of the output; its last four
-# coefficients. fmt: off
+# Hairer, Norsett and Wanner 1993, section II.10, and the Fortran program DOP853. _A, _B, _C: the
+# method. _E5: its b minus that of order five. _B3: the b of order three. _OUTPUT_STAGES: the stages
+# of the output. _DENSE: the last four coefficients of its polynomial. fmt: off
 _A = (
     (),
     (0.05260015195876773,),
@@ -272,13 +272,11 @@ _E3 = tuple(b - b3 for b, b3 in zip(_B, _B3, strict=True))
 @dataclass(frozen=True, eq=False)
 class Dopri8(AbstractEmbeddedRungeKutta):
     """DOP853: order eight with embedded errors of orders five and three, twelve evaluations per
-    step.
+    step; for small tolerances.
 
-    For small tolerances.
-
-    With e_5 and e_3 the errors relative to the tolerance, q = e_5^2 / sqrt(e_5^2 + 0.01 e_3^2),
-    which is O(dt^8). Outputs within a step, of order seven, cost three evaluations more in that
-    step.
+    With e_5 and e_3 the estimates of both errors relative to the tolerance, the step has
+    q = e_5^2 / sqrt(e_5^2 + 0.01 e_3^2), which is O(dt^8). States within a step are of order seven
+    and cost three more evaluations in that step.
 
     Example:
         >>> ode = sdekit.ODE(lambda t, x: -x)

@@ -1,5 +1,5 @@
-"""Exponential methods for a stiff linear part A, a number or diagonal: e^{A dt} and its integrals
-instead of powers of A dt.
+"""Exponential methods for a stiff linear part A, a number or a diagonal matrix: e^{A dt} and its
+integrals replace powers of A dt.
 """
 
 import math
@@ -16,9 +16,10 @@ from sdekit.elementary import Time, expm1, sqrt
 
 
 def phi(k: int, z: Time) -> Time:
-    """phi_1(z) = (e^z - 1) / z or phi_2(z) = (e^z - 1 - z) / z^2, to rounding for every real z.
+    """phi_1(z) = (e^z - 1) / z or phi_2(z) = (e^z - 1 - z) / z^2, accurate to rounding for every
+    real z.
 
-    The quotient of phi_2 loses digits near 0; there the series is summed, sum_n z^n / (n + k)!.
+    The quotient of phi_2 loses digits near 0; there the series sum_n z^n / (n + k)! is summed.
     """
     series = 0.0 * z + 1 / math.factorial(14 + k)
     for n in reversed(range(14)):
@@ -47,13 +48,13 @@ def _multiply(a: Time, x: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class ExponentialEuler(AbstractSolver):
-    """x_1 = e^z x_0 + phi_1(z) N dt + sqrt(phi_1(2 z)) g dW, with z = A dt and N = f(t_0, x_0) - A
-    x_0.
+    """x_1 = e^z x_0 + phi_1(z) N dt + sqrt(phi_1(2 z)) g dW, with z = A dt and
+    N = f(t_0, x_0) - A x_0, for Ito equations.
 
-    f is the whole drift, A its linear part or an approximation: the orders hold for every A, and
-    steps are stable for any z <= 0 if N is not stiff. The noise has the exact variance (e^{2
-    z} - 1) / (2 z) |dt| g^2 and converges path by path: for constant N and g the solution has the
-    exact law on every grid.
+    phi_1(z) = (e^z - 1) / z. f is the whole drift, and A its linear part or an approximation of it:
+    the orders hold for every A, and steps are stable for all z <= 0 if N is not stiff. The noise of
+    a step has the exact variance, phi_1(2 z) |dt| g^2, and converges path by path: for constant N
+    and g the solution has the exact law on every grid.
 
     Arguments:
         linear: A, a float or a tensor that broadcasts against the event.
@@ -99,8 +100,8 @@ class ExponentialHeun(AbstractSolver):
         x~ = e^z x_0 + phi_1(z) N_0 dt + sqrt(phi_1(2 z)) g dW,
         x_1 = x~ + phi_2(z) (N(t_1, x~) - N_0) dt.
 
-    As `ExponentialEuler`, with g in the middle of the step; with additive noise the weak order is
-    two.
+    Here phi_2(z) = (e^z - 1 - z) / z^2, N_0 is N at (t_0, x_0), and g is evaluated in the middle of
+    the step; the rest is as in `ExponentialEuler`. With additive noise the weak order is two.
 
     Arguments:
         linear: A, a float or a tensor that broadcasts against the event.

@@ -27,11 +27,11 @@ def _half(w: Tensor | None) -> Tensor | None:
 
 @dataclass(frozen=True, eq=False)
 class Heun(AbstractSolver):
-    """x~ = x_0 + f_0 dt + g_0 dW, then x_1 = (x_0 + x~) / 2 + f(t_1, x~) dt / 2 + g(t_1, x~)
-    dW / 2.
+    """x~ = x_0 + f_0 dt + g_0 dW, then
+    x_1 = (x_0 + x~) / 2 + f(t_1, x~) dt / 2 + g(t_1, x~) dW / 2.
 
-    The explicit trapezoidal rule. With additive noise the weak order is two; for general noise that
-    commutes the strong order is one.
+    The explicit trapezoidal rule, for Stratonovich equations. With additive noise the weak order is
+    two; for general noise that commutes the strong order is one.
 
     Example:
         >>> sde = sdekit.SDE(lambda t, x: -x, lambda t, x: 1.0, "additive")
@@ -61,9 +61,8 @@ class Heun(AbstractSolver):
 class EulerHeun(AbstractSolver):
     """x~ = x_0 + g_0 dW, then x_1 = (x_0 + x~) / 2 + f_0 dt + g(t_1, x~) dW / 2.
 
-    For Stratonovich equations, one drift evaluation per step.
-
-    For general noise that commutes the strong order is one.
+    For Stratonovich equations, with one evaluation of the drift per step. For general noise that
+    commutes the strong order is one.
 
     Example:
         >>> sde = sdekit.SDE(lambda t, x: 0.1 * x, lambda t, x: 0.3 * x, sde_type="stratonovich")
@@ -89,11 +88,11 @@ class EulerHeun(AbstractSolver):
 
 @dataclass(frozen=True, eq=False)
 class Midpoint(AbstractSolver):
-    """x~ = x_0 + f_0 dt / 2 + g_0 dW / 2, then x_1 = x_0 + f(t, x~) dt + g(t, x~) dW.
-
+    """x~ = x_0 + f_0 dt / 2 + g_0 dW / 2, then x_1 = x_0 + f(t, x~) dt + g(t, x~) dW, with
     t = (t_0 + t_1) / 2.
 
-    For general noise that commutes the strong order is one.
+    The explicit midpoint rule, for Stratonovich equations. For general noise that commutes the
+    strong order is one.
 
     Example:
         >>> sde = sdekit.SDE(lambda t, x: 0.1 * x, lambda t, x: 0.3 * x, sde_type="stratonovich")
@@ -119,17 +118,17 @@ class Midpoint(AbstractSolver):
 
 @dataclass(frozen=True, eq=False)
 class ReversibleHeun(AbstractSolver):
-    """A reversible method with one evaluation per step:
+    """A reversible method for Stratonovich equations, one evaluation per step:
 
         x^_1 = 2 x_0 - x^_0 + f^_0 dt + g^_0 dW,
         x_1 = x_0 + (f^_0 + f^_1) dt / 2 + (g^_0 + g^_1) dW / 2.
 
-    f^ and g^ are evaluated at x^, which begins as x; the first step costs one evaluation more. A
-    step can be undone up to rounding, see `reverse`. The state is (x^, f^, g^). The paper proves
-    strong order one for additive noise and 0.5 for other noise; for noise that commutes, such as
-    diagonal and scalar noise, we measure order one. The difference of x^ and x is not damped: where
-    the drift contracts at a rate, it grows like e^(rate t) for every dt, so that solves must be
-    short.
+    f^ and g^ are evaluated at x^, which is x at the start of the solve; the first step costs one
+    more evaluation. A step can be undone up to rounding, see `reverse`. The state of the solver is
+    (x^, f^, g^). The paper proves strong order one for additive noise and 0.5 for other noise; the
+    measured order is one for noise that commutes, such as diagonal and scalar noise. The difference
+    of x^ and x is not damped: if the drift contracts at some rate, it grows like e^(rate t) for
+    every dt, so solves must be short.
 
     Example:
         >>> sde = sdekit.SDE(lambda t, x: 0.1 * x, lambda t, x: 0.3 * x, sde_type="stratonovich")

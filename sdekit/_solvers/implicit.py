@@ -15,20 +15,20 @@ from sdekit.elementary import Time, axpy, broadcast, sqrt
 
 @dataclass(frozen=True, eq=False)
 class ImplicitEulerMaruyama(AbstractSolver):
-    """x_1 = x_0 + f(t_1, x_1) dt + g(t_0, x_0) dW.
+    """x_1 = x_0 + f(t_1, x_1) dt + g(t_0, x_0) dW, for Ito equations with a stiff drift.
 
-    For Ito equations with a stiff drift. Newton's method with the Jacobian of each sample; factors
-    are used again, over steps too, as long as it converges fast. A sample for which it does not
-    converge becomes NaN, with a warning. f of a sample must not depend on the others.
+    The equation for x_1 is solved by Newton's method with the Jacobian of f for each sample. Its LU
+    factors are reused, in later steps too, while the iteration converges fast. If it does not
+    converge, the sample becomes NaN, with a warning. f of a sample must not depend on the others.
 
-    Steps may be as long as accuracy allows: for f = l x,
-    l < 0, the mean shrinks by 1 / (1 - l dt), and the variance is stable where that of the
-    equation is. f receives t as with adaptive steps, `(batch, 1, ...)`, on grids too. Each
-    iteration waits for the device.
+    Only accuracy limits the steps: for f = l x with l < 0 the mean shrinks by 1 / (1 - l dt) in a
+    step, and the variance is stable wherever that of the equation is. f receives t as with adaptive
+    steps, `(batch, 1, ...)`, also on a grid. Each iteration waits for the device.
 
     Raises:
-        ValueError: while solving, for a drift that autograd does not see, and with `gradient=`.
-        RuntimeError: under torch.func.vmap, which hides whether a sample has converged.
+        ValueError: in a solve, for a drift through which autograd finds no path to x, and with
+            `gradient=`.
+        RuntimeError: in a solve under torch.func.vmap, which hides whether a sample has converged.
 
     Warns:
         RuntimeWarning: where Newton's method does not converge.
@@ -79,14 +79,16 @@ class ImplicitPlaten(AbstractSolver):
         k = (a + b + 2 g_0) dW / 4 + (a - b) (dW^2 - |dt|) / (4 sqrt|dt|),
         a, b = g(t_1, x_0 + f_0 dt +- g_0 sqrt|dt|).
 
-    For Ito equations with a stiff drift, with additive, diagonal (g_i depends on x_i only) or
-    scalar noise; strong order one. Newton's method as in `ImplicitEulerMaruyama`. On a grid fast
-    modes do not decay: for f = l x, l dt to minus infinity, x changes its sign with each step.
-    Adaptive steps, whose error is the difference from Euler's, damped as the step is, follow them.
+    For Ito equations with a stiff drift and additive, diagonal (g_i depends on x_i only) or scalar
+    noise; strong order one. x_1 is found as in `ImplicitEulerMaruyama`. On a grid fast modes do not
+    decay: for f = l x and l dt -> -infinity, x only changes its sign in each step. Adaptive steps
+    resolve them: their error estimate is the difference from an Euler-Maruyama step, multiplied by
+    (1 - J dt / 2)^{-1} with the Jacobian J of f.
 
     Raises:
-        ValueError: while solving, for a drift that autograd does not see, and with `gradient=`.
-        RuntimeError: under torch.func.vmap, which hides whether a sample has converged.
+        ValueError: in a solve, for a drift through which autograd finds no path to x, and with
+            `gradient=`.
+        RuntimeError: in a solve under torch.func.vmap, which hides whether a sample has converged.
 
     Warns:
         RuntimeWarning: where Newton's method does not converge.
@@ -141,7 +143,7 @@ class ImplicitPlaten(AbstractSolver):
 def _kicks(
     problem: AbstractSDE, t0: Time, t1: Time, h: Tensor, x: Tensor, ahead: Tensor, w: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """g_0 dW, and what the formula has more than this."""
+    """g_0 dW, and k - g_0 dW."""
     s = broadcast(sqrt(h.abs()), w) * torch.ones_like(w)
     square = (w * w - s * s) / s
     g = problem.diffusion(t0, x)

@@ -5,17 +5,22 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-_BETWEEN = 8  # dimensions between two looks at the residual
+_BETWEEN = 8  # dimensions between two checks of the residual
 
 
 def gmres(
     product: Callable[[Tensor], Tensor], right: Tensor, *, limit: Tensor, most: int
 ) -> Tensor:
-    """x with |b - A x| <= limit, `(batch,)`, for each sample, `(batch, d)`, from products A v.
+    """x, `(batch, d)`, with |b - A x| <= limit for each sample, from products A v.
 
-    Each sample has a subspace of its own, of at most `most` dimensions, and its solution is that of
-    the dimension in which it converged, so that the others do not matter. A sample that does not
-    converge is NaN.
+    Each sample has a Krylov subspace of its own, of at most `most` dimensions, and its solution is
+    that of the check at which it converged, so that it does not depend on the other samples. A
+    sample that does not converge is NaN.
+
+    Arguments:
+        product: v -> A v, `(batch, d)`.
+        right: b, `(batch, d)`.
+        limit: `(batch,)`.
 
     References:
         Saad and Schultz 1986, "GMRES: a generalized minimal residual algorithm for solving
@@ -44,7 +49,7 @@ def gmres(
 
 
 def _divided(vector: Tensor, norm: Tensor) -> Tensor:
-    """Of length one; 0 where the norm is."""
+    """The vectors divided by their norms; 0 where the norm is 0."""
     return torch.where((norm > 0)[:, None], vector / norm[:, None], 0)
 
 

@@ -36,8 +36,8 @@ def factorised(jacobian: Tensor, length: Tensor) -> Factors:
 def connected(factors: Factors, length: Tensor) -> Tensor:
     """Whether det(1 - length J) > 0 for each sample.
 
-    It is 1 for short steps, and along the solutions of longer and longer ones it changes its sign
-    only where two of them meet.
+    The determinant is 1 for short steps. As a step becomes longer, it changes its sign only where
+    two solutions meet.
     """
     matrices, pivots = factors
     signs = matrices.diagonal(dim1=-2, dim2=-1).sign().prod(-1)
@@ -73,10 +73,10 @@ def linear_solver(
 
 
 class ByProducts:
-    """b -> k: GMRES for systems with one matrix, (1 / length - f_x) k = b.
+    """b -> k: GMRES for the systems (1 / length - f_x) k = b with the same matrix.
 
-    Residuals are relative to the largest length * b so far: that of an estimate of an error, a
-    small difference, may be all rounding.
+    Residuals are relative to the norm of the largest length * b so far, because the right-hand side
+    of an error estimate is a small difference and may consist of rounding errors.
     """
 
     def __init__(

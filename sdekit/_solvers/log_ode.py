@@ -21,14 +21,16 @@ class LogODE(AbstractSolver):
     """x~ = x_0 + f dt / 2 + g dW / 2, then x_1 = x_0 + f~ dt + g~ dW + sum_jk D g~^k[g~^j] A^jk,
     for Stratonovich equations.
 
-    f~ and g~ are at (t, x~) in the middle of the step; A^jk is the area between the coordinates j
-    and k of W, which general noise that does not commute needs: with exact areas the strong order
-    is one. `WhiteNoise` and `BrownianPath` draw areas that have their covariance given W and its
-    space-time area, in each step by itself: then the weak order is one. With noise
-    that has no areas it is `Midpoint`, which does not converge where g does not commute.
+    f~ and g~ are evaluated at x~ and the middle t of the step, D is the derivative with respect to
+    x, g^j multiplies the j-th Brownian motion, and A^jk is the Levy area between the coordinates j
+    and k of W, see `Increment`. For general noise that does not commute, exact areas give the
+    strong order one. `WhiteNoise` and `BrownianPath` draw, for each step by itself, areas with the
+    right mean and covariance given W and its space-time Levy area; then the strong order is 0.5 and
+    the weak order one. With noise that has no areas this method is `Midpoint`.
 
     Raises:
-        RuntimeError: in a solve, for a g that depends on x in a way that torch does not see.
+        RuntimeError: in a solve, for a g that depends on x in a way that torch cannot
+            differentiate.
 
     Example:
         >>> def g(t, x):  # two Brownian motions that do not commute

@@ -17,8 +17,8 @@ from sdekit._solvers.contract import AbstractSolver, Order, Step, Tree
 from sdekit.calling import has_hidden_values
 from sdekit.elementary import Time, axpy, broadcast
 
-# Of an equation at a time and a state, W, |dt| for Ito equations and 0 for Stratonovich ones, and
-# what it is added to.
+# The arguments: the equation, the time, the state, W, the width (|dt| for Ito equations, 0 for
+# Stratonovich ones), and the state to which the noise is added.
 Correction = Callable[[AbstractSDE, Time, Tensor, Tensor, Time, Tensor], Tensor]
 
 
@@ -31,7 +31,7 @@ def _additive(
 def _diagonal(
     problem: AbstractSDE, t: Time, x: Tensor, w: Tensor, dt: Time, onto: Tensor
 ) -> Tensor:
-    """g W + g' g (W^2 - dt) / 2: where g_i depends on x_i alone the Jacobian is its transpose,
+    """g W + g' g (W^2 - dt) / 2: if g_i depends on x_i alone the Jacobian equals its transpose,
     which torch applies faster.
     """
     half = 0.5 * (w * w - broadcast(dt, w))
@@ -65,8 +65,8 @@ def _general(problem: AbstractSDE, t: Time, x: Tensor, w: Tensor, dt: Time, onto
 def directional_derivative(
     problem: AbstractSDE, t: Time, x: Tensor
 ) -> tuple[Time, Callable[..., Tensor]]:
-    """g, and the function from v and u, both shaped like W, to D(g v)[g u], shaped like x; without
-    u it is v.
+    """g, and the function from v and u, both shaped like W, to D(g v)[g u], shaped like x; u is v
+    unless given.
     """
     zero = torch.zeros_like(x)
     g = problem.diffusion(t, x)
@@ -112,14 +112,15 @@ _CORRECTIONS: dict[NoiseType, Correction] = {
 
 
 def require_derivative_of_diffusion(problem: AbstractSDE, t: Time, x: Tensor) -> None:
-    """Refuses a g that depends on x in a way that torch does not see: its derivative would be 0.
+    """Refuses a g that depends on x in a way that torch cannot differentiate: its derivative would
+    be 0.
 
     Raises:
         RuntimeError: with what to do.
     """
     if torch.compiler.is_compiling() or has_hidden_values(x) or not x.numel():
         return
-    # Beside x, where a derivative that is there is not 0 by chance.
+    # Next to x, because the derivative at x itself may be 0 by chance.
     point = x + 1e-3 * (1 + x.abs())
     with torch.no_grad():
         if problem.noise_type == "diagonal":
@@ -130,7 +131,7 @@ def require_derivative_of_diffusion(problem: AbstractSDE, t: Time, x: Tensor) ->
             there, change = _pushed(product, point, torch.ones_like(point))
         if bool((change != 0).any()):
             return
-        # Not x itself: a g that jumps there has the derivative 0 on both sides.
+        # Not x itself: if g jumps at x, its derivative is 0 on both sides.
         here = product(x + 2e-3 * (1 + x.abs()))
         if not torch.allclose(there, here, rtol=0.0, atol=0.0, equal_nan=True):
             raise RuntimeError(
@@ -142,8 +143,8 @@ def require_derivative_of_diffusion(problem: AbstractSDE, t: Time, x: Tensor) ->
 
 @functools.cache
 def load_forward_mode() -> None:
-    """Makes torch compile its rules of forward differentiation, which issues a DeprecationWarning
-    from torch itself at the first use.
+    """Makes torch load its rules of forward-mode differentiation, without the DeprecationWarning
+    that torch itself issues at their first use.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -154,17 +155,18 @@ def load_forward_mode() -> None:
 class Milstein(AbstractSolver):
     """x_1 = x_0 + f dt + g dW + D(g dW)[g dW] / 2 - |dt| / 2 sum_j D g^j[g^j], for Ito equations.
 
-    torch differentiates g. A solve begins with a look whether it can: x.detach() or torch.no_grad()
-    in g would make D zero, and are refused.
+    f and g are evaluated at (t_0, x_0), D is the derivative with respect to x, and g^j multiplies
+    the j-th Brownian motion. torch differentiates g. A solve first checks that it can: x.detach()
+    or torch.no_grad() in g would make D zero, and are refused.
 
-    All functions are at (t_0, x_0); D is the derivative in x; g^j multiplies the j-th Brownian
-    motion. Diagonal noise as in Kloeden and Platen: g_i depends on x_i only, not on the other
-    coordinates. With general noise that commutes, D g^j[g^k] = D g^k[g^j], the strong order is one;
-    with other general noise it is that of Euler-Maruyama, because Levy's area is missing. m
-    Brownian motions cost m + 1 directional derivatives, other noise one.
+    With diagonal noise g_i must depend on x_i only, not on other coordinates (Kloeden and Platen).
+    With general noise that commutes, D g^j[g^k] = D g^k[g^j], the strong order is one; with other
+    general noise it is that of Euler-Maruyama, because Levy's area is missing. General noise with m
+    Brownian motions costs m + 1 directional derivatives per step, diagonal and scalar noise one.
 
     Raises:
-        RuntimeError: in a solve, for a g that depends on x in a way that torch does not see.
+        RuntimeError: in a solve, for a g that depends on x in a way that torch cannot
+            differentiate.
 
     Example:
         >>> sde = sdekit.SDE(lambda t, x: 0.1 * x, lambda t, x: 0.3 * x)
@@ -204,8 +206,11 @@ class Milstein(AbstractSolver):
 class StratonovichMilstein(Milstein):
     """x_1 = x_0 + f dt + g dW + D(g dW)[g dW] / 2: `Milstein` for Stratonovich equations.
 
+    General noise costs one directional derivative per step; the rest is as in `Milstein`.
+
     Raises:
-        RuntimeError: in a solve, for a g that depends on x in a way that torch does not see.
+        RuntimeError: in a solve, for a g that depends on x in a way that torch cannot
+            differentiate.
 
     Example:
         >>> sde = sdekit.SDE(lambda t, x: 0.1 * x, lambda t, x: 0.3 * x, sde_type="stratonovich")

@@ -20,28 +20,28 @@ Variable = Literal["l", "smooth"]
 
 @dataclass(frozen=True, eq=False)
 class AbstractMultistep(AbstractPlanned):
-    """x_1 = x_0 + sum_j w_j f_j + g((t_0 + t_1)/2) dW, f_j the drifts at the last k times.
+    """x_1 = x_0 + sum_j w_j f_j + g((t_0 + t_1)/2) dW, with f_j the drifts at the last k times.
 
-    A subclass defines `rule`, which computes the weights from the times. If it `corrects`, f is
-    evaluated at the predicted x_1, and the same rule is applied again with this value, so that the
-    cost is still one evaluation per step. The last step is not corrected. The next step begins at
-    the predicted state and adds the correction of the one before: both are sums of the same values,
-    so that this is one sum instead of two. The first steps use the values available.
+    A subclass defines `rule`, which computes the weights from the times, and `accuracy`, the order
+    for each k. If its `corrects` is True, f is evaluated at the predicted x_1, and the same rule is
+    applied again with this value as well. That still costs one evaluation per step, because the
+    next step uses the value too. The last step is not corrected. In the first steps fewer than k
+    values are available.
 
     Arguments:
-        k: the number of values of a prediction.
+        k: the number of values that a prediction uses.
         lower_final: whether the last steps use at most as many values as there are steps left, as
             some samplers do because their last step is infinite in log(alpha / sigma). This limits
-            the order to two. A number: in solves of fewer steps than that.
-        steps_after: how many steps follow those of the grid, which lower_final counts too: 1 where
-            a sampler ends with a step to the denoised state.
-        self_starting: whether the first step computes further values that the order needs. If f
+            the order to two. A number n means: only in solves of fewer than n steps.
+        steps_after: the number of steps that the caller takes after those of the grid; lower_final
+            counts them. It is 1 if a sampler ends with a step to the denoised state.
+        self_starting: whether the first step evaluates f more often, if the order needs it. If f
             hardly changes at first, as at the noisy end of a diffusion, more steps are a better use
             of these evaluations.
 
     Raises:
         ValueError: for a k that is not in `accuracy`, a name that is not in `choices`, or a
-            lower_final that is neither a bool nor a number of steps, from 2 on.
+            lower_final that is neither a bool nor a number of steps, 2 or larger.
 
     Example:
         >>> from dataclasses import dataclass
@@ -106,8 +106,8 @@ class AbstractMultistep(AbstractPlanned):
 
     @abstractmethod
     def rule(self, panels: Panels) -> np.ndarray:
-        """The weights of the values at panels.nodes, newest first, `(steps, k)`, divided by
-        A(stop).
+        """The weights of the values at panels.nodes, the newest first, `(steps, k)`, in units of
+        A(stop), as those of `Panels.exact`.
         """
 
     def plan(self, problem: AbstractSDE, ts: Sequence[float]) -> Self:
@@ -236,7 +236,7 @@ def _is_constant(value: object) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class AbstractAdams(AbstractMultistep, ABC):
-    """Rules that integrate the interpolant exactly, a polynomial in a variable of choice.
+    """Rules that integrate the interpolant exactly; it is a polynomial in a chosen variable.
 
     Arguments:
         variable: "smooth", the variable `smooth` of a `Clocked` problem, or "l", its parameter; for
@@ -252,16 +252,14 @@ class AbstractAdams(AbstractMultistep, ABC):
 
 @dataclass(frozen=True, eq=False)
 class AdamsBashforth(AbstractAdams):
-    """x_1 = x_0 + integral over [t_0, t_1] of the interpolant of f through the last k
-    values + noise.
+    """x_1 = x_0 + the integral over [t_0, t_1] of the polynomial through the last k values of f
+    + g((t_0 + t_1)/2) dW.
 
-    The noise is g((t_0 + t_1)/2) dW.
-
-    One evaluation per step. The interpolant is a polynomial in t, or, for a `Clocked` problem, one
-    in its parameter l or in a variable of its own, integrated against its clock (an exponential
-    integrator). Without noise the order is k: the first step evaluates f once more for k = 3 and
-    three times more for k = 4, because the error of an Euler step would limit the order to two.
-    With additive noise strong order one and weak order min(k, 2).
+    One evaluation per step. The polynomial is one in t; for a `Clocked` problem it is one in the
+    parameter l or the variable `smooth` of the problem, and is integrated against its clock, which
+    is an exponential integrator. Without noise the order is k: the first step evaluates f once more
+    for k = 3 and three times more for k = 4, because the error of an Euler step would limit the
+    order to two. With additive noise the strong order is one, and the weak order min(k, 2).
 
     Arguments:
         k: the number of values, 1 to 4.
@@ -291,16 +289,15 @@ class AdamsBashforth(AbstractAdams):
 
 @dataclass(frozen=True, eq=False)
 class AdamsMoulton(AbstractAdams):
-    """Predictor-corrector: `AdamsBashforth(k)`, then the interpolant of k + 1 values.
+    """Predictor-corrector: `AdamsBashforth(k)`, then the same with k + 1 values of f, of which the
+    new one is that at the predicted x_1.
 
-    The further value is that at the predicted x_1.
-
-    One evaluation per step, and two more for k = 3 without noise; the value at the predicted point
-    is not computed again. Without noise the order is k + 1, but three for k = 4, which computes no
-    further values in its first step: k = 4 is for solves that begin where f hardly changes, as at
-    the noisy end of a diffusion, and has order five there. With additive noise strong order one and
-    weak order two; predictor and corrector share dW. On the clock of a diffusion's reverse
-    equation this is SA-Solver.
+    One evaluation per step, and two more in a solve with k = 3 without noise; f is not evaluated
+    again at the corrected point. Without noise the order is k + 1, but three for k = 4, whose first
+    step has no further evaluations: k = 4 is for solves that begin where f hardly changes, as at
+    the noisy end of a diffusion, and has order five there. With additive noise the strong order is
+    one and the weak order two; predictor and corrector use the same dW. On the clock of a
+    diffusion's reverse equation this is SA-Solver.
 
     Arguments:
         k: the number of values of the predictor, 1 to 4.

@@ -18,8 +18,8 @@ _LENGTHS = 0.1  # the relative change of h that does
 
 
 def no_factors(x: Tensor) -> Tree:
-    """What the first step receives: factors of no matrix, for steps of length 0, and the largest
-    number so far.
+    """The state of the first step: empty factors, marked by the length 0 of their step, and the
+    largest absolute value of each sample.
     """
     d = math.prod(x.shape[1:])
     wide = torch.promote_types(x.dtype, torch.float32)
@@ -42,16 +42,16 @@ def implicit(
     """The solution of x = base + h f(t, x) near a guess, and the factors with which the next step
     begins; t and h are `(batch,)`.
 
-    The Jacobian of a sample and its factors are kept, over steps too, as long as changes shrink to
-    0.3 of the one before, and h stays within a tenth. A sample is finished when a change is below
-    eps^(3/4) of the largest number that it has had, and either has shrunk so or comes from a
-    Jacobian of this step: with factors that are too old changes are small far from the solution.
-    f of a sample must not depend on the others. First and second derivatives are those of the
-    solution, by the implicit function theorem.
+    The LU factors of a sample are kept, in later steps too, while each change is at most 0.3 times
+    the one before and h differs by at most a tenth. A sample has converged when a change is below
+    eps^(3/4) times the largest absolute value that it has had, and either is at most 0.3 times the
+    one before or comes from a Jacobian of this step: with factors that are too old, changes may be
+    small far from the solution. f of a sample must not depend on the others. First and second
+    derivatives are those of the solution, by the implicit function theorem.
 
-    A sample without a solution is NaN. So is a solution that is not `connected` with those of
-    shorter steps, as may be found where differences grow within a step. And so is, unless patient,
-    a sample that would need a second Jacobian in this step.
+    A sample without a solution is NaN. So is a sample whose solution is not `connected` with those
+    of shorter steps, which happens where differences grow within a step. Unless patient, so is a
+    sample that would need a second Jacobian in this step.
     """
     with torch.no_grad():
         start = base.detach(), guess.detach()
@@ -67,13 +67,13 @@ def implicit(
 
 
 def smoothed(error: Tensor, state: Tree) -> Tensor:
-    """(1 - h J)^-1 error: an estimate without the part that an implicit step damps."""
+    """(1 - h J)^{-1} error: the estimate, damped in stiff directions as the implicit step is."""
     matrices, pivots, length, _ = state
     return solved((matrices, pivots), error / broadcast(length, error))
 
 
 def _residual(problem: AbstractSDE, t: Tensor, h: Tensor, base: Tensor, x: Tensor) -> Tensor:
-    """(base - x) / h + f, at least in single precision: h may be less than half precision has.
+    """(base - x) / h + f, at least in single precision: h may be below the range of half precision.
 
     Raises:
         RuntimeError: under vmap.
@@ -151,7 +151,7 @@ def _largest(x: Tensor) -> Tensor:
 
 
 def warn_without_solution(t1: Time, x: Tensor, given: Tensor) -> None:
-    """Says for which samples a step of a fixed grid has no solution.
+    """Warns of samples for which a step of a fixed grid has no solution.
 
     Warns:
         RuntimeWarning: with what to do.

@@ -14,12 +14,12 @@ from sdekit.elementary import Time, axpy
 
 
 class Row(NamedTuple):
-    """The plan of one step; weights are those of the slopes, newest first.
+    """The plan of one step; weights are those of the slopes, the newest first.
 
-    slope_known: whether the state contains the slope at t_0. stages: the times of the stages, and
-    the weights of the states there. weights: those of the step. kept_slopes: the indices of the
-    slopes that are passed to the next step. correction: the weights by which the state at the end
-    is corrected, whose first slope is the one there; empty if it is not.
+    slope_known: whether the state of the solver contains the slope at t_0. stages: the times of the
+    stages, and the weights of the states there. weights: those of x_1. kept_slopes: the indices of
+    the slopes that are passed to the next step. correction: the weights of the correction of x_1,
+    the first of them that of the slope at x_1; empty without correction.
     """
 
     slope_known: bool
@@ -31,8 +31,8 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class AbstractPlanned(AbstractSolver):
-    """x_1 = x_0 + sum_j w_j f_j + g((t_0 + t_1)/2) dW with weights of each step, which `plan` of a
-    subclass computes.
+    """x_1 = x_0 + sum_j w_j f_j + g((t_0 + t_1)/2) dW with weights of each step that are computed
+    in advance, by `plan` of a subclass.
 
     Arguments:
         planned: the steps of a grid by their t_0; `plan` fills it in.

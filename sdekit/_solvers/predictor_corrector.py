@@ -1,4 +1,6 @@
-"""Predictor-corrector sampling: a Markov chain that leaves p_t alone, then a step of a solver."""
+"""Predictor-corrector sampling: moves of a Markov chain that leaves p_t invariant, then a step of a
+solver.
+"""
 
 import math
 from abc import ABC, abstractmethod
@@ -17,10 +19,11 @@ from sdekit.elementary import Time, broadcast, norm
 
 
 class AbstractCorrector(ABC):
-    """Moves a state towards the law p_t at a fixed time.
+    """Moves a state towards the law p_t at a fixed time. A subclass defines `normals` and
+    `correct`.
 
     Attributes:
-        normals: the number of normals of the state's shape that it uses.
+        normals: the number of standard normals, shaped like the state, that it uses.
 
     Example:
         >>> class Unadjusted(sdekit.AbstractCorrector):  # a Langevin step of fixed size
@@ -39,32 +42,34 @@ class AbstractCorrector(ABC):
 
     @abstractmethod
     def correct(self, problem: AbstractSDE, t0: float, t1: float, x: Tensor, z: Tensor) -> Tensor:
-        """x at t0, corrected; t1 is where the next step goes, z has shape
+        """x at t0, corrected; t1 is the end of the step that follows, and z are standard normals,
         `(normals, batch, *event)`.
         """
 
 
 @dataclass(frozen=True, eq=False)
 class Langevin(AbstractCorrector):
-    """Langevin corrector: x <- x + e s + sqrt(2 e) z,
+    """Langevin corrector: x <- x + e s + sqrt(2 e) z with the score s at (t_0, x) and
 
         e = 2 a (snr sigma)^2 (|z|^2 + m) / (sigma^2 |s|^2 + m).
 
-    The norms are those of a sample; a = alpha(t_0)^2 / alpha(t_1)^2 and sigma are those of the
-    forward equation. With m = 0 this is the published step, 2 a (snr |z| / |s|)^2, where the norms
-    are averages over the batch. The norms of one sample are good averages only in many dimensions:
-    in two, |s| may be close to 0, the step becomes large, and mode weights are wrong by tens of
-    standard errors. So both squares get m further coordinates with their mean, 1.
+    The norms are those of one sample; sigma = sigma(t_0) and a = alpha(t_0)^2 / alpha(t_1)^2 are
+    those of the forward equation. With m = 0 this is the published step, 2 a (snr |z| / |s|)^2,
+    except that its norms are averages over the batch. The norms of one sample are close to such
+    averages only in many dimensions: in two, |s| may be near 0, the step becomes large, and mode
+    weights are wrong by tens of standard errors. So m coordinates are added to both squared norms,
+    each with the mean of a squared coordinate, 1.
 
     Arguments:
-        snr: the ratio of the lengths of signal and noise in a step: 0.16 on CIFAR-10, 0.075 to 0.17
-            elsewhere.
+        snr: the ratio of the norms of signal and noise in a move; Song et al. use 0.16 on CIFAR-10
+            and 0.075 to 0.17 elsewhere.
         steps: the number of such moves per time step.
-        m: the number of further coordinates. For an equation without a known kernel m = 0 and
-            a = 1.
+        m: the number of added coordinates. For an equation without a known kernel m is 0 and a is
+            1.
 
     Raises:
         ValueError: for an snr that is not positive, steps < 1 or a negative m.
+        TypeError: in a solve of an equation without a score.
 
     Example:
         >>> vp = sd.VPSDE()
@@ -117,9 +122,10 @@ class PredictorCorrector(AbstractSolver):
     """The corrector at t_0, then the predictor from t_0 to t_1.
 
     Arguments:
-        predictor: any solver; multistep rules use values from before the corrections, and lose
-            their order.
-        corrector: a chain with p_t invariant, such as `Langevin`; the problem must have a score.
+        predictor: any solver; multistep rules do not keep their order, because they use values from
+            before the corrections.
+        corrector: a Markov chain that leaves p_t invariant, such as `Langevin`; it needs a problem
+            with a score.
 
     Raises:
         TypeError: in a solve of an equation without a score.
@@ -138,8 +144,8 @@ class PredictorCorrector(AbstractSolver):
 
     @computed
     def order(self) -> Mapping[NoiseType, Order]:
-        # As many corrections as steps: paths have no limit, and the law keeps the corrector's bias.
-        # No order is promised.
+        # Each step has a correction: paths do not converge, and the law keeps the bias of the
+        # corrector. So no order is promised.
         return dict.fromkeys(self.predictor.order, Order(math.nan, math.nan))
 
     @computed

@@ -1,6 +1,4 @@
-"""The predictors of Song et al.: steps back along the chain that stands for a diffusion in discrete
-time.
-"""
+"""The predictors of Song et al.: steps back along the Markov chain that discretises a diffusion."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -15,15 +13,16 @@ from sdekit.elementary import Time, axpy
 
 @dataclass(frozen=True, eq=False)
 class AbstractPredictor(AbstractSolver, ABC):
-    """A step x_1 = a x_0 + b s(t_0, x_0) + c z of Anderson's equation, back in time.
+    """A step x_1 = a x_0 + b s(t_0, x_0) + c z of Anderson's equation, backwards in time.
 
-    z = W / sqrt(|dt|). For the probability flow, where a predictor has one, b is halved and c is 0.
+    z = dW / sqrt(|dt|) is standard normal and s the score. If a predictor supports the probability
+    flow, b is halved there and c is 0.
 
-    a, b and c are functions of r, v and w, which `AbstractSDE.chain` returns: forwards x_0 = r
-    x_1 + sqrt(v) z, and w is the variance of a step back. For most diffusions these are exact, from
-    alpha and sigma at the two times; under VE they are the published sigma_i^2 - sigma_{i-1}^2.
-    `VPSDE` has the published v = w = beta(t_0) |dt| and r = sqrt(1 - v), which converge to the
-    exact ones as the step goes to 0.
+    a, b and c are functions of r, v and w from `AbstractSDE.chain`: the forward chain is
+    x_0 = r x_1 + sqrt(v) z, and w is the variance of a step back. For most diffusions these are
+    exact, from alpha and sigma at the two times; for VE, v is then the published
+    sigma_i^2 - sigma_{i-1}^2. `VPSDE` has the published v = w = beta(t_0) |dt| and
+    r = sqrt(1 - v), which converge to the exact ones as the step goes to 0.
 
     Example:
         >>> isinstance(sdekit.ReverseDiffusion(), sdekit.AbstractPredictor)
@@ -54,13 +53,12 @@ class AbstractPredictor(AbstractSolver, ABC):
 class ReverseDiffusion(AbstractPredictor):
     """x_1 = x_0 - (r - 1) x_0 + v s + sqrt(v) z: the increments of the forward chain, reversed.
 
-    These are (r - 1) x, the drift, and v, the variance.
-
-    VP: x + (1 - sqrt(1 - beta_i)) x + beta_i s + sqrt(beta_i) z, beta_i = beta(t_i) dt; VE: x + v
-    s + sqrt(v) z with v = sigma_i^2 - sigma_{i-1}^2. The authors' code has no chain for sub-VP and
-    uses f dt and g^2 dt, which is `EulerMaruyama`; here, and under all other diffusions, the
-    increments are integrated exactly. With eta = 0 it is the step of the probability flow,
-    x + (1 - r) x + v s / 2.
+    The forward chain has the drift increment (r - 1) x and the variance v, see `AbstractPredictor`.
+    For VP the step is x + (1 - sqrt(1 - beta_i)) x + beta_i s + sqrt(beta_i) z with
+    beta_i = beta(t_i) |dt|; for VE it is x + v s + sqrt(v) z with v = sigma_i^2 - sigma_{i-1}^2.
+    For sub-VP the authors' code has no chain and uses f dt and g^2 dt, which is `EulerMaruyama`;
+    here its increments, like those of all other diffusions, are integrated exactly. With eta = 0
+    this is the step of the probability flow, x + (1 - r) x + v s / 2.
 
     Raises:
         TypeError: in a solve of an equation without a score or a kernel.
@@ -86,22 +84,23 @@ class ReverseDiffusion(AbstractPredictor):
 
 @dataclass(frozen=True, eq=False)
 class Ancestral(AbstractPredictor):
-    """x_1 = (x_0 + v s) / r + sqrt(w) z, a sample of q(x_1 | x_0, D), D = (x_0 + sigma^2
-    s) / alpha.
+    """x_1 = (x_0 + v s) / r + sqrt(w) z, a sample of q(x_1 | x_0, D) with the denoised state
+    D = (x_0 + sigma^2 s) / alpha.
 
-    VP: (x + beta_i s) / sqrt(1 - beta_i) + sqrt(beta_i) z, DDPM's sampler with the larger of its
-    variances; VE: x + v s + sqrt(w) z with w = sigma_{i-1}^2
-    (sigma_i^2 - sigma_{i-1}^2) / sigma_i^2. Under VE and all others it is exact for data at one
-    point: the step of `AdamsBashforth(1)` on the clock with eta = 1, DDPM's with the smaller
-    variance.
+    For VP it is (x + beta_i s) / sqrt(1 - beta_i) + sqrt(beta_i) z, DDPM's sampler with the larger
+    of its two variances. For VE it is x + v s + sqrt(w) z with v = sigma_i^2 - sigma_{i-1}^2 and
+    w = v sigma_{i-1}^2 / sigma_i^2. For all diffusions but VP it is exact if the data are one
+    point; it is then the step of `AdamsBashforth(1)` on the clock with eta = 1, which is DDPM's
+    sampler with the smaller variance.
 
     Arguments:
-        large: whether the variance is v under every diffusion, that of a step forwards: where
-            variance is preserved beta_i = 1 - alpha_0^2 / alpha_1^2.
+        large: whether the variance is v, that of a step of the forward chain, for every diffusion.
+            Where variance is preserved, v is beta_i = 1 - alpha_0^2 / alpha_1^2.
 
     Raises:
         TypeError: in a solve of an equation without a score or a kernel.
-        ValueError: in a solve of `ReverseSDE` with another eta than 1, or forward in time.
+        ValueError: in a solve of an equation without noise, of `ReverseSDE` with another eta than
+            1, or forward in time.
 
     Example:
         >>> vp = sd.VPSDE()

@@ -1,5 +1,5 @@
-"""Published multistep samplers of diffusion models: on `Clocked` problems their weights are those
-of the authors.
+"""Published multistep samplers of diffusion models: on `Clocked` problems they have the weights
+that their authors published.
 """
 
 from collections.abc import Callable
@@ -22,15 +22,16 @@ class DPMSolver(AbstractMultistep):
 
         x_1 = x_0 + M_0 c_0 + M_1 c_1 + M_2/2 c_2 + g dW.
 
-    c_i are the coefficients of the interpolant of F through the last k values in s, which runs from
-    0 to 1 over the step in l, and M_i the integrals of s^i dA: with M_2 instead of M_2/2 the
-    order would be three, which (3M) does not have. Two values in the form "midpoint" take M_0/2
-    instead of M_1. Order min(k, 2); with noise strong order one and weak order min(k, 2).
+    The polynomial sum_i c_i s^i interpolates the last k values of F, where s runs from 0 to 1 over
+    the step as l does, and M_i is the integral of s^i dA. With M_2 instead of M_2/2 the order of
+    (3M) would be three; as published it is two. With two values, the form "midpoint" has M_0/2 in
+    place of M_1. The order is min(k, 2); with noise the strong order is one and the weak order
+    min(k, 2).
 
     Arguments:
         k: the number of values, 1 to 3. k = 1 is DDIM, and with noise DDPM's ancestral sampler.
         form: "midpoint", as in the paper, or "heun", as k-diffusion's 3M-SDE in its second step.
-        lower_final, self_starting: as in `AbstractMultistep`.
+        lower_final, steps_after: as in `AbstractMultistep`; self_starting has no effect.
 
     Raises:
         ValueError: for another k or form.
@@ -65,18 +66,17 @@ class DPMSolver(AbstractMultistep):
 
 @dataclass(frozen=True, eq=False)
 class UniPC(AbstractMultistep):
-    """UniPC-k: `AdamsMoulton` with B/2 for M_1 in rules of two values.
+    """UniPC-k: `AdamsMoulton(k)` with B/2 in place of M_1 in rules of two values, which are the
+    predictor of k = 2 and the corrector of k = 1.
 
-    These are the predictor of k = 2 and the first corrector.
-
-    M_1 as in `DPMSolver`; B is M_0 in the form "bh2" and its limit for short steps, a dl A(l_1), in
-    "bh1". Order k + 1, three for k = 3 because of its first step; with `lower_final`, as published,
-    two.
+    M_i is the integral of s^i dA over the step, see `DPMSolver`. B is M_0 in the form "bh2", and
+    the limit of M_0 for short steps, a dl A(l_1), in the form "bh1". The order is k + 1, but three
+    for k = 3, because of its first step; with `lower_final`, as published, it is two.
 
     Arguments:
         k: the number of values of the predictor, 1 to 3.
         form: "bh1" or "bh2".
-        lower_final, self_starting: as in `AbstractMultistep`.
+        lower_final, steps_after: as in `AbstractMultistep`; self_starting has no effect.
 
     Raises:
         ValueError: for another k or form.
@@ -110,22 +110,22 @@ class UniPC(AbstractMultistep):
 
 @dataclass(frozen=True, eq=False)
 class DEIS(AbstractMultistep):
-    """DEIS: the exact integral of the interpolant of F through the last k values.
+    """DEIS: the exact integral of the polynomial through the last k values of F, in a chosen
+    variable.
 
-    The interpolant is a polynomial in a chosen variable.
+    On the clock of noise prediction, with F = eps and A = sigma / alpha, this is tAB-DEIS with the
+    variable "t"; with "rho" = e^{-l} = A it is rhoAB-DEIS, and for k = 4 the linear multistep
+    method of k-diffusion; with "log_rho" it is the DEIS of diffusers. In the first steps fewer than
+    k values are available, which limits the order to min(k, 2), as noise does.
 
-    On the clock of noise prediction, F = eps and A = sigma / alpha, this is tAB-DEIS with the
-    variable "t", the diffusion's own time; rhoAB-DEIS, and the linear multistep method of
-    k-diffusion with k = 4, with "rho" = e^{-l} = A; and the DEIS of diffusers with "log_rho" = l.
-    The first steps use the values available, which limits the order to min(k, 2), as with noise.
-
-    With data prediction A = e^{a l} grows, and polynomials in A fitted at small A diverge at large
-    A. So "rho" is e^{-l} for every clock.
+    With data prediction A = e^{a l} grows, and a polynomial in A that interpolates at small A
+    diverges at large A. So "rho" is e^{-l} on the clock of data prediction, too.
 
     Arguments:
         k: the number of values, 1 to 4.
-        variable: "t", "rho" or "log_rho".
-        lower_final, self_starting: as in `AbstractMultistep`.
+        variable: for `Clocked` problems "t", their own time (`own`), "rho", e^{-l}, or "log_rho",
+            l; for other problems in t all three are t.
+        lower_final, steps_after: as in `AbstractMultistep`; self_starting has no effect.
 
     Raises:
         ValueError: for another k or variable.

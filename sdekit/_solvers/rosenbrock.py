@@ -20,11 +20,17 @@ from sdekit.elementary import Time, broadcast
 
 @dataclass(frozen=True)
 class RosenbrockTableau:
-    """The coefficients of a Rosenbrock method in the form without products by the Jacobian.
+    """The coefficients of a Rosenbrock method in the form without products with the Jacobian, see
+    `AbstractRosenbrock`.
 
-    gamma: that of all stages. a, c: lower triangles, rows from the second stage on. times: of the
-    stages, in steps. rates: the factors of h^2 f_t. dense: of the stages but the last, in the two
-    coefficients of the interpolation.
+    Attributes:
+        gamma: the diagonal coefficient, the same for all stages.
+        a: the rows a_i from the second stage to the last but one; the last stage begins at the
+            state of the one before plus its k.
+        c: the rows c_i from the second stage to the last.
+        times: the times of the stages, in steps.
+        rates: the d_i, the factors of h f_t.
+        dense: the weights of all stages but the last in the two coefficients of the interpolant.
 
     Example:
         >>> sdekit.Rodas4.tableau.gamma
@@ -41,28 +47,30 @@ class RosenbrockTableau:
 
 @dataclass(frozen=True, eq=False)
 class AbstractRosenbrock(AbstractSolver, ABC):
-    """A stiffly accurate Rosenbrock method: with J = f_x and f_t at the beginning of a step,
+    """A stiffly accurate Rosenbrock method: with J = f_x and f_t at the start of a step,
 
-        (1 / (gamma h) - J) k_i = f(t_0 + c_i h, x_0 + sum_j a_ij k_j) + sum_j (c_ij / h) k_j
+        (1 / (gamma h) - J) k_i = f(t_0 + t_i h, x_0 + sum_j a_ij k_j) + sum_j (c_ij / h) k_j
                                   + h d_i f_t.
 
-    x_1 is the argument of the last f plus the last k, which is the estimate of the error. f
-    receives t as with adaptive steps, `(batch, 1, ...)`, on grids too. A subclass defines
-    `tableau`, `order` and `embedded`.
+    x_1 is the argument of the last f plus the last k, and the last k is the error estimate. f
+    receives t as with adaptive steps, `(batch, 1, ...)`, also on a grid. f of a sample must not
+    depend on the others. A subclass defines `tableau`, `order` and `embedded`.
 
     Arguments:
-        direct: samples of up to so many numbers d have one Jacobian, by d derivatives at once, and
-            one factorisation a step. Larger ones have GMRES, without a preconditioner, from
-            products J v, in at most 200 dimensions, for which as many vectors are kept; a step in
-            which it does not converge is NaN, which adaptive steps repeat with a shorter one. It
-            has no gradients, and each iteration waits for the device.
-        residual: of GMRES, relative to the largest right side of the step so far: at most a hundred
-            times the tolerance, because otherwise steps are rejected and results less accurate than
-            asked.
+        direct: the largest number d of coordinates of a sample for which J is computed, by d
+            vector-Jacobian products in one batched call, and factorised once per step. For larger
+            samples the systems are solved by GMRES from products J v, without preconditioner, in a
+            subspace of at most 200 dimensions, whose vectors are kept. If it does not converge the
+            step is NaN, and adaptive steps repeat it with a shorter one. GMRES has no gradients,
+            and its checks of convergence wait for the device.
+        residual: the residual of GMRES, relative to the largest right-hand side of the step so far.
+            It should be at most 100 times the tolerance; otherwise steps are rejected, and results
+            are less accurate than the tolerance.
 
     Raises:
-        ValueError: while solving, for a drift that autograd does not see and with `gradient=`; with
-            more than `direct` numbers, for gradients and for tolerances below residual / 100.
+        ValueError: in a solve, for a drift through which autograd finds no path to x, and with
+            `gradient=`; for samples of more than `direct` coordinates, if gradients are needed or
+            tolerances are below residual / 100.
 
     Example:
         >>> isinstance(sdekit.Rodas4(), sdekit.AbstractRosenbrock)
@@ -95,7 +103,7 @@ class AbstractRosenbrock(AbstractSolver, ABC):
         point = x
         for i, time in enumerate(tableau.times):
             if i:
-                # The last stage begins where that before it ended.
+                # The last stage begins where the one before it ended.
                 last = i == len(tableau.times) - 1
                 point = point + increments[-1] if last else combine(x, tableau.a[i - 1], increments)
             value = problem.drift(torch.lerp(start, start + length, time), point)
@@ -124,9 +132,9 @@ class AbstractRosenbrock(AbstractSolver, ABC):
 class Rodas4(AbstractRosenbrock):
     """Order four with an embedded error of order three, for stiff ordinary equations; L-stable.
 
-    Six evaluations, a Jacobian and a factorisation of d x d per step and sample of up to 2,000
-    numbers; larger samples have GMRES (`AbstractRosenbrock`). Outputs within a step have order
-    three.
+    A step has six evaluations of f, and one Jacobian and one factorisation of a d x d matrix for
+    each sample of up to 2,000 coordinates; for larger samples it uses GMRES. States within a step
+    have order three. Arguments as in `AbstractRosenbrock`.
 
     Example:
         >>> stiff = sdekit.ODE(lambda t, x: -1000 * (x - torch.cos(t)))

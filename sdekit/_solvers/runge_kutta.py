@@ -17,12 +17,18 @@ from sdekit.elementary import Time, axpy, broadcast, scaled
 
 @dataclass(frozen=True)
 class Tableau:
-    """A Butcher tableau: stage i is at c_i and starts from sum_j a_ij k_j; the step ends at sum_i
-    b_i k_i.
+    """A Butcher tableau, the coefficients of an explicit Runge-Kutta method, see
+    `AbstractRungeKutta`.
 
-    embedded: the b of a method of lower order, or None; then both have one more number, for the
-    slope at the end, which is the first stage of the next step. difference: b minus embedded.
-    middle: the b of a method of order four for the middle of the step, or None.
+    Attributes:
+        a: the rows a_i, lower triangular; the first row is empty.
+        b: the weights of the slopes.
+        c: the times of the stages, in steps.
+        embedded: the b of a method of lower order, or None. If given, b and embedded have one more
+            number, the weight of the slope at the end of the step, which is the first stage of the
+            next step.
+        middle: the b of a formula of order four for the middle of the step, or None.
+        difference: b minus embedded, which is computed.
 
     Example:
         >>> tableau = sdekit.Tableau(a=((), (2 / 3,)), b=(1 / 4, 3 / 4), c=(0, 2 / 3))
@@ -77,7 +83,8 @@ class AbstractEmbeddedRungeKutta(AbstractRungeKutta, ABC):
     """An `AbstractRungeKutta` with an embedded error estimate.
 
     The slope at the end of a step is the first stage of the next one (FSAL). A subclass defines
-    `tableau`, with `embedded`, and `order`.
+    `tableau` with its `embedded` weights, `order`, and the attribute `embedded`, the power of the
+    step size with which the error estimate falls.
 
     Example:
         >>> isinstance(sdekit.Dopri5(), sdekit.AbstractEmbeddedRungeKutta)
@@ -114,7 +121,7 @@ class AbstractEmbeddedRungeKutta(AbstractRungeKutta, ABC):
         s = broadcast(theta, start)
         correction = (1 - 2 * s) * (end - start) + (s - 1) * increments[0] + s * increments[-1]
         if self.tableau.middle is not None:
-            # A quartic that vanishes with its slope at both ends corrects the cubic in the middle.
+            # A quartic that is 0 at both ends, as is its slope, corrects the cubic in the middle.
             cubic = 0.5 * (start + end) + 0.125 * (increments[0] - increments[-1])
             correction = correction + 16 * s * (s - 1) * (
                 combine(start, self.tableau.middle, increments) - cubic
@@ -123,8 +130,8 @@ class AbstractEmbeddedRungeKutta(AbstractRungeKutta, ABC):
 
 
 def stage_times(c: tuple[float, ...], t0: Time, t1: Time, x: Tensor) -> Sequence[Time]:
-    """t_0 + c dt, then t_1; a stage at the end of a step is at t_1 exactly, not beyond it by
-    rounding.
+    """t_0 + c_i dt for each stage, then t_1. A stage at the end of a step is at exactly t_1, not
+    beyond it by rounding.
     """
     if not isinstance(t0, Tensor) or not isinstance(t1, Tensor):
         return [*(t1 if ci == 1 else t0 + ci * (t1 - t0) for ci in c), t1]
@@ -158,7 +165,7 @@ def combine(x: Tensor, weights: Sequence[float], increments: Sequence[Tensor]) -
 
 
 def weighted(weights: Sequence[float], increments: Sequence[Tensor]) -> Tensor:
-    """sum_j w_j k_j, which is added to a larger state only then: one rounding a step."""
+    """sum_j w_j k_j, summed before it is added to the larger state: this rounds the state once."""
     return combine(scaled(weights[0], increments[0]), weights[1:], increments[1:])
 
 
@@ -184,7 +191,8 @@ class RK4(AbstractRungeKutta):
 
 @dataclass(frozen=True, eq=False)
 class HeunEuler(AbstractEmbeddedRungeKutta):
-    """Heun's method of order two with the error of Euler's, two evaluations per step.
+    """Heun's method of order two with the error estimate of Euler's method, two evaluations per
+    step.
 
     Example:
         >>> ode = sdekit.ODE(lambda t, x: -x)
@@ -207,8 +215,8 @@ class HeunEuler(AbstractEmbeddedRungeKutta):
 class Fehlberg2(AbstractEmbeddedRungeKutta):
     """Order two with an embedded error of order one, three evaluations per step.
 
-    The error is that of a formula of order one which has a 256th of Euler's error: the end of a
-    step, of order two, has errors of some thousand times the tolerance.
+    The embedded formula has only 1/256 of the error of Euler's method, and the estimate is of this
+    error. The result, of order two, has larger errors: some thousand times the tolerance.
 
     Example:
         >>> ode = sdekit.ODE(lambda t, x: -x)

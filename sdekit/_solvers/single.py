@@ -1,4 +1,4 @@
-"""Single-step methods with the weights of multistep rules; all values come from within the step."""
+"""One-step methods with the weights of multistep rules: all values come from within the step."""
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -16,12 +16,13 @@ from sdekit._solvers.planned import AbstractPlanned, Row
 
 @dataclass(frozen=True, eq=False)
 class AbstractSingleStep(AbstractPlanned):
-    """x_1 = x_0 + the integral over [t_0, t_1] of the line through the slopes at the start and at
-    the last stage.
+    """x_1 = x_0 + the integral over [t_0, t_1] of the straight line through the slopes at the start
+    and at the last stage + g((t_0 + t_1)/2) dW.
 
-    Stages lie at fractions `c` of the step, in t, or for a `Clocked` problem in its parameter l;
-    each is reached along the line through the start and the previous stage. A subclass defines `c`,
-    `order`, and `rule`, which computes the weights of a line from the times.
+    Stages lie at fractions `c` of the step, in t, or for a `Clocked` problem in its parameter l.
+    Each is computed in the same way, with the line through the slopes at the start and at the stage
+    before. A subclass defines `c`, `order`, and `rule`, which computes the weights of the two
+    slopes from the times.
 
     Example:
         >>> from dataclasses import dataclass
@@ -42,10 +43,8 @@ class AbstractSingleStep(AbstractPlanned):
 
     @abstractmethod
     def rule(self, panels: Panels) -> np.ndarray:
-        """The weights of the values at panels.nodes, newest first, `(steps, k)`, divided by
-        A(stop).
-
-        k is 1 or 2.
+        """The weights of the values at panels.nodes, the newest first, `(steps, k)` with k = 1 or
+        2, in units of A(stop), as those of `Panels.exact`.
         """
 
     def plan(self, problem: AbstractSDE, ts: Sequence[float]) -> Self:
@@ -80,15 +79,16 @@ _NODES = {2: (1 / 2,), 3: (1 / 3, 2 / 3)}  # of DPM-Solver-k
 
 @dataclass(frozen=True, eq=False)
 class DPMSolverSingle(AbstractSingleStep):
-    """DPM-Solver++(kS) with data prediction, DPM-Solver-k with noise prediction: order k.
+    """DPM-Solver++(kS) with data prediction, DPM-Solver-k with noise prediction: order k, for
+    equations without noise.
 
-    x_1 = x_0 + M_0 F_0 + M_1 (F_c - F_0) / c, with M_i the integrals of s^i dA over the step and s
-    from 0 to 1 in l. For k = 2 c = 1/2, and M_0/2 takes the place of M_1: the midpoint rule in l,
-    k-diffusion's `dpm_2` with noise prediction. For k = 3 c = 2/3, and F_c is computed with one
-    more stage at 1/3 by the same formula. For equations without noise.
+    x_1 = x_0 + M_0 F_0 + M_1 (F_c - F_0) / c, where M_i is the integral of s^i dA over the step, s
+    runs from 0 to 1 as l does, and F_c is F at the stage s = c. For k = 2, c = 1/2 and M_0/2 takes
+    the place of M_1: this is the midpoint rule in l, with noise prediction k-diffusion's `dpm_2`.
+    For k = 3, c = 2/3, and the state there is computed by the same formula from a stage at 1/3.
 
     Arguments:
-        k: evaluations per step, 2 or 3.
+        k: the number of evaluations per step, 2 or 3.
 
     Raises:
         ValueError: for another k.
@@ -131,12 +131,10 @@ class DPMSolverSingle(AbstractSingleStep):
 class ClockedHeun(AbstractSingleStep):
     """Exponential Heun: x~ = x_0 + M_0 F_0 + g dW, then x_1 = x~ + M_1 (F(t_1, x~) - F_0).
 
-    M_i is the integral of s^i dA over the step.
-
-    s runs from 0 to 1 over the step in l: the line through both slopes is integrated exactly
-    against the clock. In t M_0 = dt, M_1 = dt/2, and it is `Heun`. Two evaluations per step,
-    order two; with additive noise strong order one and weak order two; predictor and corrector
-    share dW.
+    M_i is the integral of s^i dA over the step, where s runs from 0 to 1 as l does: the line
+    through both slopes is integrated exactly against the clock. For problems in t, M_0 = dt and
+    M_1 = dt/2, which is `Heun`. Two evaluations per step. The order is two; with additive noise the
+    strong order is one and the weak order two. Predictor and corrector use the same dW.
 
     Example:
         >>> from sdekit.elementary import scaled, sigmoid, sqrt

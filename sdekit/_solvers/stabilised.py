@@ -16,21 +16,26 @@ _DAMPING = 0.05
 
 @dataclass(frozen=True, eq=False)
 class SKROCK(AbstractSolver):
-    """A step by Chebyshev's recurrence, with Q = g(t_0, x_0) dW:
+    """The stabilised method SK-ROCK: s stages by Chebyshev's recurrence, with Q = g(t_0, x_0) dW,
 
         k_1 = x_0 + m_1 f(t_0, x_0 + n Q) dt + c Q,
         k_i = m_i f(t_i, k_(i-1)) dt + v_i k_(i-1) + (1 - v_i) k_(i-2), k_0 = x_0, x_1 = k_s.
 
-    For Ito equations with a drift of which the Jacobian has negative real eigenvalues, as after
-    space has been discretised: steps are stable where its largest one, l, has
-    |l dt| <= 1.93 s^2, also in mean square where noise is multiplied by the state, for s
-    evaluations. Euler-Maruyama has 2 s for as many. No Jacobian and no linear system.
+    Here t_i is the time of k_(i-1). With the Chebyshev polynomials T_i, a = 1 + 0.05 / s^2 and
+    b = T_s(a) / T_s'(a), the coefficients are m_1 = b / a, n = s b / 2, c = s b / a,
+    m_i = 2 b T_(i-1)(a) / T_i(a) and v_i = 2 a T_(i-1)(a) / T_i(a).
+
+    For Ito equations with a drift whose Jacobian has negative real eigenvalues, such as those of
+    discretised diffusion in space. With s evaluations, steps are stable if |l dt| <= 1.93 s^2 for
+    the eigenvalue l of largest modulus; if g is proportional to the state, also in mean square.
+    s steps of Euler-Maruyama, with as many evaluations, are stable for |l dt| <= 2 s. The method
+    needs neither a Jacobian nor a linear system.
 
     Arguments:
-        stages: s; sqrt(|l dt| / 1.93), rounded up.
+        stages: s, at least sqrt(|l dt| / 1.93).
 
     Raises:
-        ValueError: for a number of stages that is no positive integer.
+        ValueError: for a number of stages that is not a positive integer.
 
     Example:
         >>> stiff = sdekit.SDE(lambda t, x: -1000 * x, lambda t, x: 1.0, "additive")

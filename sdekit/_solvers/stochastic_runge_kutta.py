@@ -1,4 +1,4 @@
-"""Stochastic Runge-Kutta methods: their coefficients."""
+"""Stochastic Runge-Kutta methods, as tables of coefficients."""
 
 from dataclasses import dataclass
 
@@ -11,22 +11,21 @@ from sdekit._solvers.stochastic_tableau import (
     iterated,
 )
 
-# Additive noise: g at both ends, (W / 2 + H) and (W / 2 - H) of it at the end, which is exact for a
-# g linear in time.
+# Additive noise: g at both ends; the step ends with the noise g_0 (W / 2 + H) + g_1 (W / 2 - H),
+# which is exact for a g that is linear in time.
 
 _ENDS = (Stage("g"), Stage("g", c=1))
 _NOISE_AT_ENDS = ((1 / 2, 1), (1 / 2, -1))
-# Roessler's methods have a drift at the start, too.
+# Roessler's methods also evaluate the drift at the start.
 _START_AND_END = (Stage("fg"), Stage("g", c=1))
 
 
 @dataclass(frozen=True, eq=False)
 class SEA(AbstractStochasticRungeKutta):
-    """Shifted Euler: x_1 = x_0 + f(t_0, x_0 + g (W / 2 + H)) dt + g dW.
+    """Shifted Euler for additive noise: x_1 = x_0 + f(t_0, x_0 + g (dW / 2 + H)) dt + g dW.
 
-    One drift evaluation per step.
-
-    Strong order one, as Euler-Maruyama, with smaller errors: the error of one step is O(dt^2)
+    One evaluation of the drift per step; H is the space-time Levy area of the step. The strong
+    order is one, as that of Euler-Maruyama, with smaller errors: the error of one step is O(dt^2)
     instead of O(dt^1.5).
 
     Example:
@@ -47,7 +46,7 @@ class SEA(AbstractStochasticRungeKutta):
 
 @dataclass(frozen=True, eq=False)
 class SRA1(AbstractStochasticRungeKutta):
-    """Roessler's SRA1 for additive noise, two drift evaluations per step.
+    """Roessler's SRA1 for additive noise, strong order 1.5, two evaluations of the drift per step.
 
     Example:
         >>> sde = sdekit.SDE(lambda t, x: -x, lambda t, x: 1.0, "additive")
@@ -71,9 +70,10 @@ class SRA1(AbstractStochasticRungeKutta):
 
 @dataclass(frozen=True, eq=False)
 class SRA3(AbstractStochasticRungeKutta):
-    """Roessler's SRA3 for additive noise, three drift evaluations per step.
+    """Roessler's SRA3 for additive noise, strong order 1.5, three evaluations of the drift per
+    step.
 
-    For small noise its errors fall as with order three.
+    For small noise its errors fall like those of a method of order three.
 
     Example:
         >>> sde = sdekit.SDE(lambda t, x: -x, lambda t, x: 1.0, "additive")
@@ -100,9 +100,9 @@ class SRA3(AbstractStochasticRungeKutta):
 
 @dataclass(frozen=True, eq=False)
 class ShARK(AbstractStochasticRungeKutta):
-    """Shifted additive-noise Runge-Kutta, two drift evaluations per step.
+    """Shifted additive-noise Runge-Kutta, strong order 1.5, two evaluations of the drift per step.
 
-    Both stages contain the noise, which makes errors small.
+    Both stages contain noise, which makes the errors small.
 
     Example:
         >>> sde = sdekit.SDE(lambda t, x: -x, lambda t, x: 1.0, "additive")
@@ -130,12 +130,11 @@ def _ito(s: float = 0, I10: float = 0, I1: float = 0, I11: float = 0, I111: floa
 
 @dataclass(frozen=True, eq=False)
 class SRID2(AbstractStochasticRungeKutta):
-    """Roessler's SRID2 for diagonal and scalar noise in Ito equations.
+    """Roessler's SRID2 for Ito equations with diagonal or scalar noise, strong order 1.5.
 
-    Three drift and four diffusion evaluations per step.
-
-    Diagonal noise as in `Milstein`: g_i depends on x_i only. Stages at g sqrt(|dt|) leave half
-    powers of dt in means, so that the weak order is 1.5, too; with additive noise they cancel.
+    A step has three evaluations of the drift and four of g. With diagonal noise g_i must depend on
+    x_i only. Stages that are shifted by g sqrt(|dt|) leave half-integer powers of dt in means, so
+    that the weak order is also 1.5; with additive noise they cancel.
 
     Example:
         >>> sde = sdekit.SDE(lambda t, x: 0.1 * x, lambda t, x: 0.3 * x)
@@ -185,13 +184,12 @@ _R = 3**0.5
 
 @dataclass(frozen=True, eq=False)
 class SPaRK(AbstractStochasticRungeKutta):
-    """Splitting-path Runge-Kutta for every noise in Stratonovich equations.
+    """Splitting-path Runge-Kutta for Stratonovich equations with any noise, three evaluations of f
+    and of g per step.
 
-    Three evaluations per step.
-
-    Based on a piecewise linear path with the increment and the area of W. For general noise that
-    commutes the strong order is one. The embedded error is O(dt), as is the missing part of Levy's
-    area, and O(dt^1.5) for noise that commutes.
+    It solves along a piecewise linear path with the increment and the space-time Levy area of W.
+    For general noise that commutes the strong order is one. The error estimate is O(dt), like the
+    part of Levy's area that such a path lacks, and O(dt^1.5) for noise that commutes.
 
     Example:
         >>> sde = sdekit.SDE(lambda t, x: 0.1 * x, lambda t, x: 0.3 * x, sde_type="stratonovich")
@@ -225,9 +223,8 @@ class SPaRK(AbstractStochasticRungeKutta):
 
 @dataclass(frozen=True, eq=False)
 class SlowRK(AbstractStochasticRungeKutta):
-    """Strong order 1.5 for Stratonovich equations with noise that commutes.
-
-    Two evaluations of the drift and five of g per step.
+    """Strong order 1.5 for Stratonovich equations with noise that commutes, two evaluations of the
+    drift and five of g per step.
 
     For noise that does not commute the strong order is 0.5.
 

@@ -25,8 +25,8 @@ def area(dt: Time, noise: Increment) -> tuple[Tensor, ...]:
 
 
 def iterated(dt: Time, noise: Increment) -> tuple[Tensor, ...]:
-    """Roessler's I_1, I_11 / s, I_10 / s^2, I_111 / s^2 and s, with s^2 = |dt|, for diagonal and
-    scalar noise.
+    """Roessler's iterated Ito integrals I_1, I_11 / s, I_10 / s^2 and I_111 / s^2, and s, with
+    s^2 = |dt|; for diagonal and scalar noise.
     """
     w, h = area(dt, noise)
     s = broadcast(sqrt(abs(dt)), w)
@@ -37,8 +37,12 @@ def iterated(dt: Time, noise: Increment) -> tuple[Tensor, ...]:
 class Stage(NamedTuple):
     """The point t_0 + c dt, x_0 + dt sum_j a_j f_j + sum_j g_j (b_j1 N_1 + b_j2 N_2 + ...).
 
-    N is the basis of the noise; f_j and g_j are the drifts and diffusions evaluated so far;
-    `evaluates` says which of the two are evaluated here.
+    Attributes:
+        evaluates: what is evaluated at this point, "f", "g", "fg", or "" for nothing.
+        c: the time of the point, in steps.
+        a: the weights of the drifts f_j evaluated so far.
+        b: for each of the g_j evaluated so far, the weights of the random variables N_1, N_2, ...,
+            which are the `basis` of the tableau.
 
     Example:
         >>> sdekit.SRA1.tableau.stages[0]
@@ -53,11 +57,15 @@ class Stage(NamedTuple):
 
 @dataclass(frozen=True)
 class StochasticTableau:
-    """The coefficients of a stochastic Runge-Kutta method: its stages, in order, and its end.
+    """The coefficients of a stochastic Runge-Kutta method.
 
-    embedded: the end of a method of lower order, or None. difference: the weights of the end minus
-    those of the embedded method. basis: the random variables to which the weights of the noise
-    belong.
+    Attributes:
+        stages: the points at which f and g are evaluated, in order.
+        end: the weights of x_1, as a `Stage` that evaluates nothing.
+        embedded: the end of a method of lower order, or None.
+        basis: a function of dt and the `Increment` to the random variables N_1, N_2, ... of the
+            weights b; by default these are W and its space-time Levy area H.
+        difference: the weights of the end minus those of embedded, which are computed.
 
     Example:
         >>> tableau = sdekit.StochasticTableau(  # Euler's method
@@ -85,7 +93,8 @@ class StochasticTableau:
 class AbstractStochasticRungeKutta(AbstractSolver, ABC):
     """A step through the stages of a stochastic Runge-Kutta tableau.
 
-    A subclass defines `tableau` and `order`. A step costs the evaluations of the tableau.
+    A subclass defines `tableau` and `order`; if the tableau has an embedded method, also
+    `embedded`, the power of the step size with which the error estimate falls.
 
     Example:
         >>> class Euler(sdekit.AbstractStochasticRungeKutta):
