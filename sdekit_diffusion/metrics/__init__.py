@@ -1,4 +1,5 @@
-"""Distances between sets of samples, scores, and their values for exact samples.
+"""Distances between sets of samples, scores, tests of posteriors, and their values for exact
+samples.
 
 Example:
     >>> x = torch.randn(100, 2, generator=torch.Generator().manual_seed(0))
@@ -27,8 +28,8 @@ from sdekit_diffusion.metrics._kernel_test import kernel_c2st
 from sdekit_diffusion.metrics._modes import Modes, modes
 from sdekit_diffusion.metrics._neighbours import PrecisionRecall, nearest, precision_recall
 
-# Distances of two sets of samples that a report measures: names in report.json, with headings. An
-# entry here is all that the report and the tests of distances need of another one.
+# The distances between two sets of samples in a report: names in report.json, with their headings.
+# The report and the tests of distances take them from here.
 DISTANCES: dict[str, tuple[str, Callable[[_points.Samples, _points.Samples], float]]] = {
     "sliced_wasserstein": ("sliced Wasserstein distance", sliced_wasserstein),
     "energy": ("energy distance", energy_distance),

@@ -1,4 +1,4 @@
-"""Calibration of posteriors: numbers that are uniform on [0, 1] where the posteriors are exact."""
+"""Calibration of posteriors, classifier two-sample tests and posterior-predictive p-values."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -20,12 +20,13 @@ _FOLDS = 5
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """Numbers that are uniform on [0, 1], and independent between observations, where posteriors
-    are exact.
+    """The result of `sbc` or `tarp`: numbers that are uniform on [0, 1], and independent between
+    observations, if the posteriors are exact.
 
     Attributes:
-        values: `(n,)`, or `(n, d)`, a column for each coordinate.
-        central: whether an interval of a credibility is central, as of ranks; else it begins at 0.
+        values: float64, `(n,)` for n observations, or `(n, d)` with a column for each coordinate.
+        central: whether the credible region of level c is the central interval
+            [(1 - c) / 2, (1 + c) / 2] of the values, as for ranks; else it is [0, c].
 
     Example:
         >>> import numpy as np
@@ -51,8 +52,8 @@ class Calibration:
     def coverage(
         self, levels: Sequence[float] = (0.5, 0.8, 0.95)
     ) -> dict[float, tuple[float, float]]:
-        """The share of observations whose truth is within the region of a credibility, and its
-        standard error from the spread between observations.
+        """The empirical coverage for each credibility level: the share of observations whose truth
+        is within the credible region, averaged over the coordinates, and its standard error.
         """
         columns = self.values.reshape(len(self.values), -1)
         distance = 2 * np.abs(columns - 0.5) if self.central else columns
@@ -67,25 +68,31 @@ class Calibration:
 
     @property
     def p_value(self) -> NDArray[np.float64]:
-        """That of the Kolmogorov-Smirnov test of uniform values, of each column."""
+        """The p-value of the Kolmogorov-Smirnov test of uniform values, for each column: `()` for
+        one column, else `(d,)`.
+        """
         from scipy.stats import kstest
 
         columns = self.values.reshape(len(self.values), -1).T
         return np.array([kstest(column, "uniform").pvalue for column in columns]).squeeze()
 
     def floor(self, level: float = 0.95) -> float:
-        """The largest distance of the empirical distribution from the uniform one that n exact
-        posteriors stay below with a probability.
+        """The distance between the empirical and the uniform distribution function that n exact
+        posteriors do not exceed with the probability `level`.
         """
         from scipy.stats import kstwo
 
         return float(kstwo.ppf(level, len(self.values)))
 
     def plot(self, ax: "Axes | None" = None, level: float = 0.95) -> "Axes":
-        """The empirical distribution of each column less the uniform one, with the band in which
-        that of exact posteriors stays.
+        """Draws the empirical distribution function of each column minus the uniform one, and the
+        band in which that of exact posteriors stays with the probability `level`.
 
         Ranks of posteriors that are too narrow are above 0 on the left and below on the right.
+
+        Arguments:
+            ax: axes to draw on; new ones unless given.
+            level: the probability of the band.
 
         Raises:
             ImportError: when matplotlib is not installed.
@@ -114,21 +121,22 @@ class Calibration:
 def sbc(
     samples: Tensor, truth: Tensor, log_weights: Tensor | None = None, *, seed: int = 0
 ) -> Calibration:
-    """Simulation-based calibration: the rank of the truth among samples of its posterior, for each
+    """Simulation-based calibration: the rank of the truth among samples of the posterior, for each
     coordinate.
 
-    The truth is drawn from the prior, y given it, and the samples given y; then ranks are uniform.
+    The truth is drawn from the prior, y given the truth, and the samples given y. If the posteriors
+    are exact, the ranks are uniform.
 
     Arguments:
-        samples: `(n, L, *shape)`, L for each of n observations.
+        samples: posterior samples `(n, L, *shape)`, L for each of n observations.
         truth: `(n, *shape)`.
-        log_weights: of the samples, `(n, L)`; equal unless given.
+        log_weights: the log-weights of the samples, `(n, L)`; equal unless given.
         seed: of the uniform numbers that break ties.
 
     Returns:
-        a `Calibration` with values (n, d), (L (F + U E) + U) / (L + 1): F is the share of samples
-        below the truth, E that of equal ones, and U uniform. With weights L is the effective number
-        of samples, and values are uniform only where it is large.
+        a `Calibration` with values `(n, d)`, (L (F + U E) + U) / (L + 1), where F is the share of
+        samples below the truth, E the share equal to it, and U uniform on [0, 1). With log_weights
+        L is the effective sample size, and the values are uniform only if it is large.
 
     Raises:
         ValueError: for shapes that do not fit.
@@ -157,16 +165,21 @@ def tarp(
     references: Tensor | None = None,
     seed: int = 0,
 ) -> Calibration:
-    """Tests of accuracy with random points: the credibility of the ball around a random point that
-    reaches the truth.
+    """Tests of accuracy with random points (TARP): for each observation, the posterior probability
+    of the ball around a random reference point whose surface contains the truth.
 
-    It is uniform for all points only if the posteriors are exact, in all coordinates together.
+    If the posteriors are exact, it is uniform for any reference points; unlike `sbc` this tests all
+    coordinates jointly.
 
     Arguments:
         samples, truth, log_weights: as in `sbc`.
-        references: the points, `(n, *shape)`; uniform in the box of the truths unless given. They
-            may depend on y.
-        seed: of the points.
+        references: the reference points, `(n, *shape)`, which may depend on y; unless given,
+            uniform in the bounding box of the truths.
+        seed: of the reference points and of the uniform numbers that break ties.
+
+    Returns:
+        a `Calibration` with values `(n,)`. Distances are taken in units of the standard deviation
+        of each coordinate of the truths.
 
     Raises:
         ValueError: for shapes that do not fit.
@@ -203,17 +216,19 @@ def predictive(
     discrepancy: Callable[[Tensor, Tensor], Tensor],
     log_weights: Tensor | None = None,
 ) -> NDArray[np.float64]:
-    """Posterior-predictive p-values: how often data of the posterior fit their x worse than y does.
+    """Posterior-predictive p-values, `(n,)`: the posterior probability that data simulated from x
+    fit x no better than y does.
 
-    Near 0 the model does not explain y; they are not uniform for exact posteriors, but less spread.
+    Values near 0 mean that the model does not explain y. For exact posteriors they are not uniform,
+    but closer to 1/2.
 
     Arguments:
-        samples: `(n, L, *shape)`.
+        samples: posterior samples `(n, L, *shape)`, L for each of n observations.
         y: the observations, `(n, *measured)`.
-        simulate: x `(N, *shape)` to data given x, `(N, *measured)`.
-        discrepancy: (y, x) to a number for each, `(N,)`, larger for a worse fit, such as
-            -log p(y | x).
-        log_weights: `(n, L)`.
+        simulate: a function from x, `(N, *shape)`, to random data given x, `(N, *measured)`.
+        discrepancy: a function of (y, x) that returns one number per sample, `(N,)`, larger for a
+            worse fit, such as -log p(y | x).
+        log_weights: the log-weights of the samples, `(n, L)`; equal unless given.
 
     Raises:
         ValueError: for shapes that do not fit.
@@ -239,10 +254,13 @@ def predictive(
 
 
 class TwoSample(NamedTuple):
-    """A classifier two-sample test.
+    """The result of a classifier two-sample test, `c2st` or `kernel_c2st`.
 
-    accuracy: on held-out samples, 0.5 for the same law. stderr: of the accuracy of a coin. p_value:
-    of a coin's accuracy being as large.
+    Attributes:
+        accuracy: of the classifier on samples that it was not trained on; about 0.5 for the same
+            law.
+        stderr: the standard deviation of the accuracy if both sets have the same law.
+        p_value: the probability of an accuracy at least as large if both sets have the same law.
 
     Example:
         >>> sd.metrics.TwoSample(0.5, 0.01, 0.5).accuracy
@@ -255,11 +273,13 @@ class TwoSample(NamedTuple):
 
 
 def c2st(a: Samples, b: Samples, *, seed: int = 1) -> TwoSample:
-    """Whether a classifier tells two sets of samples apart: its accuracy by 5-fold
-    cross-validation.
+    """A test of whether two sets of samples have the same law: the accuracy of a classifier that
+    distinguishes them, by 5-fold cross-validation.
 
-    A perceptron of two hidden layers of 10 d units on samples scaled by the first set's mean and
-    standard deviation, as in the benchmark of Lueckmann et al.
+    The classifier is a perceptron with two hidden layers of 10 d units, for samples of d
+    coordinates standardised by the mean and the standard deviation of the first set, as in the
+    benchmark of Lueckmann et al. stderr and p_value are those of a binomial distribution, as if the
+    predictions were independent.
 
     Arguments:
         a, b: samples (N, ...), of the same number and shape.
@@ -345,8 +365,8 @@ def _with_ties(
     weights: NDArray[np.float64],
     seed: int,
 ) -> NDArray[np.float64]:
-    """Of the shares of L samples below and equal, a number that is uniform where the truth is one
-    of L + 1 equal samples.
+    """A number from the shares of L samples below and equal to the truth that is uniform where the
+    truth is exchangeable with the samples.
     """
     count = 1 / np.square(weights).sum(axis=1)
     count = count.reshape(-1, *[1] * (below.ndim - 1))

@@ -1,6 +1,4 @@
-"""Distances between sets of samples, each array of N samples flattened to (N, d) and computed in
-float64.
-"""
+"""Distances between sets of N samples, which are flattened to (N, d) and computed in float64."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -13,16 +11,17 @@ _MEDIAN_SAMPLES = 2000  # samples whose distances give the median: two million o
 
 
 def frechet(a: Samples, b: Samples) -> float:
-    """Squared Fréchet distance between Gaussian fits, the FID when a and b are Inception features.
+    """The squared Fréchet distance between Gaussian fits, which is the FID if a and b are Inception
+    features:
 
-    |mu_a - mu_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^{1/2})
+        |mu_a - mu_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^{1/2}).
 
     Args:
         a: features (N, d).
         b: features (M, d).
 
     Returns:
-        The distance, never negative; covariances may be singular, as they are when N <= d.
+        the squared distance, never negative. Covariances may be singular, as they are for N <= d.
 
     Raises:
         ValueError: for fewer than two samples, values that are not finite, or unequal d.
@@ -58,10 +57,12 @@ def _mean_distance(a: Matrix, b: Matrix) -> float:
 
 
 def energy_distance(a: Samples, b: Samples) -> float:
-    """Energy distance of two sets of samples, zero only if they are the same distribution.
+    """The energy distance between two sets of samples, in the units of the data:
 
-    (2 E|a - b| - E|a - a'| - E|b - b'|)^{1/2}, as `scipy.stats.energy_distance`, for samples of any
-    size.
+        (2 E|a - b| - E|a - a'| - E|b - b'|)^{1/2},
+
+    as `scipy.stats.energy_distance`, for samples of any dimension. It is 0 only if both empirical
+    distributions are the same.
 
     Args:
         a: samples (N, ...).
@@ -87,13 +88,13 @@ def energy_distance(a: Samples, b: Samples) -> float:
 
 
 def sliced_wasserstein(a: Samples, b: Samples, *, projections: int = 128, seed: int = 0) -> float:
-    """Sliced 2-Wasserstein distance: the root mean square, over random directions, of the distance
-    in one dimension.
+    """The sliced 2-Wasserstein distance, in the units of the data: the root mean square, over
+    random directions, of the 2-Wasserstein distance between the projections of both sets.
 
     Args:
         a: samples (N, ...).
         b: samples (M, ...) of the same shape.
-        projections: number of directions, uniform on the sphere.
+        projections: the number of directions, uniform on the sphere.
         seed: of the directions.
 
     Raises:
@@ -130,20 +131,20 @@ def mmd(
     kernel: Literal["rbf", "polynomial"] = "rbf",
     bandwidth: float | None = None,
 ) -> float:
-    """An unbiased estimate of the squared maximum mean discrepancy of two sets of samples.
+    """The unbiased estimate of the squared maximum mean discrepancy between two sets of samples,
 
-    It may be negative.
+        E k(a, a') + E k(b, b') - 2 E k(a, b),
 
-    E k(a, a') + E k(b, b') - 2 E k(a, b), over pairs of different samples. "rbf" is k(x,
-    y) = exp(-|x - y|^2 / (2 h^2)); "polynomial" (x.y/d + 1)^3, with which this is the KID when a
-    and b are Inception features.
+    with means over pairs of different samples. It may be negative.
 
     Args:
         a: samples (N, ...).
-        b: samples (M, ...) of the same shape: the reference.
-        kernel: "rbf" or "polynomial".
-        bandwidth: h; unless given the median distance within b, the same for all sets compared with
-            b. Of more than 2000 samples 2000 evenly spaced ones are used.
+        b: samples (M, ...) of the same shape, the reference.
+        kernel: "rbf", k(x, y) = exp(-|x - y|^2 / (2 h^2)), or "polynomial", (x.y/d + 1)^3 with the
+            dimension d, which gives the KID if a and b are Inception features.
+        bandwidth: h. Unless given, the median distance within b, which is the same for all sets
+            that are compared with b; with more than 2000 samples, within about 2000 evenly spaced
+            ones.
 
     Raises:
         ValueError: for fewer than two samples, values that are not finite, samples of unequal size,

@@ -48,14 +48,14 @@ class ClassifierFeatures:
 def classifier_features(
     x: Samples, labels: ArrayLike, *, width: int = 64, seed: int = 0
 ) -> ClassifierFeatures:
-    """Trains a classifier of labelled samples, whose features `frechet` compares.
+    """Trains a classifier with one hidden layer, whose features can be compared with `frechet`.
 
     It is regularised, so that its features differ little between training samples and others.
 
     Args:
         x: samples (N, ...), scaled to about [0, 1].
-        labels: three classes or more, (N,).
-        width: of the hidden layer: the number of features.
+        labels: their classes, (N,), three different ones or more.
+        width: of the hidden layer, the number of features.
         seed: of the training.
 
     Raises:

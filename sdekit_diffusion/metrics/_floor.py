@@ -14,10 +14,10 @@ from sdekit_diffusion.metrics._points import Matrix
 
 @dataclass(frozen=True, eq=False)
 class Floor:
-    """A metric between real samples and real samples.
+    """The values of a metric between two sets of real samples.
 
     Attributes:
-        values: of each draw, (draws,), or (draws, ...) for a metric of several numbers.
+        values: one for each draw, (draws,), or (draws, ...) for a metric of several numbers.
 
     Example:
         >>> x = torch.randn(200, 2, generator=torch.Generator().manual_seed(0))
@@ -35,7 +35,9 @@ class Floor:
 
     @property
     def std(self) -> NDArray[np.float64]:
-        """The standard deviation of one draw, by which two exact models would differ."""
+        """The standard deviation over the draws, by which the values of exact models vary; NaN for
+        one draw.
+        """
         return (
             self.values.std(axis=0, ddof=1)
             if len(self.values) > 1
@@ -52,17 +54,18 @@ def sampling_floor(
     draws: int = 10,
     seed: int = 0,
 ) -> Floor:
-    """The metric between two disjoint sets drawn from the reference, for several draws.
+    """The metric between two disjoint sets drawn at random from real samples, for several draws:
+    the value that an exact model would have.
 
-    Different draws share samples, so that the spread is underestimated for a reference not much
+    Different draws share samples. So their spread is too small where the reference is not much
     larger than the two sets together.
 
     Args:
-        metric: a function of two sets, to a number or a tuple of numbers; such as
+        metric: a function of two sets that returns a number or a tuple of numbers, such as
             `energy_distance`, or `functools.partial(mmd, kernel="polynomial")`.
         reference: real samples (N, ...).
-        n: the number of samples in the set of the model.
-        against: the number of real samples that it is compared with; n unless given.
+        n: the number of samples in the first set, in the place of a model's.
+        against: the number of real samples in the second set; n unless given.
         draws: the number of draws.
         seed: of the draws.
 

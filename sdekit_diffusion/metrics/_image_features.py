@@ -24,8 +24,8 @@ class ImageFeatures:
     """The last hidden layer of a classifier with three convolutions, and its classes.
 
     Attributes:
-        net: from images to features.
-        head: from features to the classes' logits.
+        net: a module from images (N, C, H, W) to features (N, width).
+        head: a module from features to the classes' logits (N, classes).
         classes: their labels, (classes,).
 
     Example:
@@ -58,15 +58,17 @@ class ImageFeatures:
 def image_features(
     x: Samples, labels: ArrayLike, *, width: int = 64, seed: int = 0
 ) -> ImageFeatures:
-    """Trains a convolutional classifier of labelled images, whose features `frechet` compares.
+    """Trains a convolutional classifier of images, whose features can be compared with `frechet`.
 
-    The single layer of `classifier_features` measures little besides means and covariances of the
-    pixels: it does not distinguish garments from one Gaussian per class of garments.
+    The single layer of `classifier_features` responds to little besides means and covariances of
+    the pixels: on Fashion-MNIST it does not distinguish images from samples of one Gaussian per
+    class.
 
     Args:
-        x: images (N, C, H, W) of 16 x 16 pixels or more, scaled to about [0, 1].
-        labels: three classes or more, (N,).
-        width: of the last hidden layer: the number of features.
+        x: images (N, C, H, W) of 16 x 16 pixels or more, scaled to about [0, 1]; those of more than
+            64 pixels along a side are averaged down.
+        labels: their classes, (N,), three different ones or more.
+        width: of the last hidden layer, the number of features.
         seed: of the training.
 
     Raises:

@@ -1,5 +1,5 @@
-"""FID, KID and Inception Score as torchmetrics computes them, with its Inception network or
-with given networks.
+"""FID, KID and Inception Score as torchmetrics computes them, with the standard Inception network
+or with other networks.
 """
 
 import warnings
@@ -23,8 +23,9 @@ class InceptionScores:
     """FID, KID and Inception Score, with their standard deviations where they are defined.
 
     Attributes:
-        fid: the Fréchet distance of features.
-        kid, kid_std: the polynomial MMD of features, mean and standard deviation over subsets.
+        fid: the squared Fréchet distance between features.
+        kid, kid_std: the squared polynomial MMD of features, mean and standard deviation over
+            subsets.
         inception, inception_std: the Inception Score, mean and standard deviation over splits; NaN
             without a classifier.
 
@@ -58,23 +59,24 @@ def inception_scores(
 ) -> InceptionScores:
     """FID, KID and Inception Score of images by torchmetrics.
 
-    Only scores of the same network, resizing, numbers of images and subsets compare. For their
-    floor: `sampling_floor(lambda a, b: inception_scores(a, b).fid, reference, n)`.
+    Compare only scores with the same network, resizing, numbers of images and subsets. The values
+    for real images are, for FID, those of
+    `sampling_floor(lambda a, b: inception_scores(a, b).fid, reference, n)`.
 
     Args:
         x: images (N, ...): uint8 (N, 3, H, W) for the standard network, else what the networks
             accept.
         reference: real images (M, ...), on the device of x.
-        network: images (B, ...) to features (B, d), for FID and KID; the standard Inception network
-            unless given.
-        classifier: images to logits (B, classes), for the Inception Score; the standard network's
-            unless `network` is given, in which case there is none.
+        network: a function from images (B, ...) to features (B, d), for FID and KID; the standard
+            Inception network unless given.
+        classifier: a function from images to logits (B, classes), for the Inception Score; unless
+            given, that of the standard network, or none if `network` is given.
         weights: a file with the standard network's weights,
             `weights-inception-2015-12-05-6726825d.pth`; without it torch-fidelity downloads them
             once.
-        subset: images in each of KID's 100 subsets, at most as many as there are.
-        splits: of the Inception Score.
-        batch_size: images in one call of a network.
+        subset: the number of images in each of KID's 100 subsets, at most as many as there are.
+        splits: the number of splits of the Inception Score.
+        batch_size: the number of images in one call of a network.
         seed: of subsets and splits.
 
     Raises:
@@ -159,8 +161,8 @@ def _torchmetrics() -> ModuleType:
 
 
 def standard_network(weights: str | Path | None, device: torch.device) -> tuple[Network, Network]:
-    """Inception v3 with the weights that published scores are made with: images to features, and
-    features to logits, in float64 and without the bias, as for published scores.
+    """Inception v3 with the weights of published scores: a function from images to features, and
+    one from features to logits, in float64 and without the bias, as for published scores.
 
     Raises:
         ImportError, OSError: as `inception_scores`.

@@ -1,5 +1,5 @@
-"""A classifier two-sample test that needs no training set of its own: kernel ridge regression,
-leave-one-out, with an exact p-value by permutations.
+"""A classifier two-sample test that needs no separate training set: leave-one-out predictions of
+kernel ridge regression, with an exact p-value by permutations.
 """
 
 from typing import Any
@@ -15,33 +15,34 @@ _BLOCK = 256  # permutations that are computed together
 
 
 def kernel_c2st(a: Samples, b: Samples, *, permutations: int = 999, seed: int = 0) -> TwoSample:
-    """Whether a kernel classifier tells two sets of samples apart: its leave-one-out accuracy, with
-    a p-value by permutations of the labels.
+    """A test of whether two sets of samples have the same law: the leave-one-out accuracy of a
+    kernel classifier that distinguishes them, with a p-value by permutations of the labels.
 
     The classifier of labels y_i = 1 (a) and -1 (b) is the sign of kernel ridge regression,
 
         f = K (K + lambda I)^{-1} y,  K_ij = exp(-|x_i - x_j|^2 / (2 h^2)),
 
-    with h the median distance between different samples of both sets and lambda = 0.03. Without
-    sample i it predicts y_i - (G y)_i / G_ii, where G = (K + lambda I)^{-1}. One inverse therefore
-    gives the predictions for all samples and all permutations.
+    with h the median distance between different samples of both sets and lambda = 0.03. Trained
+    without sample i it predicts y_i - (G y)_i / G_ii for that sample, where
+    G = (K + lambda I)^{-1}. One inverse therefore gives the predictions for all samples and all
+    permutations.
 
-    Under the hypothesis that both sets have one law, all permutations are equally likely, and
-    P(p <= u) <= u for every u, whatever the law and the number of samples. Sets with the same
-    number of each class, such as samples that were given the labels of held-out ones, are more
-    alike than independent sets: for them p tends to be larger. The cost is that of the inverse of a
-    matrix of all samples, which grows with the cube of their number.
+    Under the hypothesis that both sets have the same law, all permutations are equally likely, and
+    P(p <= u) <= u for every u, whatever the law and the number of samples. Two sets with the same
+    number of samples of each class, such as samples that were given the labels of held-out ones,
+    are more alike than independent sets: for them p tends to be larger. The cost is that of
+    inverting a matrix with a row for each sample, and grows with the cube of their number.
 
     Arguments:
-        a, b: samples (N, ...), of the same number and shape. Coordinates count by their scale:
-            divide them by their standard deviations where units differ.
-        permutations: how many; p is at least 1 / (permutations + 1).
+        a, b: samples (N, ...), of the same number and shape. The distances are Euclidean: divide
+            coordinates by their standard deviations where their units differ.
+        permutations: the number of permutations; p is at least 1 / (permutations + 1).
         seed: of the permutations.
 
     Returns:
-        the accuracy, for one law near 0.5, and less for few samples; its standard deviation over
-        permutations; and p, the share of permutations with an accuracy as large, the given labels
-        among them.
+        a `TwoSample`: the accuracy, which for the same law is near 0.5, and below it for few
+        samples; its standard deviation over the permutations; and p, the share of permutations with
+        an accuracy at least as large, the given labels counted as one of them.
 
     Raises:
         ValueError: for fewer than two samples, sets of different sizes or shapes, values that are
@@ -81,7 +82,9 @@ def kernel_c2st(a: Samples, b: Samples, *, permutations: int = 999, seed: int = 
 
 
 def _kernel(x: Matrix) -> Matrix:
-    """The Gaussian kernel between all samples, as wide as the median distance of different ones."""
+    """The Gaussian kernel between all samples, its width the median distance between different
+    ones.
+    """
     squared = squares(x - x.mean(0), x - x.mean(0))
     np.fill_diagonal(squared, 0)
     between = squared[np.triu_indices(len(x), 1)]

@@ -24,18 +24,18 @@ class Mixture(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Modes:
-    """A fit to the samples of each mode, and its differences from the mixture in standard errors.
+    """Weight, mean and covariance of the samples in each of K modes, and their differences from
+    those of the mixture in standard errors.
 
-    The standard errors are those of the same number of exact samples.
-
-    NaN stands for the mean and the covariance of a mode with fewer than two samples.
+    The standard errors are those of the same number of exact samples. Mean and covariance are NaN
+    for a mode with fewer than two samples.
 
     Attributes:
-        weights: the share of the samples, (K,).
-        means, covariances: of the mode's own samples, (K, d) and (K, d, d).
-        weight_scores, mean_scores, covariance_scores: differences over standard errors, in the
-            shapes of these; those of means and covariances in coordinates in which the covariance
-            of the mode is the identity.
+        weights: the share of the samples in each mode, (K,).
+        means, covariances: those of the samples in each mode, (K, d) and (K, d, d).
+        weight_scores, mean_scores, covariance_scores: differences divided by their standard errors,
+            (K,), (K, d) and (K, d, d); for means and covariances in coordinates in which the
+            covariance of the mode is the identity.
 
     Example:
         >>> law = sd.GaussianMixture([0.5, 0.5], [[-2.0], [2.0]], [0.1, 0.1])
@@ -65,10 +65,10 @@ class Modes:
         return float(np.abs(self.scores).max())
 
     def floor(self, confidence: float = 0.95) -> float:
-        """The bound of `worst` for exact samples with this probability, for independent normal
-        scores.
+        """The bound that `worst` does not exceed for exact samples, with the probability
+        `confidence`, for independent standard normal scores.
 
-        The scores are nearly so if each mode has hundreds of samples and modes are separate.
+        The scores are nearly so if each mode has hundreds of samples and the modes are separate.
         """
         from scipy.special import ndtri
 
@@ -78,9 +78,10 @@ class Modes:
 def modes(x: Samples, law: Mixture) -> Modes:
     """Weights, means and covariances of samples for each mode of a known mixture.
 
-    A sample counts for each mode with that mode's probability given the sample, r_k. For exact
-    samples E r_k = w_k, E r_k (x - m_k) = 0 and E r_k (x - m_k)(x - m_k)^T = w_k C_k, also where
-    modes overlap; standard errors are then too large, never too small.
+    A sample counts for mode k in proportion to r_k, the probability of that mode given the sample.
+    For exact samples E r_k = w_k, E r_k (x - m_k) = 0 and E r_k (x - m_k)(x - m_k)^T = w_k C_k,
+    with the weights w_k, means m_k and covariances C_k of the mixture. This also holds where modes
+    overlap; the standard errors are then too large, never too small.
 
     Args:
         x: samples (N, ...).

@@ -46,7 +46,8 @@ def nearest(x: Samples, reference: Samples) -> tuple[Matrix, NDArray[np.int64]]:
 
 
 class PrecisionRecall(NamedTuple):
-    """Precision, the share of samples in the manifold of the reference, and recall, the reverse.
+    """Precision, the share of samples in the manifold of the reference, and recall, the share of
+    the reference in the manifold of the samples.
 
     Example:
         >>> x = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
@@ -59,16 +60,16 @@ class PrecisionRecall(NamedTuple):
 
 
 def precision_recall(x: Samples, reference: Samples, *, k: int = 3) -> PrecisionRecall:
-    """Precision and recall of samples by manifolds of k-th neighbours.
+    """Precision and recall of samples, with manifolds estimated by k-th nearest neighbours.
 
-    The manifold of a set is the union of balls about its points, each as wide as the distance to
-    the point's k-th nearest neighbour in the set. Both shares depend on the numbers of samples:
-    compare sets of one size, and with `sampling_floor`.
+    The manifold of a set is the union of balls around its points. The radius of a ball is the
+    distance from its centre to the k-th nearest other point of the set. Both shares depend on the
+    numbers of samples: compare only sets of the same size, and with `sampling_floor`.
 
     Args:
-        x: samples or features of them (N, ...).
-        reference: real samples or features of them (M, ...) of the same shape.
-        k: which neighbour; 3 as published.
+        x: samples (N, ...), or their features.
+        reference: real samples (M, ...) of the same shape, or their features.
+        k: the number of the neighbour, 3 as published.
 
     Returns:
         (precision, recall), each from 0 to 1.
@@ -95,7 +96,7 @@ def precision_recall(x: Samples, reference: Samples, *, k: int = 3) -> Precision
 
 
 def _coverage(x: Matrix, manifold: Matrix, k: int) -> float:
-    """The share of x within the balls about the points of a manifold."""
+    """The share of x within the balls around the points of a manifold."""
     slack = _SLACK * float(np.square(x).sum(1).max() + np.square(manifold).sum(1).max())
     radii = np.concatenate(
         [

@@ -13,10 +13,10 @@ Matrix = NDArray[np.float64]
 
 
 def points(x: Samples, name: str, least: int = 1) -> Matrix:
-    """N samples as (N, d), float64.
+    """N samples as a matrix (N, d), float64.
 
     Raises:
-        ValueError: fewer than `least` samples, or values that are not finite.
+        ValueError: for fewer than `least` samples, or values that are not finite.
     """
     array = np.asarray(x.detach().cpu().double() if isinstance(x, Tensor) else x, dtype=np.float64)
     if array.ndim == 0 or len(array) < least or array.size == 0:
@@ -51,7 +51,7 @@ def pair(
 
 
 def blocks(n: int, width: int) -> Iterator[slice]:
-    """Runs of the rows of an (n, width) matrix that hold at most BLOCK numbers each."""
+    """Slices of the rows of an (n, width) matrix with at most BLOCK numbers each."""
     rows = max(1, BLOCK // width)
     return (slice(i, min(i + rows, n)) for i in range(0, n, rows))
 
@@ -59,7 +59,7 @@ def blocks(n: int, width: int) -> Iterator[slice]:
 def squares(a: Matrix, b: Matrix) -> Matrix:
     """Squared distances |a_i - b_j|^2 by one matrix product, (N, M).
 
-    Their errors are the rounding of |a_i|^2 + |b_j|^2: centre both sets first.
+    Their errors are of the size of the rounding of |a_i|^2 + |b_j|^2: centre both sets first.
     """
     squared = np.square(a).sum(1)[:, None] + np.square(b).sum(1) - 2 * a @ b.T
     return np.maximum(squared, 0, out=squared)

@@ -1,9 +1,9 @@
-"""Score networks that import torch only: modules called as `net(x, t)` that return a tensor of the
-shape of x.
+"""Score networks that depend on torch only: modules called as `net(x, t)` with x, `(B, *shape)`,
+and t, `(B,)`, that return a tensor of the shape of x.
 
-Some also receive what is known of each sample, `net(x, t, label=..., context=..., image=...)`:
-those that were built with a number of classes, the length of a context or the channels of an image.
-Their `null` holds the values that stand for unknown.
+Networks that were built with a number of classes, the length of a context or the channels of an
+image also receive these conditions of each sample, `net(x, t, label=..., context=..., image=...)`.
+Their `null` holds, by condition, the value that stands for an unknown one.
 
 `config` holds the constructor arguments of a network as JSON, so that
 `registry[name](**net.config)` builds the same network.

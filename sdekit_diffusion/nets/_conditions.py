@@ -1,4 +1,4 @@
-"""What networks may know of a sample besides x and t: its class, a context and an image, each of
+"""The conditions of a network: a class, a context vector and an image for each sample, each of
 which may be unknown.
 """
 
@@ -16,13 +16,13 @@ _ARGUMENTS = {"label": "classes=10", "context": "context=4", "image": "image=1"}
 class Conditions(nn.Module):
     """The embeddings of labels and contexts, and the channels that an image adds to x.
 
-    An unknown label has an embedding of its own, as if it were one more class; a learned vector
-    stands for the embedding of an unknown context; an unknown image is 0, and a further channel is
-    1 where an image is known and 0 where not. No sample depends on the others.
+    An unknown label has an embedding of its own, as one more class would; the embedding of an
+    unknown context is a learned vector; an unknown image is replaced by zeros, and a further
+    channel is 1 for known images and 0 for unknown ones. Samples do not depend on each other.
 
     Arguments:
         network: the name of the network, for messages.
-        width: features of the time embedding, to which the others are added.
+        width: features of the time embedding, to which those of label and context are added.
         classes: the number of classes, 0 for no labels.
         context: the length of a context, 0 for none.
         image: channels of an image of the size of x, 0 for none.
@@ -61,7 +61,7 @@ class Conditions(nn.Module):
 
     @property
     def null(self) -> dict[str, float]:
-        """The value of each condition that says that it is unknown."""
+        """The value that stands for an unknown condition, by condition."""
         return {name: value for name, value in _UNKNOWN.items() if self.sizes[name]}
 
     def require(
@@ -99,7 +99,7 @@ class Conditions(nn.Module):
     ) -> Tensor:
         """The embedding of the time (B, width) plus those of the label and of the context."""
         if self.labels is not None:
-            # Row 0 is that of the unknown, -1; devices refuse other indices outside the table.
+            # Row 0 is that of unknown labels, -1; on accelerators, indices outside the table fail.
             unknown = self.labels.weight[0]
             embedding = embedding + (unknown if label is None else self.labels(label.long() + 1))
         if self.contexts is not None:
@@ -107,11 +107,11 @@ class Conditions(nn.Module):
         return embedding
 
     def _embed_context(self, layers: nn.Module, context: Tensor | None) -> Tensor:
-        """One embedding of a context per sample, or that of the unknown for all."""
+        """The embeddings of contexts; that of an unknown one for all samples if there are none."""
         if context is None:
             return self.unknown_context
         known = ~context.isnan().any(dim=1, keepdim=True)
-        # Zero before the layers, because the gradient of a NaN that is replaced later is a NaN too.
+        # NaN is replaced before the layers: replaced after them, it would still give NaN gradients.
         numbers = torch.where(known, context, 0).to(self.unknown_context.dtype)
         return torch.where(known, layers(numbers), self.unknown_context)
 
@@ -142,11 +142,11 @@ class Conditions(nn.Module):
             )
 
     def require_classes(self, label: Tensor) -> None:
-        """Refuses labels that are no classes. On the CPU only: elsewhere, the host would wait for
-        the device.
+        """Refuses labels that are not classes. Only on the CPU: on other devices the check would
+        synchronise.
 
         Raises:
-            ValueError: says which there are.
+            ValueError: says which classes there are.
         """
         if label.device.type != "cpu" or torch.compiler.is_compiling() or not label.numel():
             return

@@ -14,18 +14,21 @@ from sdekit_diffusion.nets._embedding import TimeEmbedding, check_time, require_
 class DiT(nn.Module):
     """Diffusion transformer on patches of images, modulated by time and by conditions (adaLN-Zero).
 
-    Its positions are sines and cosines of the row and the column of a patch. As published, apart
-    from the embedding of time, which is that of the other networks here, and the first weights,
-    which are torch's where they are not 0. Published, all with patches of 2, 4 or 8, are width 384,
-    depth 12 and 6 heads (S), 768, 12 and 12 (B), 1024, 24 and 16 (L), 1152, 28 and 16 (XL).
+    Position embeddings are sines and cosines of the row and the column of a patch. It differs from
+    the published network in the embedding of time, which is that of the other networks here, and
+    in the initial weights, which are torch's defaults where they are not 0. Published sizes, each
+    with patches of 2, 4 or 8 pixels:
+
+        S: width=384, depth=12, heads=6       B: width=768, depth=12, heads=12
+        L: width=1024, depth=24, heads=16     XL: width=1152, depth=28, heads=16
 
     Args:
         channels: channels of the images.
         size: height and width of the images.
-        patch: height and width of the patches that are the tokens, in pixels.
+        patch: height and width of a patch in pixels; each patch is a token.
         width: features of a token.
         depth: number of blocks, of attention and two layers each.
-        heads: of the attention; they divide the width.
+        heads: number of attention heads, a divisor of the width.
         classes, context: as in `MLP`.
         image: as in `UNet`.
 
@@ -81,7 +84,7 @@ class DiT(nn.Module):
 
     @property
     def null(self) -> dict[str, float]:
-        """The value that says unknown, of each condition that the network was built with."""
+        """The value that stands for an unknown condition, for each that the network has."""
         return self.conditions.null
 
     def forward(
@@ -97,16 +100,16 @@ class DiT(nn.Module):
 
         Args:
             x: images (B, channels, H, W), in the dtype of the weights.
-            t: times (B,), of any real dtype.
+            t: times (B,), or log signal-to-noise ratios, of any real dtype.
             label, context: as in `MLP`.
             image: as in `UNet`.
 
         Raises:
-            TypeError: x or t is not a tensor, label not one of integers, or context or image not
-                one of floating-point numbers.
-            ValueError: x has another shape, t is not one time per sample, or a condition has
-                another shape, is one that the network was built without, or, on the CPU, a label
-                that is no class.
+            TypeError: when x or t is not a tensor, label not one of integers, or context or image
+                not one of floating-point numbers.
+            ValueError: when x has another shape, t is not one time per sample, a condition has
+                another shape or is one that the network was built without, or, on the CPU, a label
+                is not a class.
         """
         t = require_both(x, t)
         if x.dim() == 0 or x.shape[1:] != self.shape:
@@ -129,7 +132,7 @@ class DiT(nn.Module):
 
 class _Block(nn.Module):
     """h + gate attention(n(h)), then h + gate W2 gelu(W1 n(h)), where n is a norm with scale and
-    shift; gates, scales and shifts are read from the embedding and start at 0.
+    shift; gates, scales and shifts are computed from the embedding and start at 0.
     """
 
     def __init__(self, width: int, heads: int) -> None:
@@ -152,8 +155,8 @@ class _Block(nn.Module):
     def _attention(self, h: Tensor) -> Tensor:
         """W softmax(q k^T / sqrt(d)) v over the tokens, in heads of d features.
 
-        Written out, because scaled_dot_product_attention has no second derivative and likelihoods
-        may need one.
+        Not by scaled_dot_product_attention, which has no second derivative: differentiable
+        likelihoods need one.
         """
         q, k, v = (
             part.unflatten(2, (self.heads, -1)).transpose(1, 2)

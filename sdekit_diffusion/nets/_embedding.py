@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-# Powers of two are exact in every floating dtype, bfloat16 too. Periods run from 50, longer than
-# any range of log signal-to-noise ratios, down to 0.2: fine enough for a time in [0, 1], too smooth
-# to stiffen an ODE in either.
+# Powers of two are exact in every floating dtype, bfloat16 too. The periods run from 50, longer
+# than any range of log signal-to-noise ratios, down to 0.2: short enough for a time in [0, 1], and
+# long enough that an ODE does not become stiff.
 _FREQUENCIES = tuple(2.0**k for k in range(-3, 6))
 
 

@@ -11,8 +11,8 @@ from sdekit_diffusion.nets._embedding import TimeEmbedding, check_time, require_
 
 
 class _Block(nn.Module):
-    """h + W2 silu((1 + scale) * W1 silu(h) + shift), with scale and shift read from the time
-    embedding.
+    """h + W2 silu((1 + scale) * W1 silu(h) + shift), with scale and shift computed from the
+    embedding of time and conditions.
     """
 
     def __init__(self, width: int) -> None:
@@ -30,12 +30,12 @@ class MLP(nn.Module):
     """Residual multilayer perceptron on flattened data, modulated by time and by conditions.
 
     Args:
-        shape: event shape of the data, () for scalars; a list is accepted, as JSON returns one.
+        shape: the shape of one sample, () for scalars; a tuple or a list.
         width: number of hidden features.
         depth: number of residual blocks, of two layers each.
         classes: the number of classes of labels, 0 for a network without labels.
         context: the length of a vector that the network receives for each sample, such as the
-            parameters of a simulation, best scaled to numbers around 1; 0 for none.
+            parameters of a simulation, scaled to numbers of order 1; 0 for none.
 
     Raises:
         ValueError: for a size that is not positive, or a negative number of classes or context.
@@ -84,7 +84,7 @@ class MLP(nn.Module):
 
     @property
     def null(self) -> dict[str, float]:
-        """The value that says unknown, of each condition that the network was built with."""
+        """The value that stands for an unknown condition, for each that the network has."""
         return self.conditions.null
 
     def forward(
@@ -99,16 +99,17 @@ class MLP(nn.Module):
 
         Args:
             x: data (B, *shape), in the dtype of the weights.
-            t: times (B,), of any real dtype.
-            label: integers (B,) from 0 to classes - 1, or -1 where unknown; None where all are.
-            context: numbers (B, context), a row with NaN where unknown; None where all are.
+            t: times (B,), or log signal-to-noise ratios, of any real dtype.
+            label: integers (B,) from 0 to classes - 1, or -1 where unknown; None if all are
+                unknown.
+            context: floats (B, context), a row with NaN where unknown; None if all are unknown.
 
         Raises:
-            TypeError: x or t is not a tensor, label not one of integers, or context not one of
+            TypeError: when x or t is not a tensor, label not one of integers, or context not one of
                 floating-point numbers.
-            ValueError: x has another event shape, t is not one time per sample, or a condition has
-                another shape, is one that the network was built without, or, on the CPU, a label
-                that is no class.
+            ValueError: when x has another event shape, t is not one time per sample, a condition
+                has another shape or is one that the network was built without, or, on the CPU, a
+                label is not a class.
         """
         t = require_both(x, t)
         if x.dim() == 0 or x.shape[1:] != self.shape:

@@ -14,13 +14,15 @@ from sdekit_diffusion.nets._refinenet_blocks import Cascade, Layer, Residual
 
 
 class AbstractRefineNet(nn.Module, ABC):
-    """Two residual blocks a stage on the way down, a cascade for each on the way up.
+    """A RefineNet: two residual blocks per stage on the downward path, a cascade for each stage on
+    the upward path.
 
     Arguments:
         channels, width, multipliers, dilations, centred: as in `NCSNv2`.
-        levels: rows of the norms on the way down and at the end.
-        cascades: rows of the norms in the cascades, which then pool by means; 0 for no norms
-            and pooling by maxima.
+        levels: the number of noise levels for which the norms on the downward path and at the end
+            have gains and shifts.
+        cascades: the same for the norms in the cascades, which then use average pooling; 0 for no
+            norms and max pooling.
     """
 
     def __init__(
@@ -67,8 +69,9 @@ class AbstractRefineNet(nn.Module, ABC):
             t: times (B,), of any real dtype.
 
         Raises:
-            TypeError: x or t is not a tensor.
-            ValueError: x has another rank or number of channels, or t is not one time per sample.
+            TypeError: when x or t is not a tensor.
+            ValueError: when x has another rank or number of channels, or t is not one time per
+                sample.
         """
         t = require_both(x, t)
         if x.dim() != 4 or x.shape[1] != self.channels or min(x.shape[2:]) < 1:
@@ -100,7 +103,9 @@ class AbstractRefineNet(nn.Module, ABC):
 
 
 def _stages(sizes: Sequence[int], dilations: Sequence[int], levels: int) -> list[Residual]:
-    """The way down: two blocks per stage; the first takes the features of the stage before."""
+    """The downward path: two blocks per stage; the first receives the features of the previous
+    stage.
+    """
     blocks = []
     above = sizes[0]
     for i, (size, dilation) in enumerate(zip(sizes, dilations, strict=True)):
@@ -112,8 +117,8 @@ def _stages(sizes: Sequence[int], dilations: Sequence[int], levels: int) -> list
 
 
 def _cascades(sizes: Sequence[int], levels: int) -> list[Cascade]:
-    """The way up: one for each stage, from the last to the first; the last cascade ends in more
-    units.
+    """The upward path: one cascade for each stage, from the last to the first; the final cascade
+    ends in three units instead of one.
     """
     above = [sizes[0], *sizes[:-1]]
     cascades = [Cascade(sizes[-1:], sizes[-1], 3 if len(sizes) == 1 else 1, levels)]
@@ -125,24 +130,29 @@ def _cascades(sizes: Sequence[int], levels: int) -> list[Cascade]:
 
 
 class NCSNv2(AbstractRefineNet):
-    """The RefineNet of Song and Ermon (2020): instance norm ++, not conditioned on the noise level.
+    """The RefineNet of Song and Ermon (2020), with instance normalisation++, which is not
+    conditioned on the noise level and ignores t.
 
-    Their third technique is s(x, sigma) = net(x) / sigma. Here the sign differs: a `ScoreModel`
-    that predicts "noise", under a diffusion with alpha = 1 such as `sdekit_diffusion.NCSN`, has the
-    score -net(x) / sigma.
+    Their third technique is the score s(x, sigma) = net(x) / sigma. Here the sign differs: a
+    `ScoreModel` that predicts "noise", under a diffusion with alpha = 1 such as
+    `sdekit_diffusion.NCSN`, has the score -net(x) / sigma.
 
-    From the second on, a stage halves the image if its dilation is 1 and keeps its size otherwise.
-    Published, all of width 128, are multipliers (1, 2, 2, 2) with dilations (1, 1, 2, 4) for 32 and
-    64 pixels, (1, 2, 2, 4, 4) with (1, 1, 1, 2, 4) for 96 and 128, (1, 2, 2, 2, 4, 4) with (1, 1,
-    1, 1, 2, 4) for 256. For 8 pixels (1, 2, 2) with (1, 2, 4) is sufficient.
+    Each stage from the second on halves the resolution if its dilation is 1, and keeps it
+    otherwise. The published networks have width 128 and, for images of so many pixels,
+
+        32 and 64:  multipliers=(1, 2, 2, 2),       dilations=(1, 1, 2, 4)
+        96 and 128: multipliers=(1, 2, 2, 4, 4),    dilations=(1, 1, 1, 2, 4)
+        256:        multipliers=(1, 2, 2, 2, 4, 4), dilations=(1, 1, 1, 1, 2, 4)
+
+    For 8 pixels (1, 2, 2) with (1, 2, 4) is sufficient.
 
     Arguments:
         channels: channels of the images.
         width: features at full resolution are `width * multipliers[0]`.
         multipliers: features of each stage, in units of `width`.
-        dilations: of the convolutions of each stage.
-        centred: whether the network uses 2 x - 1, as the published ones do, whose images are in [0,
-            1].
+        dilations: dilation of the convolutions of each stage.
+        centred: whether 2 x - 1 is the input of the first layer, as in the published networks,
+            whose images are in [0, 1].
 
     Raises:
         ValueError: for a size that is not positive, or multipliers and dilations of different
@@ -172,18 +182,20 @@ class NCSNv2(AbstractRefineNet):
 
 
 class NCSN(AbstractRefineNet):
-    """The RefineNet of Song and Ermon (2019), whose norms have gains and shifts per noise level.
+    """The RefineNet of Song and Ermon (2019), whose norms have gains and shifts for each noise
+    level.
 
-    Level i of L, counted from the least noise, is at t = i / (L - 1), as under
-    `sdekit_diffusion.NCSN(sigmas)`. Between levels gains and shifts are interpolated, so that every
-    sampler applies; times outside [0, 1] count as its ends. The published network predicts "score".
+    Level i = 0, ..., L - 1, counted from the smallest noise, is at t = i / (L - 1), as under
+    `sdekit_diffusion.NCSN(sigmas)`. Between levels gains and shifts are interpolated linearly, so
+    that every sampler can use the network; times outside [0, 1] count as the nearest end. The
+    published network predicts "score".
 
     Arguments:
         channels, width, multipliers, dilations: as in `NCSNv2`.
-        levels: the number of noise levels.
+        levels: the number L of noise levels.
 
     Raises:
-        ValueError: as in `NCSNv2`.
+        ValueError: as `NCSNv2`, and for fewer than one level.
 
     Example:
         >>> net = sd.nets.NCSN(channels=1, width=4, multipliers=(1, 2), dilations=(1, 2))

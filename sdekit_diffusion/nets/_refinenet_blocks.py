@@ -8,13 +8,13 @@ from torch.nn import functional
 
 
 class InstanceNormPlus(nn.Module):
-    """gain ((x - m_c) / s_c + pull (m_c - m) / s) + shift: m_c, s_c of each channel, m, s of the
-    m_c over the channels.
+    """gain ((x - m_c) / s_c + pull (m_c - m) / s) + shift, where m_c and s_c are mean and standard
+    deviation of each channel, and m and s those of the m_c over the channels.
 
-    The last term restores the differences of the channels' means, which normalisation removes.
-    s_c^2 is the mean square over the pixels; s^2 is the unbiased variance, divided by the channels
-    less one, as in the authors' code. Gain, pull and shift have a row for each level; those of a
-    sample are the sum of the rows with its weights.
+    The term with pull restores the differences between the channels' means, which normalisation
+    removes. s_c^2 is the mean square over the pixels; s^2 is the unbiased variance, as in the
+    authors' code. Gain, pull and shift have a row for each noise level; those of a sample are sums
+    of the rows with the sample's weights.
 
     Reference: Song and Ermon 2019, arXiv 1907.05600, appendix A.1; github.com/ermongroup/ncsnv2,
     models/normalization.py.
@@ -63,8 +63,8 @@ class Layer(nn.Module):
 
 
 class Residual(nn.Module):
-    """shortcut(x) + two layers. The first block of a stage has a convolution as its shortcut, and
-    may halve the image.
+    """shortcut(x) + two layers of x. The first block of a stage has a convolution as its shortcut,
+    and may halve the resolution.
     """
 
     def __init__(

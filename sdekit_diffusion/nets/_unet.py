@@ -16,8 +16,8 @@ _SIZES = {1: "L", 2: "H, W", 3: "D, H, W"}
 class UNet(nn.Module):
     """U-Net of residual blocks on images, series or volumes, modulated by time and by conditions.
 
-    Level i has 1 / 2^i of the resolution; the upward path of a level receives the features of its
-    downward path, except in the lowest.
+    Level i has 1 / 2^i of the resolution. The upward path of each level, except the lowest, also
+    receives the features of the downward path of that level.
 
     Args:
         channels: channels of the images.
@@ -27,11 +27,12 @@ class UNet(nn.Module):
         attention: for each level, whether its blocks end in self-attention over the pixels.
         dropout: probability of dropping a feature inside a block while training.
         classes, context: as in `MLP`.
-        image: channels of an image that the network receives for each sample, of the same size as
-            x, such as a low resolution scaled up, best scaled to numbers around 1; 0 for none.
+        image: channels of an image that the network receives for each sample, such as an upsampled
+            image of low resolution, of the same size as x and scaled to numbers of order 1; 0 for
+            none.
         dimensions: of space: 1 for series (B, channels, L), 2 for images, 3 for volumes.
-        circular: whether space is periodic, so that convolutions continue at the other end and a
-            shift of x by multiples of 2^(levels - 1) shifts the output.
+        circular: whether space is periodic, so that convolutions wrap around and a shift of x by
+            multiples of 2^(levels - 1) shifts the output.
 
     Raises:
         ValueError: for a size that is not positive, `attention` and `multipliers` of different
@@ -89,13 +90,13 @@ class UNet(nn.Module):
         self.last = convolutions.zero(sizes[0], channels)
         self.conditions = Conditions("UNet", 2 * width, classes, context, image)
         self.config |= self.conditions.config
-        # Configs of images on a plane are those of checkpoints older than the other kinds.
+        # Configs of images in two dimensions stay the same as in older checkpoints.
         self.config |= {"dimensions": dimensions} if dimensions != 2 else {}
         self.config |= {"circular": True} if circular else {}
 
     @property
     def null(self) -> dict[str, float]:
-        """The value that says unknown, of each condition that the network was built with."""
+        """The value that stands for an unknown condition, for each that the network has."""
         return self.conditions.null
 
     def forward(
@@ -112,17 +113,18 @@ class UNet(nn.Module):
         Args:
             x: images (B, channels, H, W), series (B, channels, L) or volumes (B, channels, D, H,
                 W), in the dtype of the weights; sizes divisible by 2^(levels - 1).
-            t: times (B,), of any real dtype.
+            t: times (B,), or log signal-to-noise ratios, of any real dtype.
             label, context: as in `MLP`.
-            image: floating-point numbers (B, image, H, W), of the size of x; a sample with NaN
-                where unknown; None where all are.
+            image: floats (B, image, H, W), or with the dimensions of x; an image with NaN where
+                unknown; None if all are unknown.
 
         Raises:
-            TypeError: x or t is not a tensor, label not one of integers, or context or image not
-                one of floating-point numbers.
-            ValueError: x has another rank, number of channels or size, t is not one time per
-                sample, or a condition has another shape, is one that the network was built
-                without, or, on the CPU, a label that is no class.
+            TypeError: when x or t is not a tensor, label not one of integers, or context or image
+                not one of floating-point numbers.
+            ValueError: when x has another rank or number of channels, or a size that is not a
+                multiple of 2^(levels - 1), t is not one time per sample, a condition has another
+                shape or is one that the network was built without, or, on the CPU, a label is not a
+                class.
         """
         t = require_both(x, t)
         self._check(x)
@@ -131,16 +133,16 @@ class UNet(nn.Module):
         embedding = self.conditions(self.embedding(t), label, context)
         h = self.first(self.conditions.append_image(x, image))
         if self.training and self.dimensions == 2:
-            # All that follows keeps this layout, in which a training step of the default network on
-            # 128 images of 8 x 8 took 44 ms on two cores, 57 in the other; widths 24 and 40 gained
-            # -6 and 9 %. Evaluation gains nothing, and group norm in this layout refuses vmap and
-            # forward derivatives.
+            # The layers below keep this memory layout. With it a training step of the default
+            # network on 128 images of 8 x 8 took 44 ms on two cores instead of 57 ms; with width 24
+            # it was 6 % slower, with width 40 9 % faster. Evaluation is not faster, and group norm
+            # in this layout does not support vmap and forward-mode derivatives.
             h = h.contiguous(memory_format=torch.channels_last)
         h = self._levels(h, embedding)
         return self.last(functional.silu(self.norm(h)))
 
     def _levels(self, h: Tensor, embedding: Tensor) -> Tensor:
-        """The way down and up again."""
+        """The downward and the upward path."""
         skips = []
         for i, level in enumerate(self.down):
             h = level(_halved(h) if i else h, embedding)
@@ -168,7 +170,7 @@ class UNet(nn.Module):
 
 
 def _halved(h: Tensor) -> Tensor:
-    """Means of each two neighbours in every dimension of space."""
+    """The means of pairs of neighbours in every dimension of space: half the resolution."""
     if h.dim() == 4:
         return functional.avg_pool2d(h, 2)
     for dim in range(2, h.dim()):  # as avg_pool3d, which has no bfloat16 on the CPU
@@ -208,7 +210,7 @@ def _paths(
     attention: Sequence[bool],
     embedding: int,
 ) -> tuple[nn.ModuleList, nn.ModuleList]:
-    """The levels of the way down, and those of the way up, the finest first."""
+    """The levels of the downward path and those of the upward path, the finest first."""
     above = [sizes[0], *sizes[:-1]]
     below = [*sizes[1:], 0]
     down = nn.ModuleList()

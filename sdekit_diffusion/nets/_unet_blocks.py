@@ -16,7 +16,7 @@ class Convolutions:
 
     Arguments:
         dimensions: of space: 1, 2 or 3.
-        circular: whether space is periodic; it is continued by zeros otherwise.
+        circular: whether space is periodic; padded with zeros otherwise.
     """
 
     dimensions: int = 2
@@ -32,7 +32,7 @@ class Convolutions:
         )
 
     def zero(self, inputs: int, outputs: int, size: int = 3) -> nn.Module:
-        """One that starts as the function 0."""
+        """A convolution with weights and bias 0."""
         conv = self(inputs, outputs, size)
         for parameter in conv.parameters():
             nn.init.zeros_(parameter)
@@ -40,8 +40,8 @@ class Convolutions:
 
 
 def norm(channels: int) -> nn.GroupNorm:
-    """A group norm with at least four channels in a group: a group of one would erase images that
-    are one pixel large at the bottom.
+    """A group norm with at least four channels in a group where there are as many: with groups of
+    one channel, images of one pixel at the lowest level would become 0.
     """
     return nn.GroupNorm(math.gcd(channels, min(8, max(1, channels // 4))), channels)
 
@@ -49,7 +49,7 @@ def norm(channels: int) -> nn.GroupNorm:
 class Attention(nn.Module):
     """x + W softmax(q k^T / sqrt(C)) v over the pixels, in one head.
 
-    Written out, because scaled_dot_product_attention has no second derivative and likelihoods may
+    Not by scaled_dot_product_attention, which has no second derivative: differentiable likelihoods
     need one.
     """
 
@@ -66,8 +66,8 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Residual block: norm, SiLU, convolution; norm, scale and shift by the embedding of time and
-    conditions, SiLU, convolution from zero.
+    """Residual block: norm, SiLU, convolution; norm, scale and shift computed from the embedding of
+    time and conditions, SiLU, dropout, and a convolution that starts at 0.
     """
 
     def __init__(
