@@ -1,1 +1,1 @@
-"""Results in files: shards, atomic writes, and the processes that share them."""
+"""Results in files: shards, atomic writes, and processes that share the work."""

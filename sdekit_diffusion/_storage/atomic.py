@@ -5,19 +5,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-PART = ".part"  # the end of a name beside
+PART = ".part"  # suffix of temporary files
 
 
 @contextmanager
 def replace_atomically(path: Path) -> Iterator[Path]:
-    """A name beside `path` to write to; at the end of the block what stands there takes the place
-    of `path`, on the disk.
+    """A context with a temporary path in the folder of `path`; at the end of the block the file
+    there replaces `path`, and is flushed to the disk.
 
-    Whenever the process or the machine dies, `path` is what it was or what it was to become. After
-    an error it is what it was.
+    Whenever the process or the machine stops, `path` has either its old or its complete new
+    content. After an error it has its old content.
 
     Raises:
-        OSError: when it cannot be written; the message names it.
+        OSError: when the file cannot be written; the message names it.
     """
     temporary = path.with_name(f".{path.name}{PART}")
     try:
@@ -34,7 +34,7 @@ def replace_atomically(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def with_file_name(path: Path) -> Iterator[None]:
-    """A block whose errors name the file; errors of a full disk do not contain it."""
+    """A context in which an OSError names the file; errors of a full disk do not."""
     try:
         yield
     except OSError as error:
@@ -54,12 +54,13 @@ def make_folder(folder: Path) -> Path:
 
 @contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
-    """A block, until its end or that of the process, in which only this process writes to a folder.
+    """A context that locks a folder, so that only this process writes to it. The lock ends with the
+    block or the process.
 
-    If the system or the file system has no locks, other processes are not detected.
+    Where the system or the file system has no locks, other processes are not detected.
 
     Raises:
-        OSError: while another process is within such a block.
+        OSError: when another process has the lock.
     """
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -85,7 +86,7 @@ def _lock(handle: int, folder: Path) -> None:
 
 
 def settle() -> None:
-    """Returns when all written files are on the disk: one call for many files."""
+    """Returns when all files that were written are on the disk."""
     if os.name != "nt":
         os.sync()
 

@@ -1,4 +1,4 @@
-"""The processes that work together, started by torchrun or in a process group."""
+"""Processes that work together, started by torchrun or in a process group."""
 
 import itertools
 import os
@@ -17,7 +17,7 @@ from torch import distributed
 if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
 
-# Gloo notices at once when a process ends; the time of a computation is not limited.
+# Gloo detects at once that a process has ended, so the time of a computation need not be limited.
 _TIMEOUT = timedelta(days=30)
 _PROCESS_ENDED = "another process ended before the work was done; run the same again to go on"
 _JOIN_COUNT = itertools.count()
@@ -33,7 +33,7 @@ def world() -> int:
 
 
 def rank() -> int:
-    """The number of this process among them, from 0."""
+    """The number of this process among those that work together, from 0."""
     return distributed.get_rank() if world() > 1 else 0
 
 
@@ -66,19 +66,19 @@ def first_to_fail() -> bool:
 
 @contextmanager
 def largest() -> Iterator[Callable[[int], int]]:
-    """For the time of a block, a function that all processes call together: the largest of their
-    numbers.
+    """A context with a function that all processes call together, and that returns the largest of
+    their numbers to all.
 
-    By gloo, on the CPUs: no GPU is waited for.
+    It uses gloo on the CPUs, and does not synchronise with GPUs.
 
     Raises:
-        ConnectionError: from that function, when one of them is gone.
+        ConnectionError: from that function, when a process has ended.
     """
     if world() == 1:
         yield lambda number: number
         return
     group = distributed.new_group(backend="gloo", timeout=_TIMEOUT)
-    assert not isinstance(group, int)  # it is for processes that are not of the group
+    assert not isinstance(group, int)  # which processes outside the group receive
 
     def largest_of(number: int) -> int:
         value = torch.tensor(number)
@@ -104,12 +104,12 @@ def equal_on_all(number: int, device: torch.device) -> bool:
 
 @contextmanager
 def process_group(device: str) -> Iterator[str]:
-    """For the time of a block the processes that torchrun started work together; yields the device
-    of this one.
+    """A context in which the processes that torchrun started form a process group; yields the
+    device of this process.
 
-    With gloo on the CPU; with NCCL on GPUs, one for each process where no number is given. Does
-    nothing without torchrun, or within such a block. A process whose torchrun is killed ends as
-    well, and does not go on beside those that take its place.
+    The backend is gloo on the CPU and NCCL on GPUs, one GPU for each process where no number is
+    given. Without torchrun, or within such a block, it does nothing. A process whose torchrun is
+    killed ends as well, so that it does not run beside its successors.
 
     Raises:
         ValueError: where torchrun started several processes and this torch cannot join them.
@@ -132,7 +132,7 @@ def process_group(device: str) -> Iterator[str]:
     try:
         yield device
     except BaseException:
-        first_to_fail()  # asked now: when this process leaves, the others fail as well
+        first_to_fail()  # claimed now: when this process leaves, the others fail as well
         raise
     finally:
         distributed.destroy_process_group()
@@ -147,7 +147,7 @@ def _join(backend: str, timeout: timedelta | None = None) -> None:
     from torch.distributed.distributed_c10d import PrefixStore
 
     store, number, total = _store()
-    prefix = f"joined {next(_JOIN_COUNT)}"  # what was agreed on the time before is void
+    prefix = f"joined {next(_JOIN_COUNT)}"  # each group has keys of its own
     store = PrefixStore(prefix, store)
     distributed.init_process_group(
         backend, store=store, rank=number, world_size=total, timeout=timeout
@@ -172,7 +172,7 @@ def _first_claim() -> bool:
 
 @cache
 def _follow() -> None:
-    """Makes this process end as soon as torchrun, its parent, has ended."""
+    """Makes this process end when torchrun, its parent, has ended."""
     parent = os.getppid()
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         try:

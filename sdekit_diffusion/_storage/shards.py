@@ -1,4 +1,4 @@
-"""Results of many samples in files: processes share the work, which resumes after a kill."""
+"""Results for many samples in files: processes share the work, which resumes after a kill."""
 
 import hashlib
 import json
@@ -28,24 +28,24 @@ _SETTINGS = "settings"
 
 @dataclass(frozen=True, eq=False)
 class Shards:
-    """The results for samples first, ..., first + n - 1 in a folder: one .npz file for every
-    batch_size of them.
+    """The results for samples first, ..., first + n - 1 in a folder, with one .npz file for every
+    batch_size samples.
 
-    Files are written atomically, so that the folder is valid after a kill: `fill` computes what is
-    missing. Processes started by torchrun, or of a process group of torch.distributed, share the
-    work; the results do not depend on their number. Iterating gives the results part by part, in
-    the order of the samples.
+    Files are written atomically, so that the folder is valid after a kill, and `fill` computes what
+    is missing. Processes started by torchrun, or in a process group of torch.distributed, share the
+    work; the results do not depend on their number. Iteration yields a dictionary of arrays for
+    each file, in the order of the samples.
 
     Arguments:
-        folder: created if it is missing.
-        n: how many samples.
-        batch_size: how many are computed together, and kept in one file.
-        first: the number of the first.
-        settings: what else the results depend on, as JSON. Each file contains them; `fill` refuses
-            a folder with others.
+        folder: the folder, created if it is missing.
+        n: the number of samples.
+        batch_size: how many samples are computed together, and stored in one file.
+        first: the number of the first sample.
+        settings: what else the results depend on, as JSON. Each file contains them, and `fill`
+            refuses a folder with other settings.
 
     Raises:
-        ValueError: for numbers out of range; while iterating, for damaged files or results with
+        ValueError: for numbers out of range; while iterating, for damaged files, or results with
             other settings.
 
     Example:
@@ -81,15 +81,18 @@ class Shards:
         """Computes the missing results; returns in every process when all are complete.
 
         Arguments:
-            work: (first, count) to the results of samples first, ..., first + count - 1, by name,
-                each `(count, ...)`. They must not depend on other samples, as those of
-                `sample(..., first=first)`.
+            work: a function of (first, count) that returns the results for samples first, ...,
+                first + count - 1: a dictionary of tensors or arrays `(count, ...)`. The result for
+                a sample must not depend on other samples; `sample(..., first=first)` has this
+                property.
             desc: the name of the progress bar.
             progress: show a bar, where there are several parts.
 
         Raises:
-            ValueError: when the folder has results with other settings.
-            OSError: when a file cannot be written; existing ones remain.
+            ValueError: when the folder has results with other settings, or work returns something
+                else than arrays with one row per sample.
+            OSError: when a file cannot be written, or another process fills the folder; existing
+                files remain.
         """
         with process_group("cpu"), ExitStack() as stack:
             if rank() == 0:
@@ -98,7 +101,7 @@ class Shards:
                 self._check_files()
             wait()
             missing = [part for part in self._parts() if not self._path(*part).exists()]
-            wait()  # until all know what is missing
+            wait()  # until all processes have looked
             try:
                 with tqdm(
                     total=self.n,
@@ -184,7 +187,7 @@ class Shards:
             )
 
     def _all(self) -> dict[str, Any]:
-        """The settings and the numbers of the samples."""
+        """The settings, with first, n and batch_size."""
         return json.loads(
             json.dumps(
                 {**self.settings, "first": self.first, "n": self.n, "batch_size": self.batch_size}
@@ -197,9 +200,7 @@ class Shards:
         first: int,
         count: int,
     ) -> Arrays:
-        """The results of one part; a failure is reported with the numbers of the samples among all
-        n.
-        """
+        """The results of one part; an error names samples by their position among all n."""
         after = first - self.first
         try:
             results = work(first, count)
@@ -228,11 +229,11 @@ class Shards:
 
 
 class _DamagedError(ValueError):
-    """A file that is not one of these, whole."""
+    """A file that is not a complete file of results."""
 
 
 def _read(path: Path) -> Arrays:
-    """The arrays of a file, all bytes checked against their checksums."""
+    """The arrays of a file, whose checksums are verified."""
     content = BytesIO(path.read_bytes())  # that a file cannot be read does not make it damaged
     try:
         with np.load(content, allow_pickle=False) as archive:
@@ -254,8 +255,8 @@ def _shortened(value: object) -> str:
 
 
 def digest(about: object, tensors: Mapping[str, Tensor] | None = None) -> str:
-    """A checksum of JSON, and of names, types, shapes and values of tensors: 16 hexadecimal digits
-    of SHA-256.
+    """A checksum of a value as JSON, and of names, dtypes, shapes and values of tensors: the first
+    16 hexadecimal digits of SHA-256.
     """
     found = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     for name, value in (tensors or {}).items():

@@ -1,4 +1,4 @@
-"""Data sets from arrays, files, folders and Hugging Face, and the scale of the data of a model.
+"""Data sets from arrays, files, folders and Hugging Face, and the map from data to model inputs.
 
 Example:
     >>> data = sd.data.load("moons")

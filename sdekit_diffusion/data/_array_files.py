@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.generic]
 
-# Deflate reaches 1032, with nothing but zeros; black-and-white images of one rectangle each 380.
+# Deflate compresses zeros by a factor of 1032, and images of one black rectangle by 380.
 _MAX_RATIO = 500
 _ALWAYS_ALLOWED = 2**20  # bytes to which any file may unpack
 
@@ -45,10 +45,10 @@ def numpy_arrays(path: Path) -> dict[str, Array]:
             require_ratio(
                 sum(member.file_size for member in archive.zip.infolist()), path.stat().st_size
             )
-            # Numpy stops at the end of the array that a header describes.
+            # Numpy reads only as far as the header says, and does not verify all checksums.
             if (corrupt_member := archive.zip.testzip()) is not None:
                 raise ValueError(f"the checksum of {corrupt_member} in it is wrong")
-            # A member that is not an array comes as bytes.
+            # Members that are not arrays are returned as bytes.
             arrays = {key: np.asarray(archive[key]) for key in archive.files}
     except Exception as error:  # zipfile, zlib and numpy raise a dozen kinds over damaged bytes
         raise ValueError(
@@ -68,7 +68,7 @@ def numpy_arrays(path: Path) -> dict[str, Array]:
 
 
 def has_idx(folder: Path) -> bool:
-    """Whether a folder has MNIST's training images."""
+    """Whether a folder has a file of training images in MNIST's format."""
     return any(_existing_files(folder, _IDX["train"][0]))
 
 
@@ -104,8 +104,8 @@ def _existing_files(folder: Path, name: str) -> list[Path]:
 
 
 def _read_idx(folder: Path, name: str, ndim: int) -> NDArray[np.uint8]:
-    """One array of bytes: 0, 0, 8 for bytes, the number of dimensions; the sizes as big-endian
-    32-bit numbers; the bytes.
+    """The array of bytes in a file of this format: the bytes 0, 0, 8 (for uint8) and the number of
+    dimensions; the sizes as big-endian 32-bit integers; the data.
     """
     paths = _existing_files(folder, name)
     if not paths:

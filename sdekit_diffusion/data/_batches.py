@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# What data may have for each sample besides the conditions of the network, unless these have the
-# same names: the noise that is added to it, and the level log(alpha / sigma) at which it is.
+# What data may contain for each sample besides the conditions of the network, unless these have the
+# same names: the noise that is added to it, and its noise level log(alpha / sigma).
 GIVEN_NOISE = "noise"
 GIVEN_LEVEL = "log_snr"
 _CHECKED_ROWS = 4096  # rows of a tensor that are checked together
@@ -18,13 +18,13 @@ _FINGERPRINT_ROWS = 1000  # evenly spaced rows that identify the data
 
 
 def given_draws(names: Sequence[str] | None) -> tuple[str, ...]:
-    """The names of noise and levels in data for a network that takes conditions of these names."""
+    """Which of "noise" and "log_snr" are not names of conditions that the network takes."""
     return tuple(name for name in (GIVEN_NOISE, GIVEN_LEVEL) if name not in (names or ()))
 
 
 class Rows(Protocol):
-    """Samples by their number: a tensor, an array, or any object that has a length and takes a
-    tensor of row numbers.
+    """Samples by row number: a tensor, an array, or any object with a length that takes a tensor of
+    row numbers.
     """
 
     def __len__(self) -> int: ...
@@ -33,11 +33,12 @@ class Rows(Protocol):
 
 
 class Batch(NamedTuple):
-    """Samples of a training run, with what is known about each.
+    """Samples of a training run, with their conditions.
 
     Arguments:
-        x: `(batch, *shape)`.
-        conditions: by the name of the network's argument, one entry per sample, `(batch, ...)`.
+        x: the samples, `(batch, *shape)`.
+        conditions: by the name of the network's argument, with one entry per sample,
+            `(batch, ...)`.
 
     Example:
         >>> batch = sd.Batch(torch.zeros(3, 2), {"label": torch.tensor([0, 1, 1])})
@@ -50,7 +51,7 @@ class Batch(NamedTuple):
 
     @classmethod
     def of(cls, given: Any) -> Self:  # noqa: ANN401 - what a source yields
-        """A tensor, or a pair of a tensor and a dictionary, as a batch.
+        """A batch from a tensor, or from a pair of a tensor and a dictionary of conditions.
 
         Raises:
             TypeError: for anything else.
@@ -67,7 +68,7 @@ class Batch(NamedTuple):
         return cls(x, conditions)
 
     def split(self, parts: int) -> list[Self]:
-        """The batch in parts of consecutive samples."""
+        """The batch in so many parts of consecutive samples, of nearly equal size."""
         xs = self.x.tensor_split(parts)
         split = {name: value.tensor_split(parts) for name, value in self.conditions.items()}
         return [
@@ -107,12 +108,12 @@ def require_finite(rows: Tensor, numbers: Sequence[int] | np.ndarray) -> None:
 
 
 class AbstractSource(ABC):
-    """Samples for a training run, in an endless order that depends on the seed alone: not on
-    batch size, process or worker.
+    """An endless stream of samples for a training run, in an order that depends only on the seed:
+    not on batch size, process or worker.
 
     Attributes:
-        fingerprint: identifies the samples, so that a run is not resumed with other data; "" to
-            skip this check.
+        fingerprint: a text that identifies the samples, so that a run is not resumed with other
+            data; "" to skip this check.
 
     Example:
         >>> class Uniform(sd.AbstractSource):
@@ -131,29 +132,29 @@ class AbstractSource(ABC):
     def batches(
         self, size: int, *, seed: int = 0, first: int = 0, part: slice = slice(None)
     ) -> Iterator[Tensor | tuple[Tensor, Mapping[str, Tensor]]]:
-        """An endless iterator of batches, the first of which begins with number `first` of the
-        order: samples, or pairs of samples and a dictionary of conditions as in `Batch`.
+        """An endless iterator of batches: of samples, or of pairs of samples and a dictionary of
+        conditions as in `Batch`.
 
         Arguments:
-            size: samples of a batch; one may span epochs.
+            size: the number of samples in a batch, which may span epochs.
             seed: of the order.
-            first: the number of earlier samples, to resume a run.
-            part: which samples of each batch to load; all unless given.
+            first: the number of samples of the order to skip, to resume a run.
+            part: the samples of each batch to return; all unless given.
         """
 
 
 class Shuffled(AbstractSource):
-    """Each epoch a new permutation of all samples, which depends on (seed, epoch).
+    """All samples in each epoch, in a permutation that depends on (seed, epoch).
 
     Arguments:
-        rows: `(n, *shape)`, a tensor or other `Rows`.
-        conditions: the same of what is known about each sample, by name; without them batches are
-            tensors.
+        rows: the samples, `(n, *shape)`, a tensor or other `Rows`.
+        conditions: the conditions of the samples by name, each with n rows; without them batches
+            are tensors.
 
     Raises:
         TypeError: for a list, or anything else that does not take a tensor of row numbers.
-        ValueError: for no rows, rows with NaN or infinite values (of a tensor at once, of others
-            when they are read), or a condition of another length.
+        ValueError: for no rows, a condition of another length, or NaN or infinite values (in a
+            tensor at once, in other rows when they are read).
     """
 
     def __init__(self, rows: Rows, conditions: Mapping[str, Rows] | None = None) -> None:
@@ -182,7 +183,7 @@ class Shuffled(AbstractSource):
 def shuffled_numbers(
     n: int, size: int, *, seed: int, first: int, part: slice
 ) -> Iterator[np.ndarray]:
-    """The row numbers of batches of n samples, each epoch a permutation by (seed, epoch)."""
+    """The row numbers of batches of n samples; each epoch is a permutation by (seed, epoch)."""
     order_epoch = -1
     order = np.empty(0, dtype=np.int64)
     numbers = np.arange(size, dtype=np.int64)[part]

@@ -25,14 +25,14 @@ class Dataset:
     """Training and test samples.
 
     Attributes:
-        train: (N, C, H, W) integer levels of images, or (N, ...) floats of continuous data: a
-            tensor, samples that are read by their number, or a stream of them.
-        test: the same for samples that training never sees, a tensor.
-        scale: between them and the inputs of a model.
-        name: what was loaded.
-        labels: the classes of the training samples, (N,), or None; of a stream those of `known`.
-        test_labels: the classes of the test samples, or None.
-        known: of a stream its first samples, a tensor; else None.
+        train: training samples: integer levels of images (N, C, H, W), or floats of continuous data
+            (N, ...). A tensor, an object that reads samples by row number, or a stream.
+        test: held-out samples (M, ...) of the same kind, a tensor.
+        scale: the map from the data to the inputs of a model, and back.
+        name: the name of the data set.
+        labels: the classes of the training samples, (N,), or None; for a stream those of `known`.
+        test_labels: the classes of the test samples, (M,), or None.
+        known: the first samples of a stream, a tensor; else None.
 
     Example:
         >>> data = sd.data.load("moons")
@@ -55,7 +55,7 @@ class Dataset:
         return None if isinstance(self.train, AbstractSource) else len(self.train)
 
     def reference(self, n: int) -> tuple[Tensor, Tensor | None]:
-        """At most n training samples and their labels, always the same: all, or a random choice."""
+        """At most n training samples and their labels: all of them, or a fixed random subset."""
         rows = self.train if self.known is None else self.known
         assert not isinstance(rows, AbstractSource)
         if isinstance(rows, Tensor) and len(rows) <= n:
@@ -65,16 +65,16 @@ class Dataset:
 
 
 def of_arrays(name: str, arrays: Mapping[str, Array], *, levels: int | None = None) -> Dataset:
-    """Arrays, checked, as a data set; a tenth of the training samples are held out if there is
-    no test set.
+    """A data set from arrays, which are checked; a tenth of the training samples is held out if
+    there is no test set.
 
     Args:
-        name: what they are called in errors.
-        arrays: "train" and, if they are there, "test", "labels", "test_labels". Samples that are
-            integers are images, `(N, H, W)`, `(N, C, H, W)` or `(N, H, W, C)`, and floats
-            continuous data, `(N, ...)`; labels are integers, `(N,)`.
-        levels: of images; unless given 256 of bytes, and one more than the largest of other
-            integers.
+        name: the name of the data set, used in errors.
+        arrays: "train" and optionally "test", "labels" and "test_labels". Integer samples are
+            images, `(N, H, W)`, `(N, C, H, W)` or `(N, H, W, C)`, and floats are continuous data,
+            `(N, ...)`; labels are integers, `(N,)`.
+        levels: the number of levels of images; unless given, 256 for bytes, and one more than the
+            largest value for other integers.
 
     Raises:
         ValueError: for arrays that are not as described.
@@ -117,7 +117,7 @@ def of_arrays(name: str, arrays: Mapping[str, Array], *, levels: int | None = No
 
 
 def samples(array: Array, name: str, least: int = 1) -> Array:
-    """Checks one array and puts images into `(N, C, H, W)`, in their own type, native.
+    """Checks one array, and converts images to `(N, C, H, W)` and all data to native byte order.
 
     Raises:
         ValueError: for arrays that are not samples.
@@ -145,7 +145,7 @@ def samples(array: Array, name: str, least: int = 1) -> Array:
 
 
 def shuffled(n: int) -> Tensor:
-    """The numbers of n samples in an order that is always the same."""
+    """A fixed random permutation of the row numbers of n samples."""
     return torch.from_numpy(np.random.default_rng(0).permutation(n))
 
 

@@ -1,4 +1,4 @@
-"""What users train on as a source: arrays, pairs, dictionaries, data sets and loaders."""
+"""Sources from what users train on: arrays, pairs, dictionaries, data sets and loaders."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,12 +19,12 @@ Data = Rows | AbstractSource | Labelled | Dataset | TorchDataset[Any] | DataLoad
 
 
 def source_of(data: Data, names: Sequence[str] | None) -> AbstractSource:
-    """Data of any kind as a source of samples with the conditions of a network.
+    """A source of samples and conditions from data of any kind.
 
     Arguments:
         data: a source; samples alone; a pair (x, y), where y are labels or a dictionary of
             conditions; a dictionary of samples and conditions; a `TensorDataset` or another data
-            set of torch, a `DataLoader`; or a `sdekit_diffusion.data.Dataset`, whose labels are
+            set of torch; a `DataLoader`; or a `sdekit_diffusion.data.Dataset`, whose labels are
             used if the network takes them.
         names: the conditions that the network takes; None where that is not known.
 
@@ -66,7 +66,7 @@ def named(given: Any, names: Sequence[str] | None) -> tuple[Any, dict[str, Any]]
     """The samples, and the conditions by name, of a pair, a dictionary, or samples alone.
 
     Raises:
-        TypeError, ValueError: say how to name them.
+        TypeError, ValueError: for data whose parts cannot be named; the message says how to.
     """
     if isinstance(given, Mapping):
         return _of_mapping(given, names)
@@ -121,7 +121,7 @@ def _of_mapping(
 
 
 def _rows(name: str, values: Any) -> Rows:  # noqa: ANN401
-    """The entries of a condition; a list of numbers as a tensor."""
+    """The entries of a condition; a list of numbers is converted to a tensor."""
     if isinstance(values, Tensor) or _kind(values) in ("u", "i", "f"):
         return values
     try:
@@ -134,5 +134,5 @@ def _rows(name: str, values: Any) -> Rows:  # noqa: ANN401
 
 
 def _kind(values: Any) -> str | None:  # noqa: ANN401
-    """The letter of the type of an array's numbers; None where there is no such type."""
+    """The kind of an array's dtype, such as "f"; None for other objects."""
     return getattr(getattr(values, "dtype", None), "kind", None)

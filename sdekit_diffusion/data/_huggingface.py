@@ -1,4 +1,4 @@
-"""Data sets of Hugging Face's library `datasets`: by number from a memory map, and as streams."""
+"""Data sets of Hugging Face's library `datasets`: from a memory map by row number, or streamed."""
 
 import functools
 import itertools
@@ -36,22 +36,24 @@ def from_datasets(
 ) -> Dataset:
     """A data set of Hugging Face's library `datasets`.
 
-    A `Dataset` of up to 1 GiB is loaded into memory; a larger one is read from its memory map on
-    demand. An `IterableDataset` is a stream, whose epochs permute the shards and shuffle samples
-    within a buffer.
+    A `datasets.Dataset` of up to 1 GiB is loaded into memory; a larger one is read from its memory
+    map on demand. An `IterableDataset` is a stream, whose epochs permute the shards and shuffle
+    samples within a buffer.
 
     Args:
-        dataset: a dictionary of splits, of which "train" and, if it is there, "test" or
-            "validation" are read; or one split. Without a test set a tenth is held out; of a stream
-            at most the first 1000 samples.
-        column: the samples: images, integers as levels of images, or floats. The only such column
-            unless given.
-        label: the classes, integers; the column "label", if there is one, unless given.
+        dataset: a dictionary of splits, of which "train" and, if there is one, "test" or
+            "validation" are read; or a single split. Without a test set a tenth is held out, of a
+            stream at most the first 1000 samples.
+        column: the name of the column of samples: images, integers (levels of images), or floats;
+            the only such column unless given.
+        label: the name of the column of classes, integers; unless given "label", if that is such a
+            column.
         buffer: how many consecutive samples of a stream are shuffled together.
-        name: what it is called in errors and reports.
+        name: the name of the data set in errors and reports.
 
     Raises:
-        ValueError: for a missing column, or samples of different shapes.
+        ValueError: for a missing column, samples of different shapes, a transform, which is not
+            applied here, or a dictionary without "train".
         ImportError: when the library is not installed.
 
     Example:
@@ -103,7 +105,7 @@ def load_datasets(location: str, *, streaming: bool) -> Dataset:
 
     Raises:
         ValueError: when it cannot be opened, and as `from_datasets`.
-        ImportError: the library is missing.
+        ImportError: when the library is not installed.
     """
     library = _library()
     source, mark, column = location.partition("#")
@@ -151,7 +153,7 @@ class _Split:
         self.name = name
 
     def stored(self) -> Stored:
-        """The samples by number."""
+        """The samples, read by row number."""
         dataset = self._dataset.select_columns([self._column])
         if self._feature_dtype is not None:
             dataset = dataset.with_format("numpy", dtype=self._feature_dtype)
@@ -263,9 +265,7 @@ def _is_numeric(value: Any) -> bool:  # noqa: ANN401
 
 
 def _feature_dtype(feature: Any) -> str | None:  # noqa: ANN401
-    """The type of the numbers in an array or in nested lists of them; None if it is
-    unknown.
-    """
+    """The dtype of the numbers in a feature of arrays or nested lists; None if it is unknown."""
     while hasattr(feature, "feature"):
         feature = feature.feature
     return getattr(feature, "dtype", None)
@@ -277,8 +277,8 @@ def _classes(labels: Array) -> Array | None:
 
 
 def _image_bytes(image: dict[str, Any]) -> bytes:
-    """The bytes of an encoded image, from its file, which may be remote, if the example does not
-    hold them.
+    """The bytes of an encoded image; if the example does not contain them, from its file, which may
+    be remote.
     """
     if image.get("bytes") is not None:
         return image["bytes"]

@@ -15,11 +15,11 @@ _FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 
 
 def of_images(folder: Path) -> Dataset:
-    """The png and jpg images of a folder and of those in it, in the order of their names.
+    """The png and jpg images of a folder and its subfolders, in the order of their names.
 
     Folders `train` and `test` (or `validation`, `valid`, `val`) are the two sets; if all images are
-    in `train`, a part of them is held out. The folders directly below are classes if each image is
-    in one.
+    in `train`, a tenth of them is held out. The subfolders of a set are classes if each image is in
+    one.
 
     Raises:
         ValueError: when there are no images, one is damaged, or they differ in size or mode.
@@ -53,7 +53,7 @@ def pixels(
 
     Raises:
         ValueError: for one that is damaged, of another format, or neither grey nor RGB.
-        ImportError: pillow is missing.
+        ImportError: when pillow is not installed.
     """
     try:
         from PIL import Image
@@ -62,7 +62,7 @@ def pixels(
     try:
         content = file.read_bytes() if isinstance(file, Path) else file.getvalue()
         with Image.open(BytesIO(content), formats=list(formats)) as image:
-            image.verify()  # the checksums, which reading does not verify
+            image.verify()  # checksums, which are not verified by reading
         with Image.open(BytesIO(content), formats=list(formats)) as image:
             mode = image.mode
             array = np.asarray(image)

@@ -1,4 +1,4 @@
-"""torch's data sets and loaders as sources."""
+"""Sources that read torch's data sets and loaders."""
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,13 +32,13 @@ class Loaded(AbstractSource):
 
     A data set with a length is read in the order of `Shuffled`, by (seed, epoch); the batch size is
     that of the training run. An iterable data set, and a loader with a sampler of its own, keep
-    their order: a run that resumes reads it from the beginning, and is the same as without a break
-    only if the order is the same each time. Items that draw random numbers are random; those that
-    use torch's generators in this process depend on (seed, number of the batch) alone.
+    their order: a run that resumes reads it from the beginning, and gives the result of a run
+    without interruption only if the order is the same each time. Random transforms of items are
+    reproducible if they use torch's generators in this process, which are seeded for each batch.
 
     Arguments:
         loader: the loader or the data set.
-        named: the samples and conditions of what the loader yields.
+        named: a function from what the loader yields to samples and conditions by name.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Loaded(AbstractSource):
         self.fingerprint = f"{size} of a data set of torch: {', '.join(shapes)}"
 
     def _own_order(self) -> bool:
-        """Whether the order is the loader's."""
+        """Whether the loader determines the order."""
         if isinstance(self._loader.dataset, IterableDataset):
             return True
         return type(self._loader.sampler) not in (SequentialSampler, RandomSampler)
@@ -80,7 +80,9 @@ class Loaded(AbstractSource):
     def _shuffled(
         self, size: int, seed: int, first: int, part: slice, generator: torch.Generator
     ) -> Iterator[Batch]:
-        """Batches in our order; of no samples one is read, to know what they look like."""
+        """Batches in the order of (seed, epoch); for an empty part one sample is read, for its
+        shape.
+        """
         order = shuffled_numbers(self._n, size, seed=seed, first=first, part=part)
         numbers: Any = (rows.tolist() or [0] for rows in order)
         options = {name: getattr(self._loader, name) for name in _FORWARDED}

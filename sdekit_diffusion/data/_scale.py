@@ -19,21 +19,24 @@ _DTYPES = {
 
 @dataclass(frozen=True)
 class Scale:
-    """The scale of a model's data, x = (data + u - shift) / unit, and its inverse.
+    """The map from data to model inputs x, and its inverse:
 
-    Levels 0, ..., levels - 1 are dequantised by u, uniform on [0, 1), which makes the density of x
-    a bound on their probability (Theis, van den Oord, Bethge, 2016, arXiv 1511.01844). For
-    continuous data u = 0.
+        x = (data + u - shift) / unit.
+
+    Levels 0, ..., levels - 1 are dequantised by u, uniform on [0, 1). Then the expected log-density
+    of x, plus a constant, is a lower bound of their log-probability (Theis, van den Oord, Bethge,
+    2016, arXiv 1511.01844). For continuous data u = 0.
 
     Attributes:
-        shift: what is subtracted: a number, or one for each coordinate of vectors.
-        unit: what corresponds to 1 in the model, likewise.
-        levels: of quantised data; None for continuous data.
-        dtype: of the data, such as "uint8".
+        shift: the value of the data that corresponds to x = 0: a number, or one for each coordinate
+            of vectors.
+        unit: the difference in the data that corresponds to a difference of 1 in x, likewise.
+        levels: the number of levels of quantised data; None for continuous data.
+        dtype: that of the data, such as "uint8".
 
     Raises:
-        ValueError: for a unit that is not positive, fewer than two levels, or a dtype of neither
-            integers nor floats.
+        ValueError: for a shift that is not finite, a unit that is not positive, fewer than two
+            levels, or a dtype that is neither integer nor floating.
 
     Example:
         >>> scale = sd.data.Scale(shift=8.0, unit=8.0, levels=16, dtype="uint8")
@@ -75,7 +78,7 @@ class Scale:
     def quantised(
         cls, levels: int, low: float = -1.0, high: float = 1.0, dtype: str = "uint8"
     ) -> "Scale":
-        """The scale that maps levels to [low, high)."""
+        """The scale that maps dequantised levels to [low, high)."""
         unit = levels / (high - low)
         return cls(-low * unit, unit, levels, dtype)
 
@@ -97,23 +100,28 @@ class Scale:
 
     @property
     def low(self) -> float:
-        """The least x of levels; `low`, `high` and `levels` are arguments of `bits_per_dim`."""
+        """The smallest x of dequantised levels; `low`, `high` and `levels` are arguments of
+        `bits_per_dim`.
+        """
         return float(self._inputs(torch.tensor(0.0, dtype=torch.float64)))
 
     @property
     def high(self) -> float:
-        """The upper bound of x of levels."""
+        """The upper bound of x of dequantised levels; for scales with `levels` only."""
         assert self.levels is not None
         return float(self._inputs(torch.tensor(self.levels, dtype=torch.float64)))
 
     def encode(self, x: Tensor, u: Tensor | float = 0.5) -> Tensor:
-        """The inputs of a model, in the dtype of u for levels, and of the data, at least float32,
-        otherwise.
+        """The inputs of a model, `(batch, *shape)`.
 
         Args:
             x: data, `(batch, *shape)`.
             u: the dequantisation of levels, in [0, 1), shaped like x; the middle of each level
-                unless given.
+                unless given. Not used for continuous data.
+
+        Returns:
+            for levels a tensor in the dtype of u, torch's default dtype if u is a number; for
+            continuous data in that of the data, at least float32.
         """
         if self.levels is None:
             return self._inputs(x.to(torch.promote_types(x.dtype, torch.float32)))
@@ -123,10 +131,10 @@ class Scale:
     def decode(self, x: Tensor) -> Tensor:
         """Data in their own range and dtype, shaped like x: the inverse of `encode`.
 
-        Levels are clipped to 0, ..., levels - 1.
+        Levels are rounded down, and clipped to 0, ..., levels - 1.
 
         Raises:
-            ValueError: for levels of an x that is not finite.
+            ValueError: for an x that is not finite, where the data are levels.
         """
         dtype = _DTYPES[self.dtype]
         x = x.to(torch.promote_types(x.dtype, torch.promote_types(dtype, torch.float32)))
@@ -141,8 +149,8 @@ class Scale:
         return values.floor().clamp(0, self.levels - 1).to(dtype)
 
     def log_volume(self, shape: tuple[int, ...]) -> float:
-        """log p(x) - log p(data) of one sample of a shape, in nats: the sum of the logarithms of
-        its units.
+        """log p(x) - log p(data) for one sample of this shape, in nats: the sum of log(unit) over
+        its coordinates.
         """
         if isinstance(self.unit, tuple):
             return sum(map(math.log, self.unit))

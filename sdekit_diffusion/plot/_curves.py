@@ -22,18 +22,18 @@ _WIDTH = 1.96  # standard errors on both sides, 95 % of a normal law
 
 
 def loss(run: str | Path | Sequence[Record], *, ax: "Axes | None" = None) -> "Axes":
-    """The loss of a training run by update: of batches, its moving mean over a twentieth of the
-    run, and the validation loss where it was measured.
+    """Plots the loss of a training run against the number of updates: the loss of batches, its
+    moving mean over a twentieth of the run, and the validation loss where it was measured.
 
     Arguments:
-        run: the folder of a run, whose metrics.jsonl has them; or the records that `fit` returned,
-            which have no validation loss.
+        run: the folder of a run, with its metrics.jsonl; or the records that `fit` returned, which
+            have no validation loss.
         ax: axes to draw on; new ones unless given.
 
     Raises:
         ImportError: when matplotlib is not installed.
         FileNotFoundError: for a folder without metrics.jsonl.
-        ValueError: for no records, or a file that is damaged.
+        ValueError: for no records, or a damaged file.
 
     Example:
         >>> from sdekit_diffusion import plot
@@ -69,11 +69,10 @@ def loss(run: str | Path | Sequence[Record], *, ax: "Axes | None" = None) -> "Ax
 def _read(
     path: Path,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """The updates, their losses, and pairs of an update and a validation loss, of a
-    metrics.jsonl.
+    """The updates in a metrics.jsonl, their losses, and pairs of an update and a validation loss.
 
     Raises:
-        FileNotFoundError: when there is none.
+        FileNotFoundError: when there is no such file.
         ValueError: when it is damaged.
     """
     if not path.is_file():
@@ -99,22 +98,21 @@ def calibration(
     levels: Sequence[float] = _LEVELS,
     ax: "Axes | None" = None,
 ) -> "Axes":
-    """The share of truths within the regions of posteriors against the credibility of the regions,
-    with a band of its sampling error.
+    """Plots the empirical coverage of credible regions against their credibility, with a band of
+    its sampling error.
 
-    Exact posteriors are on the diagonal. A curve below it belongs to posteriors that are too
-    narrow, one above it to posteriors that are too wide. The band is the share +- 1.96 standard
-    errors of `Calibration.coverage`: that of exact posteriors contains the diagonal at a level in
-    95 % of all checks.
+    Exact posteriors are on the diagonal, too narrow ones below it, and too wide ones above it. The
+    band is the coverage +- 1.96 standard errors, see `Calibration.coverage`. For exact posteriors
+    it contains the diagonal at each level with a probability of about 95 %.
 
     Arguments:
-        found: of `metrics.sbc` or `metrics.tarp`; several by name, for a legend.
+        found: the result of `metrics.sbc` or `metrics.tarp`; or several by name, for a legend.
         levels: the credibilities, between 0 and 1.
         ax: axes to draw on; new ones unless given.
 
     Raises:
         ImportError: when matplotlib is not installed.
-        TypeError: for something else than a `Calibration`.
+        TypeError: for anything other than a `Calibration`.
         ValueError: for levels that are not between 0 and 1.
 
     Example:

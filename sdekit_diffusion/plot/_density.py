@@ -1,4 +1,4 @@
-"""Densities of models of two dimensions."""
+"""Plots of densities in two dimensions."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
@@ -15,7 +15,7 @@ from sdekit_diffusion._sampling.adaptive import AdaptiveFlow
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_RANGE = 10.0  # nats below the largest log p, where the colours end
+_RANGE = 10.0  # the range of the colours in nats, down from the largest log p
 _SPAN = 4.0  # standard deviations on both sides of the mean
 
 
@@ -35,24 +35,24 @@ def density(
     method: AdaptiveFlow = AdaptiveFlow(rtol=1e-3, atol=1e-3),  # noqa: B008 - frozen
     ax: "Axes | None" = None,
 ) -> "Axes":
-    """log p(x) in nats of a model of two dimensions, in colours on a grid, down to 10 below its
-    largest value.
+    """Plots log p(x) in nats of a model in two dimensions as colours on a grid, down to 10 nats
+    below its largest value.
 
     It is `model.log_prob` where the model has this method, and else `log_likelihood`.
 
     Arguments:
         model: a model of points `(n, 2)`.
-        limits: the least and the greatest value of both coordinates, a pair for each; four
+        limits: the smallest and the largest value of both coordinates, a pair for each; four
             standard deviations of the data on both sides of their mean unless given.
         size: the number of points of the grid along each coordinate.
-        sde: the diffusion; the model's own unless given. Exact densities need none.
+        sde: the diffusion; the model's own unless given. Not needed for exact densities.
         method: the tolerances of `log_likelihood`.
         ax: axes to draw on; new ones unless given.
 
     Raises:
         ImportError: when matplotlib is not installed.
-        ValueError: for a model of other shapes, limits that are not two pairs, a model without a
-            scale and no limits, and as `log_likelihood`.
+        ValueError: for a model of another shape, limits that are not two pairs, or no limits for a
+            model without `data_std`; and as `log_likelihood`.
 
     Example:
         >>> from sdekit_diffusion import plot
@@ -97,7 +97,7 @@ def _around(model: AbstractModel) -> list[list[float]]:
     """Limits around the mean of a model's data.
 
     Raises:
-        ValueError: when their standard deviation is not known.
+        ValueError: when the standard deviation of the data is not known.
     """
     if model.data_std is None:
         raise ValueError("the model has no data_std, the scale of its data: give limits=")

@@ -1,4 +1,4 @@
-"""Pictures of samples: grids of images, points, histograms."""
+"""Plots of samples: grids of images, scatter plots, histograms."""
 
 import math
 from collections.abc import Sequence
@@ -29,24 +29,25 @@ def samples(
     white: float | None = None,
     ax: "Axes | None" = None,
 ) -> "Axes":
-    """Draws samples: images as a grid, points as a scatter plot, numbers as a histogram.
+    """Plots samples: images as a grid, points as a scatter plot, numbers as a histogram.
 
     Arguments:
         x: images `(n, C, H, W)` with 1 or 3 channels, points `(n, 2)`, or numbers `(n,)` or
             `(n, 1)`.
-        limits: of points and numbers, the least and the greatest value for each coordinate; those
+        limits: for points and numbers, the smallest and the largest value of each coordinate; those
             of x unless given.
-        columns: of images, how many stand in a row; about as many as there are rows unless given.
-        headings: of images, texts over the columns.
-        names: of images, texts beside the rows.
-        gap: of images, the white pixels between two.
-        black, white: of images, the values that are black and white, between which values are
-            clipped; -1 and 1 unless given, 0 and 255 for integers, or 0 and 1 for masks of bool.
+        columns: for images, the number of columns; about as many as rows unless given.
+        headings: for images, texts above the columns.
+        names: for images, texts beside the rows.
+        gap: for images, the number of white pixels between neighbours.
+        black, white: for images, the values that are drawn black and white; values outside are
+            clipped. Unless given -1 and 1 for floats, 0 and 255 for integers, and 0 and 1 for bool.
         ax: axes to draw on; new ones unless given.
 
     Raises:
         ImportError: when matplotlib is not installed.
-        ValueError: for no samples, values that are not finite, or samples of other shapes.
+        ValueError: for no samples, values that are not finite, samples of other shapes, limits that
+            are not a pair for each coordinate, or another number of texts than columns or rows.
 
     Example:
         >>> from sdekit_diffusion import plot

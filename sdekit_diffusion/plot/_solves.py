@@ -1,4 +1,4 @@
-"""Pictures of solves from noise to data."""
+"""Plots of trajectories from noise to data."""
 
 import math
 from collections.abc import Sequence
@@ -27,19 +27,19 @@ def trajectories(
     count: int = 50,
     ax: "Axes | None" = None,
 ) -> "Axes":
-    """The states of samples on their way from noise to data: against time in one dimension, as
-    lines in the plane in two.
+    """Plots the trajectories of samples from noise to data: against time in one dimension, as
+    curves in the plane in two.
 
     Arguments:
-        solution: of `sample(..., save="all", return_solution=True)` with samples of shape `(1,)` or
-            `(2,)`.
-        count: the first so many samples are drawn.
+        solution: the result of `sample(..., save="all", return_solution=True)`, with samples of
+            shape `(1,)` or `(2,)`.
+        count: the number of samples that are drawn, from the first on.
         ax: axes to draw on; new ones unless given.
 
     Raises:
         ImportError: when matplotlib is not installed.
-        TypeError: for something else than a solution.
-        ValueError: for a solution without states, or with states of more dimensions.
+        TypeError: for anything other than a solution.
+        ValueError: for a solution without saved states, or with samples of more dimensions.
 
     Example:
         >>> from sdekit_diffusion import plot
@@ -79,25 +79,25 @@ def denoising(
     white: float = 1.0,
     axes: "tuple[Axes, Axes] | None" = None,
 ) -> "tuple[Axes, Axes]":
-    """States of images on their way from noise to data, and the denoiser's image D(x_t, t) of each.
+    """Plots the trajectories of images from noise to data, and the denoised images D(x_t, t).
 
-    On the left the states x_t / sqrt(alpha^2 + sigma^2), on the right the denoiser's images; a row
-    for each sample, headed by sigma / alpha.
+    The states x_t / sqrt(alpha^2 + sigma^2) are on the left, the denoised images on the right, with
+    a row for each sample, and columns with sigma / alpha as headings.
 
     Arguments:
-        model: that of the samples.
-        solution: of `sample(model, ..., save="all", return_solution=True)` with images
+        model: the model of the samples.
+        solution: the result of `sample(model, ..., save="all", return_solution=True)`, with images
             `(C, H, W)`.
         sde: the diffusion of the samples; the model's own unless given.
-        count: the first so many samples are drawn.
-        columns: the largest number of states, at evenly spaced steps.
-        black, white: the values that are black and white.
+        count: the number of samples that are drawn, from the first on.
+        columns: the largest number of states per sample, at evenly spaced steps.
+        black, white: the values that are drawn black and white.
         axes: two axes to draw on; new ones unless given.
 
     Raises:
         ImportError: when matplotlib is not installed.
-        TypeError: for something else than a solution.
-        ValueError: for a solution without states, with states that are not images, or without a
+        TypeError: for anything other than a solution.
+        ValueError: for a solution without saved states, samples that are not images, or a missing
             diffusion.
 
     Example:
