@@ -262,7 +262,7 @@ def test_torchsdes_areas_are_used_and_required():
         )
         noise = TorchsdeNoise(bm)
         if levy == "space-time":
-            with pytest.raises(ValueError, match="bm knows not"):
+            with pytest.raises(ValueError, match="bm does not have"):
                 with_areas(noise, 4, [0.0, 1.0], m=2, x=x)
             continue
         (forth,) = with_areas(noise, 4, [0.25, 1.0], m=2, x=x)

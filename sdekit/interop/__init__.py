@@ -1,4 +1,5 @@
-"""Interfaces to torchdiffeq and torchsde: their functions and Brownian motions, and conversions.
+"""Interfaces to torchdiffeq and torchsde: their functions by sdekit's solvers, and conversions of
+equations and Brownian motions.
 
 Example:
     >>> ode = sdekit.ODE(lambda t, x: -x)

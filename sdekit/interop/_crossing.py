@@ -12,12 +12,12 @@ from sdekit.calling import checked_call
 from sdekit.interop._odeint_steps import Taken, number
 from sdekit.interop._system import System
 
-MOST = 20_000  # steps of a size until an event, as in torchdiffeq
+MOST = 20_000  # fixed steps at most until an event, as in torchdiffeq
 
 
 class Crossing:
-    """The function whose zero is an event: the least of the elements of event_fn, all of them
-    positive at the beginning.
+    """The function whose zero is an event: the smallest of the elements of event_fn, each with the
+    sign that makes it positive at the start.
     """
 
     def __init__(self, system: System, event_fn: Callable[..., Any], t0: float, x0: Tensor) -> None:
@@ -52,11 +52,11 @@ class Crossing:
         return found
 
     def __call__(self, t: float, x: Tensor) -> Tensor:
-        """`(1,)`."""
+        """The function at a time and a state, `(1,)`."""
         return (self._elements(self._time(t, x), x) * self.signs).min().reshape(1)
 
     def differentiable(self, t: Tensor, x: Tensor) -> Tensor:
-        """The same as a function that autograd sees."""
+        """The same with a tensor as the time, recorded by autograd; a 0-dim tensor."""
         return (self._elements(t, x) * self.signs).min()
 
     def derivatives(self, t: Tensor, x: Tensor) -> tuple[float, Tensor]:

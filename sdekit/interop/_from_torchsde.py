@@ -32,22 +32,25 @@ def from_torchsde(
     """The equation of a torchsde object: dx = f(t, x) dt + g(t, x) dW on states of shape
     `(batch, d)`.
 
-    The methods that the object defines are used: f, or f_and_g, or f_and_g_prod for the drift;
-    g_prod, or g, or f_and_g, or f_and_g_prod for the noise.
+    The first of these methods that the object defines is used: f, f_and_g or f_and_g_prod for the
+    drift; g_prod, g, f_and_g or f_and_g_prod for the noise.
 
     Arguments:
         sde: an object with `noise_type`, `sde_type` and such methods; g is `(batch, d)` for
-            diagonal noise and `(batch, d, m)` otherwise, with m = 1 for scalar noise and no
-            dependence on x for additive noise.
-        names: other names for the methods, as torchsde's argument of this name: keys "drift",
-            "diffusion", "diffusion_prod", "drift_and_diffusion", "drift_and_diffusion_prod".
-        noise_size: m, for additive and general noise; None evaluates g at t = 0 at the start of
-            each solve.
+            diagonal noise and `(batch, d, m)` otherwise, with m = 1 for scalar noise; for additive
+            noise g must not depend on x.
+        names: other names of the methods, as in torchsde's argument of this name: a dictionary with
+            keys among "drift", "diffusion", "diffusion_prod", "drift_and_diffusion" and
+            "drift_and_diffusion_prod".
+        noise_size: m, for additive and general noise; None takes it in a solve from the shape of g
+            at t = 0.
 
     Raises:
-        TypeError: for methods whose parameters are named in the order (y, t).
+        TypeError: for methods whose parameters are named in the order (y, t); in a solve, when they
+            return integers, booleans or complex numbers.
         ValueError: when the object has no noise_type, sde_type, drift or diffusion; in a solve,
-            when one of its methods returns another shape.
+            when one of its methods returns another shape, or without noise_size for additive or
+            general noise of which only products with g are defined.
 
     Example:
         >>> class Theirs:
@@ -115,8 +118,8 @@ def prepare_solve(problem: AbstractSDE, y0: Tensor, ts: Tensor | Sequence[float]
 
 @contextmanager
 def signature_errors(problem: AbstractSDE, y: Tensor) -> Iterator[None]:
-    """A block in which a TypeError of a torchsde equation names the method that takes other
-    arguments.
+    """A context in which a TypeError of a torchsde equation names the method that takes other
+    arguments than those of its call.
 
     Raises:
         TypeError: with the method, and the arguments of the call.
@@ -137,8 +140,8 @@ def signature_errors(problem: AbstractSDE, y: Tensor) -> Iterator[None]:
 
 @dataclass(frozen=True, eq=False)
 class _Torchsde(AbstractSDE):
-    """See `from_torchsde`. The g of additive noise is a matrix here, multiplied as for general
-    noise.
+    """See `from_torchsde`. Here the g of additive noise is a matrix, which multiplies dW as for
+    general noise.
     """
 
     f: Method | None

@@ -53,8 +53,8 @@ class GuardedModule(nn.Module):
 
 
 class GuardedMethod:
-    """A function of an equation, or of events, called with a time, a state or a tuple of them, and
-    more tensors.
+    """A method of an equation, or an event function, with checks of in-place changes. It is called
+    with a time, a state or a tuple of states, and further tensors.
     """
 
     def __init__(self, name: str, method: Callable[..., Any]) -> None:
@@ -79,7 +79,7 @@ class GuardedMethod:
         return tuple(results) if isinstance(result, tuple) else results[0]
 
     def _checked_results(self, results: Sequence[Any], y: Tensor) -> list[Any]:
-        """Returned tensors, checked, and copied if torch does not count their changes."""
+        """The returned tensors, checked, and copied if they have no version counter."""
         tensors = [part for part in results if isinstance(part, Tensor)]
         for part in tensors:
             require_real(self.name, part, y)

@@ -6,12 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_EPSILON = 1e-7  # of g, below which torchsde divides by it with this sign
+_EPSILON = 1e-7  # torchsde divides by this number, with the sign of g, where |g| is smaller
 _KEYS = {"drift": "f", "diffusion": "g", "prior_drift": "h"}
 
 
 class WithDivergence:
-    """A torchsde equation with the coordinate d l = |g^{-1} (f - h)|^2 / 2 dt, of which g is 0.
+    """A torchsde equation with a further coordinate l, dl = |g^{-1} (f - h)|^2 / 2 dt, without
+    noise.
 
     For general, additive and scalar noise g^{-1} is the pseudoinverse.
     """

@@ -43,39 +43,42 @@ def odeint(
     options: dict[str, Any] | None = None,
     event_fn: Callable[..., Any] | None = None,
 ) -> Any:  # noqa: ANN401 - as y0, or the pair that event_fn asks for
-    """Solves dy = func(t, y) dt as `torchdiffeq.odeint` does: its arguments, defaults and names of
-    methods.
+    """Solves dy = func(t, y) dt as `torchdiffeq.odeint` does, with its arguments, defaults and
+    names of methods.
 
-    The whole of y is one system with one step. Every explicit Runge-Kutta method is sdekit's own,
-    with all options, events, callbacks, complex states and gradients with respect to t: "dopri5",
-    "dopri8" (another pair of order eight, `Dopri8`), "bosh3", "fehlberg2", "adaptive_heun", "tsit5"
-    (which torchdiffeq does not have), "euler", "midpoint", "heun2", "heun3" and "rk4". The Adams
-    methods, "scipy_solver" and implicit methods are torchdiffeq's, with the same arguments. With
-    sdekit's methods these differences are intended:
+    All of y, including a batch dimension, is one system, whose elements share the steps. The
+    explicit Runge-Kutta methods are sdekit's own, with all options, events, callbacks, complex
+    states and gradients with respect to t: "dopri5", "dopri8" (`Dopri8`, another pair of order
+    eight than torchdiffeq's), "bosh3", "fehlberg2", "adaptive_heun", "tsit5" (which torchdiffeq
+    does not have), "euler", "midpoint", "heun2", "heun3" and "rk4". The Adams methods,
+    "scipy_solver" and the implicit methods are torchdiffeq's, with the same arguments. sdekit's own
+    methods differ from torchdiffeq's on purpose:
 
-    - func is never called at a time outside the interval, unless the end is that of an event;
+    - func is never called at a time outside the interval, except on the way to an event;
     - a state that is not finite, or a tolerance below the rounding of y's dtype, is an error;
-    - max_num_steps, by default 2^31 - 1 as there, limits the whole solve to this number of steps
-      times the number of intervals;
-    - with step_size steps are counted, not accumulated, to avoid a tiny last step;
-    - an event is located to a 2^-44th of the step, not to atol.
+    - max_num_steps, by default 2^31 - 1 as in torchdiffeq, limits the number of steps of the whole
+      solve to this number times the number of intervals of t;
+    - with step_size = h step k begins at t[0] + k h, not at a sum of k numbers h, to avoid a tiny
+      last step;
+    - an event is located to 2^-44 of its step, not to atol.
 
     Arguments:
-        func: `func(t, y)`, shaped as y; t is a 0-dim tensor of y's real dtype. Its attributes
-            callback_step, callback_accept_step and callback_reject_step are called with (t0, y0,
-            dt).
-        y0: the state at t[0], floating or complex, of any shape, or a tuple of such tensors.
-        t: the times of the result, strictly monotone. First derivatives with respect to it are
-            those of the exact solution with adaptive steps.
-        rtol, atol: the tolerances of the root mean square of y; of a tuple, of each of its tensors.
-            Tensors shaped as y are tolerances of each element, tuples of each part.
+        func: `func(t, y)`, shaped like y; t is a 0-dim tensor of y's real dtype. If func has
+            attributes callback_step, callback_accept_step and callback_reject_step, they are called
+            with (t0, y0, dt) before each step, and after its acceptance or rejection.
+        y0: the state at t[0], floating-point or complex, of any shape, or a tuple of such tensors.
+        t: the times of the result, strictly monotone. With adaptive steps the derivatives with
+            respect to t, first ones only, are those of the exact solution.
+        rtol, atol: the tolerances of the root mean square error of y, or of each tensor of a tuple.
+            A tensor shaped like y has a tolerance per element, and a tuple one per tensor.
         method: a name of torchdiffeq's, or "tsit5"; None is "dopri5".
-        options: "first_step", "min_step", "max_step", "safety", "ifactor", "dfactor",
-            "max_num_steps", "step_t", "jump_t", "norm" and "dtype", which has no effect, with
-            adaptive steps; else "step_size" or "grid_constructor", "interp" and "perturb".
-        event_fn: `event_fn(t, y)`: the solve goes on in the direction of t until the sign of one of
-            its elements changes. Then the result is the time, and the states at t[0] and there,
-            whose derivatives are those at a fixed time; `odeint_event` adds those by the time.
+        options: with adaptive steps "first_step", "min_step", "max_step", "safety", "ifactor",
+            "dfactor", "max_num_steps", "step_t", "jump_t", "norm" and "dtype", which has no effect;
+            with fixed steps "step_size" or "grid_constructor", "interp" and "perturb".
+        event_fn: `event_fn(t, y)`, a tensor. The solve continues in the direction from t[0] to t[1]
+            until an element of it changes sign. The result is then the pair of the time of this
+            event, and the states at t[0] and at the event. Their derivatives are those for a fixed
+            time; `odeint_event` adds those through the time.
 
     Returns:
         the states at t, `(len(t), *y0.shape)`, the first of them y0; for a tuple a tuple of these.
@@ -83,10 +86,12 @@ def odeint(
     Raises:
         UnfinishedError: when adaptive steps fail; it says when and why.
         NotFiniteError: when fixed steps reach a state that is not finite.
-        TypeError: for a state that is not floating, times that are not numbers, or a func that does
-            not take (t, y).
+        RuntimeError: when func or event_fn changes its input or an earlier result in place.
+        TypeError: for a state that is not floating-point or complex, times that are not numbers, or
+            a func that does not take (t, y).
         ValueError: for times that are not monotone, tolerances that are negative or cannot be met,
-            or an unknown method.
+            an unknown method, option values that are not allowed, or an event_fn whose elements
+            never change sign.
 
     Example:
         >>> y = sdekit.odeint(lambda t, y: -y, torch.ones(3), torch.linspace(0.0, 1.0, 5))
@@ -180,7 +185,7 @@ class _Method:
     options: dict[str, Any]
 
     def steps(self, x0: Tensor, ts: Times, *, event: bool) -> Iterator[Taken]:
-        """The steps from the first time to the last, or without an end."""
+        """The steps from the first time to the last; to an event, without an end."""
         first = ts.numbers[0]
         last = ts.numbers[-1]
         given = options_of(self.name, self.options)
@@ -229,7 +234,7 @@ class _Method:
 def _constructed(
     constructor: Callable[..., Tensor], func: Callable[..., Any], y0: State, ts: Times
 ) -> Sequence[Time]:
-    """The grid of a caller's function.
+    """The grid of the caller's grid_constructor.
 
     Raises:
         ValueError: unless it begins and ends with the first and the last time.
@@ -254,7 +259,9 @@ def _constructed(
 
 
 def _first_failure(method: _Method, x0: Tensor, ts: Times) -> NotFiniteError | None:
-    """The error of the start or of the first step that is not finite, found by a repetition."""
+    """The error of the initial state or of the first step that is not finite, found by repeating
+    the steps.
+    """
     if failure := not_finite(Point(0, ts.numbers[0], x0.detach())):
         return failure
     numbers = Times(ts.numbers, None, ts.exact)

@@ -43,30 +43,32 @@ def odeint_adjoint(
     adjoint_options: dict[str, Any] | None = None,
     adjoint_params: Iterable[Tensor] | None = None,
 ) -> Any:  # noqa: ANN401 - as y0, or the pair that event_fn asks for
-    """`odeint` with gradients by the adjoint equation, as `torchdiffeq.odeint_adjoint`: its
+    """`odeint` with gradients by the adjoint equation, as `torchdiffeq.odeint_adjoint`, with its
     arguments and defaults.
 
-    With L the loss and a = dL/dy, da = -a^T (df/dy) dt and d(dL/dp) = -a^T (df/dp) dt are solved
-    backwards along with y, which is reset to its value at each of t. The methods that `odeint`
+    With the loss L, f = func, parameters p and a = dL/dy, the equations da = -a^T (df/dy) dt and
+    d(dL/dp) = -a^T (df/dp) dt are solved backwards together with y, which is reset to its forward
+    value at each of t. Memory does not grow with the number of steps. The methods that `odeint`
     leaves to torchdiffeq are left to it here too.
 
     Arguments:
-        func, y0, t, rtol, atol, method, options, event_fn: as of `odeint`. Its attributes
-            callback_step_adjoint, callback_accept_step_adjoint and callback_reject_step_adjoint are
-            called in the backward solve.
-        adjoint_rtol, adjoint_atol, adjoint_method, adjoint_options: those of the backward solve;
-            None means the same as forward. The "norm" of adjoint_options is a function of the tuple
-            (0, y, a, *gradients of the parameters), with the parts of a tuple y, or "seminorm",
-            which leaves out the parameters.
-        adjoint_params: what gets gradients besides y0 and t; None means the parameters of func, a
-            module.
+        func, y0, t, rtol, atol, method, options, event_fn: as in `odeint`. The attributes
+            callback_step_adjoint, callback_accept_step_adjoint and callback_reject_step_adjoint of
+            func are called in the backward solve.
+        adjoint_rtol, adjoint_atol, adjoint_method, adjoint_options: the settings of the backward
+            solve; None takes those of the forward solve. The "norm" of adjoint_options is a
+            function of the tuple (0, y, a, *gradients of the parameters), in which a tuple y has
+            one entry for each of its tensors, as has a; or "seminorm", which leaves out the
+            parameters.
+        adjoint_params: the tensors that get gradients besides y0 and t; None means the parameters
+            of func, which must then be a module.
 
     Returns:
         as `odeint`.
 
     Raises:
-        ValueError: for a func that is not a module without adjoint_params, and for options without
-            adjoint_options where the methods differ.
+        ValueError: without adjoint_params for a func that is not a module, and for options without
+            adjoint_options if the methods differ.
         UnfinishedError, NotFiniteError, TypeError, ValueError: as `odeint`; in the backward pass
             too.
 
@@ -120,8 +122,8 @@ def odeint_adjoint(
 
 
 def _of_all(name: str, value: Any, system: System, like: Tensor, params: int) -> Any:  # noqa: ANN401
-    """A tolerance of y as one of (0, y, a, *gradients): those of y count for a as well, and the
-    largest for all others.
+    """A tolerance of y as one of (0, y, a, *gradients): a has those of y, and all others have the
+    largest of them.
     """
     parts = tolerances(name, value, system, like)
     if not any(isinstance(part, Tensor) for part in parts) and len({*parts}) == 1:
@@ -222,8 +224,8 @@ class _Problem:
 
 
 class _Backward:
-    """The slopes of (0, y, a, gradients of the parameters); the parts of y and a have errors of
-    their own. The number 0 stands where torchdiffeq's norms find the gradient of the time.
+    """The slopes of (0, y, a, gradients of the parameters); each tensor of y and a has its own
+    error. The number 0 is in the place where torchdiffeq's norms expect the gradient of the time.
     """
 
     def __init__(self, system: System, params: Sequence[Tensor]) -> None:

@@ -25,15 +25,16 @@ def odeint_event(
     odeint_interface: Callable[..., Any] | None = None,
     **settings: Any,  # noqa: ANN401 - those of odeint_interface
 ) -> tuple[Tensor, Any]:
-    """torchdiffeq's odeint_event: the time at which event_fn(t, y) is zero, and the state there.
+    """The time at which event_fn(t, y) is zero, and the state there, as
+    `torchdiffeq.odeint_event`.
 
-    With g the function of the event, dt = -dg / (g_t + g_y f) along the solution, and the state
-    there changes by f dt besides.
+    Gradients: if g = event_fn changes by dg at the fixed time of the event, this time changes by
+    dt = -dg / (g_t + g_y f), with f = func there, and the state at the event by another f dt.
 
     Arguments:
-        func: `func(t, y)`, shaped as y.
+        func: `func(t, y)`, shaped like y.
         y0: the state at t0, a tensor or a tuple of tensors.
-        t0: the time at which the solve begins, a 0-dim tensor.
+        t0: the initial time, a 0-dim tensor.
         event_fn: `event_fn(t, y)`, a tensor; the event is the first time at which one of its
             elements changes sign.
         reverse_time: whether the solve goes from t0 to earlier times.
@@ -42,12 +43,14 @@ def odeint_event(
         settings: further arguments of the solver, such as rtol, atol and method.
 
     Returns:
-        the time of the event, and the states at t0 and at that time, `(2, *y0.shape)`; gradients,
-        first ones, flow to y0, t0 and the parameters of func and event_fn.
+        the time of the event, and the states at t0 and at that time, `(2, *y0.shape)`. Both have
+        gradients, first ones only, with respect to y0, t0 and the parameters of func and event_fn.
 
     Raises:
-        RuntimeError: when func or event_fn changes its input in place.
-        TypeError: for a y0 that is not floating, or a func that does not take (t, y).
+        UnfinishedError, NotFiniteError, ValueError: as `odeint`.
+        RuntimeError: when func or event_fn changes its input in place, and for second derivatives.
+        TypeError: for a y0 that is not floating-point or complex, or a func that does not take
+            (t, y).
 
     Example:
         >>> t, y = sdekit.odeint_event(
@@ -91,7 +94,7 @@ def _linked(
     y0: State,
     states: State,
 ) -> tuple[Tensor, State]:
-    """The time, and the states, as functions of what the state at that fixed time depends on."""
+    """The time and the states with the gradients that both have through the time of the event."""
     parts = (states,) if isinstance(states, Tensor) else states
     last = tuple(part[-1] for part in parts)
     x = system.flat(last[0] if system.single else last)
@@ -109,7 +112,7 @@ def _linked(
 
 
 class _Once(torch.autograd.Function):
-    """A number of which there are first derivatives only: rates are not differentiated."""
+    """A number with first derivatives only, because the rates in them are not differentiated."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor) -> Tensor:  # noqa: ANN401
@@ -122,7 +125,7 @@ class _Once(torch.autograd.Function):
 
 
 class _FirstDerivative(torch.autograd.Function):
-    """A derivative that depends on a number in a way that is not known."""
+    """A derivative that depends on a number, but whose own derivatives are refused."""
 
     @staticmethod
     def forward(ctx: Any, grad: Tensor, number: Tensor) -> Tensor:  # noqa: ANN401
@@ -137,8 +140,8 @@ class _FirstDerivative(torch.autograd.Function):
 
 
 def _change(crossing: Crossing, when: Tensor, x: Tensor) -> Tensor | None:
-    """The change of the time of an event, 0, as a function of what its function depends on there;
-    None where that is nothing, or where the function stands still.
+    """The change of the time of an event, which is 0, with the gradients of -dg / (g_t + g_y f);
+    None if g has no gradients, or does not change along the solution.
     """
     t = when.detach().double()
     value = crossing.differentiable(t, x)

@@ -65,7 +65,7 @@ FIXED: dict[str, AbstractSolver] = {
     "heun3": _Heun3(),
     "rk4": _ThreeEighths(),
 }
-# SciPy's and others' names.
+# Names in SciPy and in other libraries.
 _ALIASES = {
     "rk45": "dopri5",
     "rk23": "bosh3",
@@ -146,7 +146,7 @@ class Options:
     """The options of a method.
 
     Raises:
-        ValueError: in its attributes, for values that are not allowed.
+        ValueError, TypeError: in its attributes and in `control`, for values that are not allowed.
     """
 
     values: Mapping[str, Any]
@@ -189,8 +189,8 @@ class Options:
     def control(
         self, system: System, rtol: object, atol: object, x0: Tensor, intervals: int
     ) -> Control:
-        """How adaptive steps are chosen; `intervals` between outputs may each have the limit of
-        steps.
+        """How adaptive steps are chosen; the limit of steps is multiplied by `intervals`, the
+        number of intervals between outputs.
         """
         relative, absolute = (
             tolerances(name, value, system, x0) for name, value in (("rtol", rtol), ("atol", atol))
@@ -251,7 +251,7 @@ class Options:
 
 
 def options_of(method: str, options: Mapping[str, Any]) -> Options:
-    """The options of a method; a warning names those that it does not have."""
+    """The options of a method; warns of those that it does not have."""
     known = _OF_ADAPTIVE if method in ADAPTIVE else _OF_FIXED
     for name in set(options) - set(known):
         warnings.warn(

@@ -1,4 +1,4 @@
-"""The steps of odeint: those of one system, whose times are numbers."""
+"""The steps of odeint, for one system with one time."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -29,7 +29,7 @@ _ADVICE = (
     "look at what func returns there, or ask for a larger rtol or atol; the limit of steps is "
     "options={'max_num_steps': ...}"
 )
-_LATEST = 1e-3  # of the largest number: where a solve without an end gives up
+_LATEST = 1e-3  # times the largest number of the dtype: where the search for an event ends
 _EPSILON = torch.finfo(torch.float64).eps
 
 
@@ -53,12 +53,13 @@ class Control:
     """Which steps are accepted, and how long they are.
 
     Arguments:
-        system: whose parts have errors of their own.
+        system: the equation; each of its parts has its own error.
         rtol, atol: the tolerances of each part, numbers or tensors.
         limits: safety, smallest and largest factor, the first step, the limit of steps.
-        norm: of the errors over their tolerances, shaped as y; None is the largest root mean square
-            of the parts.
-        shortest, longest: the limits of a step; one that is not longer than shortest is accepted.
+        norm: a function of the errors divided by their tolerances, shaped like y; None is the
+            largest root mean square of the parts.
+        shortest, longest: the limits of a step; a step that is not longer than shortest is always
+            accepted if it is finite.
         stops: times at which steps end.
         jumps: those of them at which func jumps.
     """
@@ -75,7 +76,7 @@ class Control:
 
     @cached_property
     def plain(self) -> bool:
-        """Whether each part has the same two numbers, and the error of real ones is asked for."""
+        """Whether all parts are real and have the same two numbers as tolerances, without norm."""
         values = (*self.rtol, *self.atol)
         return (
             self.norm is None
@@ -106,7 +107,7 @@ class Control:
         return math.inf if math.isnan(q) else q
 
     def factor(self, q: float, power: float) -> float:
-        """By which the next step is longer or shorter."""
+        """The factor by which the next step is longer or shorter."""
         limits = self.limits
         factor = limits.safety * q ** (-1 / power) if q > 0 else limits.largest
         return min(max(factor, limits.smallest), limits.largest)
@@ -134,12 +135,12 @@ class Control:
 
 
 def rms(x: Tensor) -> Tensor:
-    """The root mean square, 0 of nothing; real."""
+    """The root mean square, a real number; 0 for an empty tensor."""
     return torch.linalg.vector_norm(x) / math.sqrt(max(1, x.numel()))
 
 
 def _say_nothing(name: str, t: Time, x: Tensor, length: Time) -> None:
-    """What is called where there is no callback."""
+    """The callback if none is given."""
 
 
 def adaptive_steps(
@@ -152,12 +153,12 @@ def adaptive_steps(
     control: Control,
     callback: Callback | None,
 ) -> Iterator[Taken]:
-    """The accepted steps from t to the end, which may be infinite; on both sides of a jump func is
-    called with times of that side.
+    """The accepted steps from t to the end, which may be infinite. A step that begins or ends at a
+    jump of func calls it with times strictly on its own side of the jump.
 
     Raises:
-        UnfinishedError: when the steps become too short, or too many.
-        ValueError: when a solve without an end has gone on for as long as there are numbers.
+        UnfinishedError: when steps become too short, or too many.
+        ValueError: when a solve to an infinite end reaches the largest times of the dtype.
     """
     assert solver.embedded is not None
     sign = math.copysign(1.0, end - t)
@@ -201,9 +202,7 @@ def adaptive_steps(
 
 
 def _end(control: Control, t: float, stop: float, length: float) -> float:
-    """Where a step ends. One that reaches the stop may be a tenth longer, rather than be followed
-    by a tiny one.
-    """
+    """The end of a step. A step to the stop may be a tenth longer, to avoid a tiny one after it."""
     stretch = 1.1 if length < control.longest / 1.1 else 1.0
     return stop if abs(stop - t) <= stretch * length else t + math.copysign(length, stop - t)
 
@@ -258,7 +257,7 @@ def _unfinished(x: Tensor, t: float, status: Status) -> UnfinishedError:
 def _dense(
     solver: AbstractSolver, problem: Counted, t0: float, t1: float, dense: Tree
 ) -> Callable[[Tensor], Tensor]:
-    """The states within a step; what they need is computed at the first of them."""
+    """The states within a step; their data are computed when the first of them is needed."""
     data: list[Tree] = []
 
     def state(theta: Tensor) -> Tensor:

@@ -22,8 +22,8 @@ class Times:
     """The times of a result, as numbers, and as tensors `(1,)` where derivatives with respect to
     them are asked for.
 
-    exact: whether these are those of the exact solution, f, as with adaptive steps, or those of the
-    steps.
+    exact: whether these derivatives are f, those of the exact solution, as with adaptive steps, or
+    those of the numerical steps.
     """
 
     numbers: list[float]
@@ -38,7 +38,7 @@ class Times:
 
     @property
     def grid(self) -> Sequence[Time]:
-        """What steps between them are given."""
+        """The times for steps: tensors only if steps are differentiated with respect to them."""
         return self.numbers if self.tensors is None or self.exact else self.tensors
 
     def shifted(self, system: System, x: Tensor, i: int, sign: float) -> Tensor:

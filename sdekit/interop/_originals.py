@@ -1,5 +1,5 @@
-"""Functions of torchdiffeq and torchsde, loaded when first needed: both import SciPy, which is
-slow.
+"""Functions of torchdiffeq and torchsde, loaded when they are first needed, because both import
+SciPy, which is slow.
 
 A program may replace attributes of these packages by ours, as in `torchsde.sdeint = sdekit.sdeint`.
 Their functions are therefore taken from the submodules that define them, which such an assignment

@@ -14,19 +14,20 @@ from sdekit._noise.white import AbstractNoise, Increment
 
 
 class BrownianTreeNoiseSampler:
-    """Noise for k-diffusion's stochastic samplers, with the signature of its sampler of that name.
+    """Noise for k-diffusion's stochastic samplers, with the signature of k-diffusion's class of
+    this name.
 
-    A seed gives the same noise for any batch size, device and number of steps. If the time is
-    positive the path has a knot per octave, so that steps near sigma_min are resolved as well as
-    those near sigma_max.
+    A seed gives one Brownian path per sample, the same for any batch size, device and number of
+    steps. If all times are positive the path has a knot per octave, so that steps near sigma_min
+    are resolved as well as those near sigma_max.
 
     Arguments:
-        x: a state, for shape, dtype and device, `(batch, *event)`.
+        x: a state, `(batch, *event)`, from which the shape, dtype and device are taken.
         sigma_min, sigma_max: the range of noise levels; levels outside are replaced by the nearer
             end.
-        seed: an integer; one per sample, which gives each image the noise that it has alone; None
-            takes one from torch's default generator.
-        transform: from sigma to the time of the path.
+        seed: an integer; or one per sample, each of which gets the noise of a batch of one with
+            that seed; None takes one from torch's default generator.
+        transform: a function from sigma to the time of the path.
         cpu: whether the noise is computed on the CPU and copied, to be bit-identical on every
             device.
 
@@ -62,8 +63,8 @@ class BrownianTreeNoiseSampler:
         return float(self._transform(torch.as_tensor(sigma, dtype=torch.float32).to(torch.float64)))
 
     def __call__(self, sigma: float | Tensor, sigma_next: float | Tensor) -> Tensor:
-        """Unit normals for the step between two noise levels: (W(t1) - W(t0)) / sqrt|t1 - t0|; 0
-        for a step of no length.
+        """Standard normals for the step between two noise levels, shaped like x:
+        (W(t1) - W(t0)) / sqrt(|t1 - t0|); 0 for a step of length 0.
         """
         low = self.path.knots[0]
         high = self.path.knots[-1]

@@ -87,51 +87,58 @@ def sdeint(
     extra_solver_state: tuple[Tensor, ...] | None = None,
     **unused_kwargs: object,
 ) -> Any:  # noqa: ANN401 - a tensor, or the tuple that logqp and extra ask for
-    """Solves an equation as `torchsde.sdeint` does: its arguments, defaults, names of methods and
-    steps, ts[0] + k dt, or adapted to the error of the whole batch.
+    """Solves an equation as `torchsde.sdeint` does, with its arguments, defaults and names of
+    methods, in steps to ts[0] + k dt, or in adaptive steps that the whole batch shares.
 
-    All methods are sdekit's own. These differences are intended:
+    All methods are sdekit's own. They differ from torchsde's on purpose:
 
-    - a state between two steps is (1 - r) x_0 + r x_1 + g(t_0, x_0) times the bridge of the path,
-      which has the variance of the solution, not half of it;
+    - a state between two steps is (1 - r) x_0 + r x_1, with r its relative position, plus
+      g(t_0, x_0) times the Brownian bridge of the path; so it has the variance of the solution, not
+      half of it;
     - with bm=None torch's default generator seeds the noise, so that `torch.manual_seed` repeats
       a result;
-    - steps are counted, not accumulated, to avoid a tiny last step;
+    - step k ends at ts[0] + k dt, not at a sum of k numbers dt, to avoid a tiny last step;
     - a state that is not finite is an error;
-    - the areas of "log_ode" with bm=None have the variance dt^2 / 4, where those of a
+    - the Levy areas of "log_ode" with bm=None have the exact variance, dt^2 / 4; those of a
       torchsde.BrownianInterval have another;
-    - ts may decrease: then the equation is solved as `sdekit.solve` does in reverse time;
+    - ts may decrease: the equation is then solved in reverse time as by `sdekit.solve`;
     - sde may be an `AbstractSDE`, with events of any shape.
 
     Arguments:
         sde: a torchsde equation, or an `AbstractSDE`.
-        y0: the initial states, `(batch, d)`.
-        ts: the times of the result, strictly monotone; the first is y0's.
-        bm: a Brownian motion of torchsde, a callable like one, or an `AbstractNoise`.
-        method: "euler", "milstein", "srk", "heun", "euler_heun", "midpoint", "reversible_heun",
-            "log_ode"; None is "srk" for Ito equations, "euler" for those with general noise, and
-            "midpoint" for Stratonovich ones.
-        dt: the step, positive; the first one of adaptive steps.
-        adaptive: whether each step is compared with two halves, to keep its error within
-            rtol max(|y|) + atol in the root mean square of the batch.
+        y0: the initial states, `(batch, d)`, or `(batch, *event)` for an `AbstractSDE`.
+        ts: the times of the result, strictly monotone; y0 is the state at the first.
+        bm: a Brownian motion of torchsde, a callable like one, or an `AbstractNoise`; None draws
+            new noise.
+        method: "euler", "milstein", "srk", "heun", "euler_heun", "midpoint", "reversible_heun" or
+            "log_ode". None is "midpoint" for Stratonovich equations, "euler" for Ito equations with
+            general noise, and "srk" for other Ito equations.
+        dt: the length of a step, positive; with adaptive steps that of the first.
+        adaptive: whether the length of a step is adapted to the difference between one step and two
+            of half its length.
+        rtol, atol: the tolerances of adaptive steps: the root mean square over the batch of
+            error / (atol + rtol |y|) is kept below one.
         dt_min: the shortest adaptive step, which is accepted whatever its error, with a warning.
         options: {"grad_free": True} for Milstein's method without derivatives of g.
-        names: other names for the methods of sde, as for `from_torchsde`, and "prior_drift" for h.
-        logqp: whether the method h of sde is the drift of a prior; then the integrals of
-            |g^{-1} (f - h)|^2 / 2 between the times of ts are returned too, `(len(ts) - 1, batch)`:
-            the Kullback-Leibler divergence of the paths is their mean.
-        extra, extra_solver_state: whether the state of the solver at the end is returned too, which
-            continues from there: of "reversible_heun" (f, g, z), else ().
+        names: other names of the methods of sde, as in `from_torchsde`, and "prior_drift" for h.
+        logqp: whether sde has a method h, the drift of a prior. Then the integrals of
+            |g^{-1} (f - h)|^2 / 2 between the times of ts are returned too, `(len(ts) - 1, batch)`;
+            the mean of their sum is the Kullback-Leibler divergence of the paths from the prior.
+        extra: whether the state of the solver at the last time is returned too: (f, g, z) for
+            "reversible_heun", () for other methods.
+        extra_solver_state: such a state, with which the solve begins.
+        unused_kwargs: other arguments have no effect; a warning names them.
 
     Returns:
-        the states at ts, `(len(ts), batch, d)`; with logqp or extra the tuples that torchsde
-        returns.
+        the states at ts, `(len(ts), *y0.shape)`; with logqp or extra a tuple of these, the
+        integrals, and the state of the solver.
 
     Raises:
         NotFiniteError: when a state is not finite.
-        TypeError: for ts that are not numbers, or methods that take other arguments than (t, y).
-        ValueError: for an unknown method, or one that does not solve such equations; for arguments
-            that do not fit together.
+        RuntimeError: when a method of sde changes its input or an earlier result in place.
+        TypeError: for ts that are not numbers, or methods that do not take (t, y).
+        ValueError: for an unknown method, one that does not solve such equations, a y0 of another
+            shape, a dt that is not positive, or arguments that cannot be combined.
 
     Example:
         >>> sde = sdekit.SDE(lambda t, x: -x, lambda t, x: 0.1 * x)
@@ -153,7 +160,7 @@ def sdeint(
 
 @dataclass(frozen=True, eq=False)
 class Solve:
-    """How an equation is solved: in steps of a width, or adaptive ones."""
+    """How an equation is solved: in steps of length dt, or in adaptive steps."""
 
     problem: AbstractSDE
     solver: AbstractSolver
@@ -167,7 +174,7 @@ class Solve:
     def states(
         self, x: Tensor, extra: tuple[Tensor, ...] | None = None
     ) -> tuple[list[Tensor], tuple[Tensor, ...]]:
-        """The states at ts from x, and the state of the solver there; extra: that at the start."""
+        """The states at ts from x, and the solver's state at the end; extra: that at the start."""
         require_pairing(self.problem, self.solver)
         t0 = self.ts[0]
         t1 = self.ts[-1]
@@ -197,7 +204,7 @@ def _theirs(problem: AbstractSDE, state: Tree) -> tuple[Tensor, ...]:
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """What a call of sdeint is about: the equation, the state, the noise."""
+    """The checked arguments of a call of sdeint: the equation, the state, the noise."""
 
     problem: AbstractSDE
     start: Tensor
@@ -235,7 +242,7 @@ class Call:
         doubling: Doubling | None,
         options: Mapping[str, Any] | None,
     ) -> Solve:
-        """The solve, with steps of dt at first."""
+        """The solve by a method; dt is the length of the steps, or of the first adaptive one."""
         _require_step(dt)
         method = default_method(self.problem) if method is None else method
         if doubling and method == "euler" and self.problem.noise_type != "additive":
@@ -275,7 +282,7 @@ def _noise(bm: Brownian | None, ts: Sequence[float], *, adaptive: bool) -> Abstr
 
 
 def _require_areas(method: str, bm: Brownian | None) -> None:
-    """Refuses a Brownian motion without areas for "log_ode", as torchsde does for any noise.
+    """Refuses a Brownian motion without areas for "log_ode" with any noise type, as torchsde does.
 
     Raises:
         ValueError: with what to do.
@@ -356,7 +363,7 @@ def _solver(method: str, problem: AbstractSDE, options: Mapping[str, Any]) -> Ab
 
 
 def default_method(problem: AbstractSDE) -> str:
-    """The method of None."""
+    """The method that None stands for."""
     if problem.sde_type == "stratonovich":
         return "midpoint"
     return "euler" if problem.noise_type == "general" else "srk"

@@ -65,38 +65,44 @@ def sdeint_adjoint(
     extra_solver_state: tuple[Tensor, ...] | None = None,
     **unused_kwargs: object,
 ) -> Any:  # noqa: ANN401 - as sdeint
-    """`sdeint` with gradients by the adjoint equation, as `torchsde.sdeint_adjoint`: its arguments
-    and defaults.
+    """`sdeint` with gradients by the adjoint equation, as `torchsde.sdeint_adjoint`, with its
+    arguments and defaults.
 
-    With L the loss, a = dL/dy and an equation in Stratonovich form, da = -a^T (df/dy) dt -
-    a^T (dg/dy) dW and d(dL/dp) = -a^T (df/dp) dt - a^T (dg/dp) dW are solved backwards along with
-    y, on the same path, which is reset to its value at each of ts. Memory does not grow with the
-    steps. The gradient is that of the exact solution, so it differs from that of the steps by
-    their error, which is of order a half or one. Better, in most cases:
+    With the loss L, parameters p, a = dL/dy and the equation in Stratonovich form, the equations
+    da = -a^T (df/dy) dt - a^T (dg/dy) dW and d(dL/dp) = -a^T (df/dp) dt - a^T (dg/dp) dW are solved
+    backwards on the same path, together with y, which is reset to its forward value at each of ts.
+    Memory does not grow with the number of steps. The gradient approximates that of the exact
+    solution; it differs from the gradient of the numerical solution by errors of order 0.5 or 1 in
+    dt. In most cases one of these is better:
 
-    - method="reversible_heun": the gradient of the steps up to rounding; the states of all steps
-      are kept, but not what autograd records of them;
-    - `sdekit.solve` with gradient=Checkpointed(): that of any method, in memory as sqrt(steps);
-    - `sdeint`: the same in memory as the steps.
+    - method="reversible_heun" has the gradient of the numerical solution up to rounding; it keeps
+      the states of all steps, but not what autograd would record of them;
+    - `sdekit.solve` with gradient=Checkpointed() has this gradient for any method, and its memory
+      grows as the square root of the number of steps;
+    - `sdeint` has it too, with memory proportional to the number of steps.
 
     Arguments:
-        sde, y0, ts, bm, method, dt, adaptive, rtol, atol, dt_min: as of `sdeint`.
-        options, names, logqp, extra, extra_solver_state: as of `sdeint`.
-        adjoint_method: of the backward solve: "euler" or "milstein" of Ito equations, "midpoint",
-            "heun", "euler_heun" or "milstein" of Stratonovich ones, "adjoint_reversible_heun" of
-            "reversible_heun". None is "milstein" for diagonal Ito noise, else the first of them,
-            and the last where it fits.
-        adjoint_adaptive, adjoint_rtol, adjoint_atol: of the backward solve.
-        adjoint_options: there are none.
-        adjoint_params: what gets gradients besides y0; None means the parameters of sde.
+        sde, y0, ts, bm, method, dt, adaptive, rtol, atol, dt_min: as in `sdeint`.
+        options, names, logqp, extra, extra_solver_state, unused_kwargs: as in `sdeint`.
+        adjoint_method: the method of the backward solve: "euler" or "milstein" for Ito equations;
+            "midpoint", "heun", "euler_heun" or "milstein" for Stratonovich ones; and
+            "adjoint_reversible_heun" for "reversible_heun". None is "adjoint_reversible_heun" for
+            "reversible_heun"; otherwise "milstein" for Ito equations with diagonal noise, "euler"
+            for other Ito equations, and "midpoint" for Stratonovich ones.
+        adjoint_adaptive, adjoint_rtol, adjoint_atol: as adaptive, rtol and atol, for the backward
+            solve.
+        adjoint_options: has no effect; an option is warned of, or refused if it is grad_free.
+        adjoint_params: the tensors that get gradients besides y0; None means the parameters of sde,
+            a module or an `AbstractSDE`.
 
     Returns:
         as `sdeint`. Second derivatives, by the adjoint of the adjoint, exist for Stratonovich
         equations and methods other than "reversible_heun".
 
     Raises:
-        ValueError: for an sde that is not a module without adjoint_params, and an unknown
-            adjoint_method.
+        ValueError: without adjoint_params for an sde that has no parameters of its own, being
+            neither a module nor an `AbstractSDE`; for an adjoint_method that is unknown or does not
+            fit; for bm=WhiteNoise with another method than "reversible_heun".
         NotFiniteError, TypeError, ValueError: as `sdeint`; in the backward pass too.
 
     Example:
@@ -170,7 +176,7 @@ def _parameters(sde: object, given: Iterable[Tensor] | None) -> list[Tensor]:
 
 
 def _require_no_options(options: Mapping[str, Any] | None) -> None:
-    """Refuses derivative-free methods, which need g itself, and names options that do not exist.
+    """Refuses derivative-free methods, which need g itself, and warns of all other options.
 
     Raises:
         ValueError: for grad_free.
@@ -221,7 +227,7 @@ def _adjoint_method(problem: AbstractSDE, method: str, given: str | None) -> str
 
 @dataclass(frozen=True, eq=False)
 class _Backward:
-    """How an adjoint equation is solved; seeded: whether the noise is sdekit's choice."""
+    """How an adjoint equation is solved; seeded: whether sdekit draws the noise, for bm=None."""
 
     method: str
     doubling: Doubling | None
@@ -256,8 +262,8 @@ class _Backward:
 
 
 class _Adjoint(torch.autograd.Function):
-    """The states of a solve at its times, with gradients by the adjoint equation; those of the
-    adjoint equation by its own.
+    """The states of a solve at its times, with gradients by the adjoint equation; gradients of the
+    adjoint equation are by its own adjoint.
     """
 
     @staticmethod
@@ -291,10 +297,11 @@ class _Adjoint(torch.autograd.Function):
 
 
 class AdjointSDE(AbstractSDE):
-    """y, a and the gradients of parameters as one state, `(1, n)`; its noise is that of y.
+    """The adjoint equation: y, a and the gradients of parameters as one state, `(1, n)`, with the
+    noise of y.
 
     Raises:
-        RuntimeError: in a solve, for g itself, of which it only has products.
+        RuntimeError: in `diffusion`, because only products of g and dW are available.
     """
 
     noise_type = "general"
@@ -324,7 +331,7 @@ class AdjointSDE(AbstractSDE):
         ]
 
     def _of(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """y, with respect to which derivatives are taken, and a."""
+        """y, as a tensor with respect to which derivatives are taken, and a."""
         y, a = self.parts(z)[:2]
         return (y if y.requires_grad else y.detach().requires_grad_()), a
 
@@ -354,7 +361,9 @@ class AdjointSDE(AbstractSDE):
         return self.joined(f if recorded else f.detach(), *pulled)
 
     def _of_ito(self, t: Time, y: Tensor, a: Tensor, recorded: bool) -> tuple[Tensor, list[Tensor]]:
-        """sum_j D g^j[g^j], which the drift loses backwards, and what the other parts gain."""
+        """sum_j D g^j[g^j], which is subtracted from the drift of an Ito equation that is solved
+        backwards, and the corresponding terms of a and of the gradients.
+        """
         g: Any = self.problem.diffusion(t, y)
         if self.problem.noise_type == "general":
             columns = list(g.unbind(-1))
@@ -370,7 +379,7 @@ class AdjointSDE(AbstractSDE):
         return total, gains
 
     def _along(self, column: Tensor, y: Tensor) -> Tensor:
-        """D g[g]; where g_i depends on y_i alone, the derivative is its transpose."""
+        """D g[g]; if g_i depends on y_i alone, the Jacobian equals its transpose."""
         if not column.requires_grad:
             return torch.zeros_like(y)
         options: Any = {"create_graph": True, "allow_unused": True, "materialize_grads": True}

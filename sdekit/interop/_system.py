@@ -24,8 +24,9 @@ class System(AbstractSDE):
         func, y0: as of `odeint`.
 
     Raises:
-        TypeError: in a solve, when func returns something else than tensors.
-        ValueError: in a solve, when func returns another number of elements.
+        TypeError: in a solve, when func returns something other than tensors of a dtype that fits.
+        ValueError: in a solve, when func returns another shape, or for a tuple another number of
+            elements.
     """
 
     noise_type = "none"
@@ -44,8 +45,8 @@ class System(AbstractSDE):
         self.high = math.inf
 
     def strictly_between(self, t0: float, t1: float, dtype: torch.dtype) -> Self:
-        """The same equation on one side of what happens at t0, and of what happens at t1: func
-        receives times strictly between them.
+        """The same equation with times limited to those strictly between t0 and t1 in a dtype, so
+        that func is not called at the jumps there.
         """
         low, high = torch.tensor(sorted((t0, t1)), dtype=dtype).unbind()
         found = copy.copy(self)
@@ -61,7 +62,7 @@ class System(AbstractSDE):
         return torch.cat([_real(part).reshape(1, -1) for part in parts], dim=1)
 
     def parts(self, x: Tensor) -> tuple[Tensor, ...]:
-        """States `(*times, n)` in the shapes of func, of a tuple or of one tensor."""
+        """States `(*times, n)` as a tuple of tensors in the shapes of y0."""
         if self.single and not self.complex[0]:
             return (x.reshape((*x.shape[:-1], *self.shapes[0])),)
         # Slices, because autograd forbids in-place changes of the results of split.
@@ -74,7 +75,7 @@ class System(AbstractSDE):
         )
 
     def shaped(self, x: Tensor) -> State:
-        """The same as func takes them: a tensor, or a tuple."""
+        """States `(*times, n)` as func takes them: a tensor, or a tuple of tensors."""
         parts = self.parts(x)
         return parts[0] if self.single else parts
 
@@ -89,7 +90,7 @@ class System(AbstractSDE):
         return self._slope(torch.full((), t, dtype=dtype, device=x.device), x)
 
     def _slope(self, t: Tensor, x: Tensor) -> Tensor:
-        """func at a time without dimensions; a copy, which later calls of func do not change."""
+        """func at a 0-dim time; a copy, which later calls of func cannot change."""
         slopes = self.func(t, self.shaped(x[0]))
         if not self.single and not isinstance(slopes, Tensor):
             slopes = tuple(slopes)  # of a generator, which ends
@@ -134,7 +135,7 @@ class System(AbstractSDE):
 
 
 def _real(part: Tensor) -> Tensor:
-    """The real numbers of a tensor, the last dimension those of a complex one."""
+    """A tensor as real numbers; those of a complex number are in a further, last dimension."""
     return torch.view_as_real(part.resolve_conj()) if part.is_complex() else part
 
 

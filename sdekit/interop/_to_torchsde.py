@@ -16,24 +16,26 @@ from sdekit.interop._guarded import GuardedMethod
 def to_torchsde(
     problem: AbstractSDE, event: Sequence[int] | None = None, *, modules: Iterable[nn.Module] = ()
 ) -> nn.Module:
-    """An equation for torchsde's solvers: f, g and g_prod of states `(batch, d)`.
+    """An equation for torchsde's solvers, with the methods f, g and g_prod for states `(batch, d)`.
 
     | noise_type | g | torchsde's noise_type |
     |---|---|---|
-    | additive | `(batch, d, m)`: a diagonal matrix where ours is elementwise | additive |
+    | additive | `(batch, d, d)`, diagonal matrices | additive |
     | diagonal | `(batch, d)` | diagonal |
     | scalar | `(batch, d, 1)` | scalar |
     | general | `(batch, d, m)` | general |
 
-    Modules and parameters of the equation become those of the result, so that
+    The additive g of an equation from `from_torchsde` remains `(batch, d, m)`.
+
+    The result is a module with the modules and parameters of the equation, so that
     `torchsde.sdeint_adjoint` differentiates with respect to them: those in its fields, and those
     that its functions close over or use as globals.
 
     Arguments:
         problem: the equation.
-        event: the shape of one state, which torchsde sees as `d` numbers; None means states that
-            are `(batch, d)` already.
-        modules: further modules that it depends on.
+        event: the shape of the state of one sample, which torchsde receives as d numbers; None for
+            states that are `(batch, d)` already.
+        modules: further modules on which the equation depends.
 
     Raises:
         ValueError: for an equation without noise.
@@ -101,8 +103,8 @@ class _AsTorchsde(nn.Module):
 def modules_and_parameters(
     value: object, visited: set[int] | None = None
 ) -> Iterator[nn.Module | nn.Parameter]:
-    """The modules and parameters within a value: within the fields of dataclasses, containers, and
-    the variables of functions.
+    """The modules and parameters within a value, also in the fields of dataclasses, in containers,
+    and in the variables of functions.
     """
     visited = set() if visited is None else visited
     if id(value) in visited:

@@ -1,4 +1,6 @@
-"""torchdiffeq's solvers for equations of sdekit, with one step for the batch, and its adjoint."""
+"""torchdiffeq's solvers, with steps that the batch shares, and its adjoint method, for equations of
+sdekit.
+"""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
@@ -29,11 +31,11 @@ _TOLERANT = (*_ADAPTIVE, "scipy_solver")
 class _Field:
     """The drift of an equation as torchdiffeq calls it, on a tuple of one state.
 
-    In addition the drift is never called at a time outside the interval, and a value that is not
-    finite is an error, where torchdiffeq would shrink the step for ever.
+    The drift is never called at a time outside the interval, and a value that is not finite is an
+    error; torchdiffeq would make its steps shorter for ever.
 
     Attributes:
-        evaluations: the number of evaluations.
+        evaluations: the number of evaluations so far.
         failed: whether an assertion within the drift failed.
     """
 
@@ -71,8 +73,8 @@ def _trajectory(
     options: dict[str, Any],
     adjoint: Sequence[Tensor] | None,
 ) -> Tensor:
-    """The states at all times; with `adjoint`, gradients by torchdiffeq's adjoint equation, also
-    of these tensors.
+    """The states at all times; with `adjoint`, gradients are by torchdiffeq's adjoint method, also
+    those with respect to these tensors.
     """
     _require_tolerances(rtol, atol, x0.dtype, method)
     points = torch.tensor(ts, dtype=torch.float64, device=x0.device)
@@ -101,7 +103,7 @@ def _trajectory(
 
 
 def _options(method: str, points: Tensor, options: dict[str, Any]) -> dict[str, Any]:
-    """The caller's options; for adaptive methods also steps that end at the times of output."""
+    """The caller's options; adaptive methods also get the times of output as ends of steps."""
     if method not in _ADAPTIVE:
         return options
     jumps = torch.as_tensor(options.get("jump_t", ()), dtype=points.dtype, device=points.device)
@@ -136,23 +138,31 @@ def solve_ode(
 
     Arguments:
         problem: an equation without noise.
-        x0: the initial states, floating, `(batch, *event)`.
-        ts: the times, strictly monotone: those of output, and the grid of the methods with fixed
-            steps.
-        rtol, atol: the tolerances.
-        method: adaptive, "dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun"; or with fixed
-            steps, such as "rk4" and "implicit_adams"; or "scipy_solver", which has no gradients.
-        options: torchdiffeq's, such as step_size, or solver="LSODA" for "scipy_solver".
-        adjoint: whether gradients come from the adjoint equation, in memory that does not grow with
-            the steps.
+        x0: the initial states, floating-point, `(batch, *event)`.
+        ts: the times, strictly monotone: those of output, and the grid of methods with fixed steps.
+        rtol, atol: the tolerances of adaptive methods and of "scipy_solver".
+        method: an adaptive method, "dopri5", "dopri8", "bosh3", "fehlberg2" or "adaptive_heun"; a
+            method with fixed steps, such as "rk4" or "implicit_adams"; or "scipy_solver", which has
+            no gradients.
+        options: torchdiffeq's options, such as {"step_size": 0.1}, or {"solver": "LSODA"} for
+            "scipy_solver".
+        adjoint: whether gradients come from the adjoint equation, with memory that does not grow
+            with the number of steps.
         adjoint_params: the tensors that get gradients besides x0; None means the parameters of the
             equation: those in its fields, and those that its functions close over or use as
             globals.
-        save: "all" keeps the states at all ts.
+        save: "all" keeps the states at all ts, "last" only those at the last.
+
+    Returns:
+        a `Solution`, whose accepted and rejected are None.
 
     Raises:
         NotFiniteError: when the drift is not finite; `step` is then the number of the evaluation.
-        ValueError: for a problem with noise, an unknown method, or tolerances that cannot be met.
+        RuntimeError: when the drift changes its input or an earlier result in place.
+        TypeError: when x0 is not a floating-point tensor with a batch dimension, or ts are not
+            numbers.
+        ValueError: for a problem with noise, times that are not monotone, an unknown method, or
+            tolerances that cannot be met.
 
     Example:
         >>> ode = sdekit.ODE(lambda t, x: -x)

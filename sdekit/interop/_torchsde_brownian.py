@@ -11,15 +11,16 @@ from sdekit.interop._path_adapters import read
 
 
 class TorchsdeBrownian(original("torchsde._brownian.brownian_base", "BaseBrownian")):
-    """A path for torchsde's solvers: bm(ta, tb) = W(tb) - W(ta).
+    """A path of sdekit as a Brownian motion for torchsde's solvers: bm(ta, tb) = W(tb) - W(ta).
 
-    With `return_U=True` it also returns U = int (W - W(ta)) dt.
+    With `return_U=True` it also returns U, the integral of W(t) - W(ta) from ta to tb. bm(t) is
+    W(t) - W(t_0) with the first time t_0 of the path.
 
     Arguments:
-        path: a `BrownianPath` whose knots are the times of the solve, or other noise that is a
-            path.
+        path: a `BrownianPath` whose knots contain the times of the solve, or other noise that is
+            one path.
         size: the shape of W, `(batch, m)` for torchsde.
-        dtype, device: those of the increments.
+        dtype, device: those of the increments; None means torch's defaults.
 
     Raises:
         ValueError: when called with ta > tb, times outside the path, or return_A=True.
@@ -57,7 +58,7 @@ class TorchsdeBrownian(original("torchsde._brownian.brownian_base", "BaseBrownia
             )
         start, end = (self.path.tree.knots[0], float(ta)) if tb is None else (float(ta), float(tb))
         if start > end:
-            raise ValueError(f"bm(ta, tb) asks for ta <= tb, not {start} and {end}")
+            raise ValueError(f"bm(ta, tb) needs ta <= tb, not {start} and {end}")
         w, h = read(self.path, start, end, self._like, levy=return_U)[:2]
         if not return_U:
             return w

@@ -1,4 +1,4 @@
-"""torchsde's steps, of one width or adapted to an error, and the states between them."""
+"""torchsde's steps, of equal length or adapted to an error, and the states between them."""
 
 import math
 import warnings
@@ -26,7 +26,9 @@ _CHECK_INTERVAL = 128  # steps between two checks that the state is finite
 
 
 class Reached(NamedTuple):
-    """A state of a solve: the number of steps before it, its time, and what the next step gets."""
+    """A point of a solve: the number of steps before it, its time, and the arguments x and state of
+    the next step.
+    """
 
     step: int
     t: float
@@ -36,8 +38,8 @@ class Reached(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Doubling:
-    """torchsde's adaptive steps: the whole batch has one step, whose error is the difference of a
-    whole step and two halves.
+    """torchsde's adaptive steps, which the whole batch shares. The error of a step is estimated by
+    the difference between this step and two of half its length.
 
     Arguments:
         rtol, atol: the tolerances of the root mean square.
@@ -49,7 +51,7 @@ class Doubling:
     shortest: float
 
     def error(self, coarse: Tensor, fine: Tensor) -> float:
-        """The error over its tolerance, at least 1e-7."""
+        """The error relative to the tolerance, at least 1e-7; infinite if it is not finite."""
         if not fine.numel():
             return 1e-7
         scale = torch.maximum(coarse.abs(), fine.abs()).mul(self.rtol).add(self.atol).clamp(1e-7)
@@ -57,9 +59,10 @@ class Doubling:
         return max(1e-7, error) if math.isfinite(error) else math.inf
 
     def factor(self, error: float, previous: float | None) -> float:
-        """The factor of the next step; previous: 0.9 over the last accepted error, or the first.
+        """The factor of the next step by PI control, from 0.2 to 0.9^{2/3} after a rejection, from
+        1 to 1.4 otherwise.
 
-        After a rejection 0.9^{2/3} to 0.2, otherwise 1 to 1.4, by PI control.
+        previous: 0.9 divided by the error of the last accepted step, or of the first step.
         """
         ratio = 0.9 / error
         if error > 1:
@@ -74,7 +77,7 @@ def fixed(
     """The states of a grid, the first included.
 
     Arguments:
-        state: what the solver gets in the first step; None means its own.
+        state: the state of the solver at the first step; None means that of `init`.
         gradient: how gradients pass back, see `sdekit.solve`.
 
     Raises:
@@ -158,14 +161,14 @@ def doubled(
 
 
 def _step(steps: Steps, t0: float, t1: float, x: Tensor, state: Tree) -> tuple[Tensor, Tree]:
-    """A step between any two times."""
+    """A step between two arbitrary times."""
     solver = steps.solver
     x, _, _, state = solver.step(steps.problem, t0, t1, x, _increment(steps, t0, t1, x), state)
     return x, state
 
 
 def _increment(steps: Steps, t0: float, t1: float, x: Tensor) -> Increment:
-    """The noise between any two times."""
+    """The noise between two arbitrary times."""
     noise = steps.noise
     shape = steps.problem.noise_shape(x)
     if noise is None or shape is None:
@@ -179,7 +182,7 @@ def states(
     problem: AbstractSDE, reached: Iterator[Reached], ts: Sequence[float], noise: AbstractNoise,
     slack: float,
 ) -> tuple[list[Tensor], Tree]:  # fmt: skip
-    """The states at ts, and what a further step would get."""
+    """The states at ts, and the state of the solver after the last step."""
     found = []
     remaining = deque(ts)
     sign = math.copysign(1.0, remaining[-1] - remaining[0])

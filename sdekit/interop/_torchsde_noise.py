@@ -18,22 +18,23 @@ Brownian = AbstractNoise | Callable[..., Any]
 
 @dataclass(frozen=True, eq=False)
 class TorchsdeNoise(AbstractNoise):
-    """The increments of a torchsde Brownian motion: W(t_b) - W(t_a) = bm(t_a, t_b), in reverse time
-    its negative.
+    """The increments of a torchsde Brownian motion as noise: dW = bm(t_a, t_b) for a step from t_a
+    to t_b, and the negative of bm(t_b, t_a) in reverse time.
 
-    The space-time Levy area is H = U / (t_b - t_a) - W / 2 with U the integral of W - W(t_a), the
-    same in reverse time.
+    The space-time Levy area of a step is H = U / (t_b - t_a) - bm(t_a, t_b) / 2, where U is the
+    integral of W(t) - W(t_a) from t_a to t_b; it is the same in reverse time.
 
     Arguments:
         bm: a BrownianInterval, BrownianPath or BrownianTree of torchsde, or any callable
-            `bm(ta, tb)` that returns `(batch, m)`; with `return_U=True` the pair W, U where its
-            `levy_area_approximation` is not "none".
-        index: the rows of its result that are the samples of the solve, `(batch,)` int64; None
+            `bm(ta, tb)` that returns `(batch, m)`. If it has a `levy_area_approximation` other than
+            "none", it must return the pair of W and U with `return_U=True`, and if that is "davie"
+            or "foster" the pair of W and the areas, `(batch, m, m)`, with `return_A=True`.
+        index: the rows of its results that are the samples of the solve, `(batch,)` int64; None
             means all.
 
     Raises:
-        ValueError: in a solve, when bm has another shape than the equation's noise, or lacks what
-            the solver uses.
+        ValueError: in a solve, when the results of bm do not have the shape of the equation's
+            noise, or the solver uses areas or further normals that bm does not have.
 
     Example:
         >>> import torchsde
@@ -69,8 +70,8 @@ class TorchsdeNoise(AbstractNoise):
         known = getattr(self.bm, "levy_area_approximation", "none")
         if areas and known not in AREAS:
             raise ValueError(
-                "this solver uses the areas between the coordinates of W, which bm knows not: make "
-                "it with levy_area_approximation='foster', or choose another method"
+                "this solver uses the areas between the coordinates of W, which bm does not have: "
+                "make it with levy_area_approximation='foster', or choose another method"
             )
         for t0, t1 in zip(ts[start:-1], ts[start + 1 :], strict=True):
             if shape is None:

@@ -14,11 +14,11 @@ from sdekit.elementary import Time, axpy, broadcast, scaled, sqrt
 
 @dataclass(frozen=True, eq=False)
 class DerivativeFreeMilstein(AbstractSolver):
-    """Milstein's method with a difference of g for its derivative: x_1 = x_0 + f dt + g dW
-    + (g(t_0, x~) - g) v / (2 sqrt|dt|).
+    """Milstein's method with a difference quotient of g in place of its derivative:
+    x_1 = x_0 + f dt + g dW + (g(t_0, x~) - g) v / (2 sqrt(|dt|)).
 
-    v = dW^2 - |dt| and x~ = x_0 + f dt + g sqrt|dt| for Ito equations; v = dW^2 and
-    x~ = x_0 + g sqrt|dt| for Stratonovich ones.
+    For Ito equations v = dW^2 - |dt| and x~ = x_0 + f dt + g sqrt(|dt|); for Stratonovich equations
+    v = dW^2 and x~ = x_0 + g sqrt(|dt|).
 
     References:
         Kloeden and Platen 1992, section 11.1.
@@ -47,9 +47,9 @@ class DerivativeFreeMilstein(AbstractSolver):
 
 @dataclass(frozen=True, eq=False)
 class ProductMilstein(AbstractSolver):
-    """Milstein's method for an equation that has only the products P(v) = g v, of noise that
-    commutes: x_1 = x_0 + f dt + P(dW) + D P(dW)[P(dW)] / 2, less |dt| D P(1)[P(1)] / 2 for Ito
-    equations, where D P^j[P^k] = 0 unless j = k.
+    """Milstein's method for an equation that has only the products P(v) = g v, with noise that
+    commutes: x_1 = x_0 + f dt + P(dW) + D P(dW)[P(dW)] / 2, minus |dt| D P(1)[P(1)] / 2 for Ito
+    equations, where D g^k[g^j] must be 0 unless j = k.
     """
 
     sde_type: SDEType = "ito"
@@ -70,7 +70,9 @@ class ProductMilstein(AbstractSolver):
 
 
 def _pushforward(problem: AbstractSDE, t: Time, x: Tensor, v: Tensor) -> Tensor:
-    """D P(v)[P(v)], by two derivatives in reverse mode, because P has one in it."""
+    """D P(v)[P(v)], by differentiating twice in reverse mode, because P contains a derivative
+    itself.
+    """
     recorded = torch.is_grad_enabled()
     with torch.enable_grad():
         x = x if x.requires_grad else x.detach().requires_grad_()
