@@ -68,26 +68,27 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
 ) -> None:
-    """Train a score model and write a run folder: config.json, weights-*.safetensors,
-    metrics.jsonl, checkpoints.
+    """Train a score model and write the folder of a run: config.json, weights-*.safetensors,
+    metrics.jsonl and checkpoints.
 
     Under torchrun all processes train together. Ctrl-C, SIGTERM and SIGHUP end the run with a
     checkpoint, as --minutes does; the same command with --resume continues from it.
 
     Args:
-        run: the folder to write.
+        run: the folder of the run.
         data: digits, mnist, fashion-mnist, moons, swissroll, eight_gaussians, checkerboard, spiral;
             a .npy or .npz file; a folder of images; hf: and a data set that Hugging Face's datasets
             can open, such as hf:a/folder, or hf-stream: to stream it.
-        sde: the diffusion to train under: {diffusions}; subvp unless given, or the network's own.
+        sde: the diffusion to train under: {diffusions}; unless given subvp, or that of a network of
+            your own.
         net: the network, its conditioning and what it predicts.
         recipe: the settings of the training run.
         log: what is logged, and how often.
         watch: what is measured during training.
         device: where to train: cpu, cuda, cuda:1, ...
         minutes: end after this many minutes, with a checkpoint to resume from.
-        resume: continue from the newest checkpoint in the folder, or start if there is none.
-        overwrite: write into a folder that is not empty, over an older run.
+        resume: continue from the newest checkpoint in the folder, or begin a run if there is none.
+        overwrite: replace an older run in the folder; other files stay.
     """
     if resume and overwrite:
         raise ValueError(
@@ -139,7 +140,7 @@ def sample(
     """Draw samples from a trained model, in the range and the type of its data.
 
     Batches are stored in a folder beside the output until it is complete: after an interruption
-    the same command resumes. With torchrun --nproc-per-node N -m -- sdekit_diffusion sample ... N
+    the same command resumes. With "torchrun --nproc-per-node N -m -- sdekit_diffusion sample ..." N
     processes share the work; the samples are the same.
 
     Args:
@@ -148,8 +149,8 @@ def sample(
         out: a .npz file with the array `samples`, a .npy file, a .png picture, a folder of images
             000000.png, ..., or a folder .shards of the batches; samples.npz in the folder of the
             run unless given.
-        label: of a model with labels, the class of all samples; or several: number i has the class
-            at place i modulo their number. Samples of all classes unless given.
+        label: for a model with labels, the class of all samples; or several, which samples have in
+            turn. Unless given, samples of all classes.
         guidance: how closely samples follow their labels.
         sampler: how to sample.
         loading: how to load the model.
@@ -197,23 +198,23 @@ def likelihood(
     labelling: Labelling = Labelling(),  # noqa: B008 - frozen
     loading: Loading = Loading(),  # noqa: B008 - frozen
 ) -> None:
-    """Print the mean log-likelihood of held-out samples: bits per dimension of images, nats of
-    other data; for a model with labels, that of each sample given its label.
+    """Print the mean likelihood of held-out samples: bits per dimension for images, the
+    log-likelihood in nats for other data; for a model with labels, of each sample given its label.
 
-    Batches are stored in a folder of the run, or beside the csv, until all are complete: after an
-    interruption the same command resumes. With torchrun --nproc-per-node N -m -- sdekit_diffusion
-    likelihood ... N processes share the work; the values are the same.
+    Batches are stored in the folder of the run, or beside the csv file, until all are complete:
+    after an interruption the same command resumes. With "torchrun --nproc-per-node N -m --
+    sdekit_diffusion likelihood ..." N processes share the work; the values are the same.
 
     Args:
         run: the folder that train wrote.
         data: a data set as for train, whose held-out part is used; the run's own unless given.
         n: the number of samples, or all if there are fewer.
-        estimate: how to estimate it.
+        estimate: how to estimate the likelihood.
         sde: the diffusion: {diffusions}; the model's own unless given.
         seed: of the dequantisation and of the probes.
         batch_size: how many samples are solved together.
-        csv: a file for the values of all samples.
-        guidance: how closely the law whose likelihood it is follows the labels.
+        csv: a file for the value and the standard error of each sample.
+        guidance: of the model whose likelihood is computed.
         labelling: whether each sample is given its label.
         loading: how to load the model.
     """
@@ -268,20 +269,20 @@ def restore(
     first: int = 0,
     loading: Loading = Loading(),  # noqa: B008 - frozen
 ) -> None:
-    """Restore held-out images from what is observed of them: samples of the posterior, a picture
-    with maps of their mean and standard deviation, and how often the truth is within its intervals.
+    """Restore held-out images from degraded observations: weighted samples of the posterior, a
+    picture with maps of their mean and standard deviation, and the coverage of credible intervals.
 
     The results of each image are stored in a folder beside the output until all are complete: after
-    an interruption the same command resumes. With torchrun --nproc-per-node N -m --
-    sdekit_diffusion restore ... N processes share the work; the samples are the same.
+    an interruption the same command resumes. With "torchrun --nproc-per-node N -m --
+    sdekit_diffusion restore ..." N processes share the work; the samples are the same.
 
     Args:
         run: the folder that train wrote.
         degradation: what is observed.
         n: the number of held-out images, or all if there are fewer.
-        samples: posterior samples of each, with weights.
-        particles: in one cloud; more follow the posterior more closely.
-        steps: of the reverse process.
+        samples: the number of weighted posterior samples of each image.
+        particles: the number of particles in one cloud; more are closer to the posterior.
+        steps: the number of steps of the reverse process.
         data: a data set as for train, whose held-out part is used; the run's own unless given.
         out: a .png picture, or a .npz file of all samples and weights; restored.png in the folder
             of the run unless given.
@@ -332,16 +333,17 @@ def explore(
     megabytes: float = 3.0,
     loading: Loading = Loading(),  # noqa: B008 - frozen
 ) -> None:
-    """Write an interactive page of a run or an exact mixture: one HTML file, which works offline,
-    with sliders for the time, eta, the number of steps, guidance and the seed.
+    """Write an interactive page of samples from a run or an exact mixture: one HTML file, which
+    works offline, with sliders for the time, eta, the number of steps, guidance and the seed.
 
     Args:
         run: the folder that train wrote.
         mixture: instead of a run an exact mixture: two_modes or three_modes; or the exact model of
             the points of a data set, such as moons.
         n: the number of samples; as many as fit, at most 300 points or 40 images, unless given.
-        out: the page; explore.html in the folder of the run, or here, unless given.
-        label: of a model with labels, the classes that samples have in turn; all unless given.
+        out: the page; unless given, explore.html in the folder of the run, or in the current
+            folder.
+        label: for a model with labels, the classes that samples have in turn; all unless given.
         sliders: what the sliders can be set to.
         method: as for sample.
         grid: the grid of the steps: {grids}.
@@ -349,7 +351,7 @@ def explore(
             mixture.
         noise: with eta above 0: path, one Brownian path per sample, which more steps refine; or
             white, other noise for every number of steps, which all methods can use.
-        megabytes: the size that the page must not exceed.
+        megabytes: the largest size of the page.
         loading: how to load the model.
     """
     if (run is None) == (mixture is None):
@@ -392,22 +394,22 @@ def summarise(
     inception: Path | None = None,
     loading: Loading = Loading(),  # noqa: B008 - frozen
 ) -> None:
-    """Write report.html, its pictures and report.json: samples, distances with their anchors,
-    held-out likelihood.
+    """Write report.html, its pictures and report.json: samples, their distances to the data with
+    reference values, and the likelihood of held-out samples.
 
     Args:
         run: the folder that train wrote.
-        samples: how many to draw, and held-out ones to compare with, or all if there are fewer;
-            500 images or 2000 others unless given.
+        samples: the number of samples to draw, and of held-out samples to compare them with, or all
+            if there are fewer; 500 for images and 2000 for other data unless given.
         out: the page; report.html in the folder unless given.
         data: a data set as for train; the run's own unless given.
         guidance: how closely samples follow their labels.
-        labelling: whether samples have the labels of the held-out ones.
+        labelling: whether samples are given the labels of the held-out ones.
         sampler: how to sample; the likelihood uses its sde and seed too.
         estimate: how to estimate the likelihood.
         inception: a file with the weights of the standard Inception network, such as
-            weights-inception-2015-12-05-6726825d.pth, for FID, KID and Inception Score of images;
-            without it distances are in the features of a small classifier.
+            weights-inception-2015-12-05-6726825d.pth, for FID, KID and Inception Score of images,
+            in addition to distances in the features of a small classifier.
         loading: how to load the model.
     """
     with process_group("cpu"):
@@ -432,14 +434,14 @@ def summarise(
 
 
 def _print_remaining(records: Sequence[Record], steps: int) -> None:
-    """Says how to continue, if not all updates are complete."""
+    """Prints how to continue, if not all updates are complete."""
     if records and records[-1].step < steps:
         progress = f"{records[-1].step} of {steps} updates are done"
         print(f"{progress}; the same command with --resume continues it")
 
 
 def _training_summary(model: ScoreModel, source: Dataset, data: str) -> str:
-    """How many parameters were trained, on how many samples."""
+    """The number of parameters, and of samples that they were trained on, as text."""
     parameters = sum(p.numel() for p in model.parameters())
     samples = "a stream" if source.size is None else f"{source.size} samples"
     return f"{parameters:,} parameters on {samples} of {data}"
@@ -470,12 +472,12 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit code: 0; 2 after an error, which is printed as one
-    line on stderr; 128 plus its number after a signal.
+    """Runs one command and returns the exit code: 0; 2 after an error, which is printed as one line
+    on stderr; 128 plus the number of the signal after a signal.
     """
     try:
-        # Under torchrun signals keep their default action: a process that waits for others cannot
-        # handle them, and ends at once.
+        # Under torchrun signals keep their default action and end the process at once: one that
+        # waits for other processes could not handle them.
         with nullcontext() if "TORCHELASTIC_RUN_ID" in os.environ else raised():
             parsed(COMMANDS, argv)()
     except _ERRORS as error:

@@ -24,7 +24,7 @@ Array = NDArray[Any]
 def _anchors(
     train: Array, labels: Array, levels: int, n: int, rng: np.random.Generator
 ) -> dict[str, Array]:
-    """Sets of n images that should differ from a good model's, levels `(n, d)`."""
+    """Sets of n images that a good model should be better than, levels `(n, d)`."""
     noisy = train[rng.permutation(len(train))[:n]] + rng.normal(
         0, 0.1 * levels, (min(n, len(train)), train.shape[1])
     )
@@ -38,8 +38,8 @@ def _anchors(
 def _gaussians(x: Array, labels: Array, n: int, rng: np.random.Generator) -> Array:
     """Samples `(n, d)` of a mixture of Gaussians, one for each class with its mean and covariance.
 
-    A sum of the class's deviations from its mean with normal weights is such a sample, in any
-    number of dimensions.
+    The mean of a class plus the sum of its deviations from the mean with independent normal weights
+    is such a sample, in any number of dimensions.
     """
     samples = []
     for label, size in zip(*np.unique(rng.choice(labels, n), return_counts=True), strict=True):
@@ -52,13 +52,14 @@ def _gaussians(x: Array, labels: Array, n: int, rng: np.random.Generator) -> Arr
 def classified(
     x: Tensor, source: Dataset, seed: int, given: Tensor | None = None
 ) -> dict[str, Any]:
-    """Fréchet distances to training images in the features of a classifier of these, with
+    """Fréchet distances of samples to training images in the features of a classifier, with
     bootstrapped standard errors.
 
-    Beside them the unbiased squared MMD of the same features with KID's kernel, and the Inception
-    Score of the classifier; and the classes that it finds, with its confidence. For images with a
-    side of less than 16 pixels the classifier has one hidden layer, otherwise convolutions. Of
-    samples that were given labels, the share in which it finds them.
+    Also the unbiased squared MMD of the same features with KID's kernel, the Inception Score of the
+    classifier, and the classes that it predicts, with its confidence; for samples that were given
+    labels, the share whose predicted class is the label. The classifier is trained on the training
+    images. It has one hidden layer for images with a side of less than 16 pixels, and convolutions
+    otherwise.
     """
     levels = source.scale.levels
     rng = np.random.default_rng(seed)
@@ -132,8 +133,8 @@ def _rows(
 
 
 def classes_score(logits: Array) -> float:
-    """exp E KL(p(class | image) | p(class)), the Inception Score of one set of logits `(n,
-    classes)`: from 1 to the classes.
+    """exp E KL(p(class | image) || p(class)), the Inception Score, of logits `(n, classes)`: from 1
+    to the number of classes.
     """
     log_probabilities = log_softmax(logits, axis=1)
     log_marginal = logsumexp(log_probabilities, axis=0) - math.log(len(log_probabilities))

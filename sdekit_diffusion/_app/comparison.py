@@ -15,7 +15,7 @@ _DRAWS = 10  # sets over which a distance between data and data is averaged
 
 
 def against_floor(x: Tensor, source: Dataset, seed: int) -> dict[str, Any]:
-    """Distances of samples to held-out data, and the floor: those of as many training data."""
+    """Distances of samples to held-out data, and the floor: those of as many training samples."""
     train = source.reference(fitting(source))[0]
     scale = source.scale
     n = min(len(x), len(source.test), len(train))
@@ -35,8 +35,8 @@ def against_floor(x: Tensor, source: Dataset, seed: int) -> dict[str, Any]:
 
 
 class Nearest(NamedTuple):
-    """The nearest training sample of each sample `(n, ...)`, and the distances of samples `(n,)`
-    and of held-out data `(m,)` to theirs.
+    """The training sample nearest to each sample `(n, ...)`, and the distances of samples `(n,)`
+    and of held-out data `(m,)` to their nearest training samples.
     """
 
     found: Tensor
@@ -45,8 +45,8 @@ class Nearest(NamedTuple):
 
 
 def neighbours(x: Tensor, source: Dataset) -> tuple[dict[str, Any], Nearest]:
-    """Median distances of samples and of held-out data to their nearest training sample; and the
-    nearest of each sample, with all distances.
+    """The median distances of samples and of held-out data to their nearest training samples; and
+    the nearest one for each sample, with all distances.
     """
     test = source.test[: len(x)]
     size = fitting(source)
@@ -73,12 +73,12 @@ def neighbours(x: Tensor, source: Dataset) -> tuple[dict[str, Any], Nearest]:
 
 
 def comparable(x: Tensor, scale: Scale) -> Tensor:
-    """Levels of images, and continuous data in a model's scale, in which coordinates have equal
-    weight.
+    """Images as levels, and continuous data in the model's scale, so that coordinates have equal
+    weights.
     """
     return x.float() if scale.levels is not None else scale.encode(x).float()
 
 
 def fitting(source: Dataset) -> int:
-    """How many samples fit into 256 MB of float64."""
+    """The number of samples that fit into 256 MB as float64."""
     return max(1, 2**25 // source.test[0].numel())

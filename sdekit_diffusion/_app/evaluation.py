@@ -1,4 +1,4 @@
-"""Distances of samples to data, by the kind of data; scores of the standard network."""
+"""Distances of samples to data, chosen by the kind of data; scores with the Inception network."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -18,8 +18,9 @@ _REFERENCE_IMAGES = 10_000  # training images that the standard network's scores
 
 
 def distances(x: Tensor, source: Dataset, seed: int, given: Tensor | None = None) -> dict[str, Any]:
-    """Distances of samples, with the labels that they were given, to data: in the features of a
-    classifier if the data are images with class labels, otherwise of the samples themselves.
+    """Distances of samples to data: in the features of a classifier if the data are images with
+    labels of three classes or more, otherwise of the samples themselves. `given` are the labels
+    that the samples were given.
     """
     classes = (
         0 if source.labels is None or source.test_labels is None else len(source.labels.unique())
@@ -32,8 +33,8 @@ def distances(x: Tensor, source: Dataset, seed: int, given: Tensor | None = None
 def inception_network(
     weights: str | Path, source: Dataset, device: torch.device
 ) -> tuple[Network, Network]:
-    """The standard Inception network, loaded before the samples are drawn: images to features,
-    features to logits.
+    """The standard Inception network, loaded before samples are drawn: a function from images to
+    features, and one from features to logits.
 
     Raises:
         OSError, ImportError: when the weights, or a library, are not available.
@@ -54,7 +55,7 @@ def inception_table(
     device: torch.device,
     seed: int,
 ) -> dict[str, Any]:
-    """FID, KID and Inception Score of samples, and of as many held-out images, against training
+    """FID, KID and Inception Score of samples, and of as many held-out images, relative to training
     images.
     """
     levels = source.scale.levels

@@ -1,4 +1,4 @@
-"""Of what an interactive page shows samples: the model of a run, or an exact mixture."""
+"""The model whose samples an interactive page shows: that of a run, or an exact mixture."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,15 +35,16 @@ class Explored:
     """A law, or one for each label and scale of guidance.
 
     Attributes:
-        name: of the data or the mixture.
+        name: the name of the data or the mixture.
         kind: a sentence on the model.
         shape: of a sample.
         sde: the diffusion of the model; None where it has none of its own.
-        scale: of the data; levels for images.
+        scale: that of the data, with levels for images.
         data: samples of the data, in the scale of the model; None where they are unknown.
-        classes: sample i has classes[i mod len(classes)]; none for a model without labels.
-        guidance: the scales that are shown unless others are given.
-        models: for a scale of guidance and a number of samples, the models and their samples.
+        classes: sample i has classes[i mod len(classes)]; empty for a model without labels.
+        guidance: the scales of guidance that are shown unless others are given.
+        models: a function of a scale of guidance and a number of samples that returns the models,
+            each with the numbers of its samples.
     """
 
     name: str
@@ -138,7 +139,7 @@ def of_run(run: Path, label: tuple[int, ...], loading: Loading) -> Explored:
 
 
 def _held_out(name: str | None, scale: Scale) -> Tensor | None:
-    """Held-out points in the scale of a model; None where the data are not to be had."""
+    """Held-out points in the scale of a model; None where the data are not available."""
     try:
         return None if name is None else scale.encode(trained.source_of(name, scale).test[:400])
     except (ValueError, OSError, ImportError):

@@ -32,16 +32,16 @@ class Sliders:
     """What the sliders of an interactive page can be set to. A slider with one value is not shown.
 
     Attributes:
-        eta: noise levels, see the command sample. Unless given, 0 0.5 1 for points and 0 1 for
-            images under the methods default, sde and ddim, and the method's own under others.
+        eta: scales of the noise, see the command sample. Unless given, 0 0.5 1 for points and 0 1
+            for images with the methods default, sde and ddim, and the method's own with others.
         steps: numbers of steps; 5 10 20 40 for points and 5 10 20 for images unless given.
         guidance: scales w of guidance, for a model with labels; 0 1 3 unless given.
         seed: seeds; 0 1 2 for points and 0 1 for images unless given.
-        times: the most states of one solve that are kept, evenly spaced; all of points and 9 of
-            images unless given.
+        times: the largest number of states of one solve that are kept, evenly spaced; all for
+            points and 9 for images unless given.
 
     Raises:
-        ValueError: for values that no slider can have.
+        ValueError: for values that are not increasing, or out of range.
     """
 
     eta: tuple[float, ...] = ()
@@ -62,7 +62,7 @@ class Sliders:
             raise ValueError(f"--times is a number of states from 2 on; not {self.times}")
 
     def completed(self, explored: Explored, method: str) -> "Sliders":
-        """With the values that are not given.
+        """The sliders with defaults for the values that are not given.
 
         Raises:
             ValueError: for guidance of a law without labels.
@@ -92,7 +92,7 @@ class Sliders:
         }
 
     def states(self) -> int:
-        """The number of states of all solves together, for each sample."""
+        """The number of saved states per sample, over all solves."""
         assert self.times is not None
         kept = sum(min(steps + 1, self.times) for steps in self.steps)
         return kept * max(1, len(self.eta)) * len(self.guidance) * len(self.seed)
@@ -114,7 +114,8 @@ class Trajectory:
 
 
 def number_of_samples(explored: Explored, sliders: Sliders, n: int | None, limit: float) -> int:
-    """How many samples fit into so many megabytes, all classes equally often where they all fit.
+    """The number of samples that fit into so many megabytes; equally many of each class where all
+    classes fit.
 
     Raises:
         ValueError: when n, or one, does not fit; or for samples that cannot be drawn.

@@ -64,7 +64,7 @@ def _tiles(
 
 
 def frame(points: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The least and the largest coordinates of a picture of points `(n, d)`."""
+    """The smallest and the largest coordinates of a picture of points `(n, d)`."""
     low, high = np.quantile(points, (0.001, 0.999), axis=0)
     centre = (low + high) / 2
     half_widths = np.maximum(0.55 * (high - low), 1e-6 * np.abs(high) + 1e-12)
@@ -144,8 +144,8 @@ def denoising(
     seed: int,
     drawn: Callable[[int], AbstractModel] | None = None,
 ) -> "Figure":
-    """States of a solve at evenly spaced steps, and for images the denoised ones; `drawn` gives the
-    model of so many samples where that depends on their number.
+    """States of a solve at evenly spaced steps, and for images the denoised ones. `drawn` is a
+    function from the number of samples to the model, where the model depends on it.
     """
     continuous = source.scale.levels is None
     n = 500 if continuous else 8
@@ -165,7 +165,7 @@ def denoising(
 def _labelled(
     panels: list[tuple[float, float, Tensor]], source: Dataset
 ) -> list[tuple[str, Tensor]]:
-    """States at unit signal plus noise, named by sigma / alpha."""
+    """States divided by sqrt(alpha^2 + sigma^2), named by sigma / alpha."""
     prefix = f"{RATIO} = " if source.scale.levels is None else ""
     return [
         (prefix + ratio(sigma / alpha), x / math.hypot(alpha, sigma)) for alpha, sigma, x in panels
@@ -184,8 +184,8 @@ def neighbouring(x: Tensor, nearest: Tensor, scale: Scale) -> "Figure":
 
 
 def loss_curve(run: Path) -> "Figure | None":
-    """The loss by update, raw and smoothed over a twentieth of the run; None if it was not
-    logged.
+    """The loss against the number of updates, raw and smoothed over a twentieth of the run; None if
+    it was not logged.
     """
     if not (run / METRICS).is_file():
         return None

@@ -28,13 +28,13 @@ class HeldOut:
     """Likelihoods of held-out samples with their standard errors.
 
     Attributes:
-        value: bits per dimension of images, nats of other data; `(n,)`.
-        stderr: the standard error of each from probes and dequantisation; 0 for exact traces of
-            continuous data.
+        value: bits per dimension for images, log-likelihoods in nats for other data, `(n,)`.
+        stderr: the standard error of each value due to probes and dequantisation, `(n,)`; 0 for
+            exact traces of continuous data.
         unit: "bits/dim" or "nats".
         parts: contributions to the standard error of the mean, see `BitsPerDim.parts`.
-        probes: of each trace; 0 for exact traces.
-        draws: of the dequantisation; 0 for continuous data.
+        probes: the number of probes of each trace; 0 for exact traces.
+        draws: the number of dequantisations; 0 for continuous data.
         evaluations: of the model, the mean over the samples.
         failed: the number of samples whose solve failed.
     """
@@ -100,10 +100,10 @@ def measured(
     batch_size: int | None = None,
     progress: bool = False,
 ) -> BitsPerDim:
-    """Bits per dimension of data `(n, *shape)`, nats of continuous ones in their own units, which
-    the model sees through a scale.
+    """Bits per dimension of levels of images `(n, *shape)`; for continuous data the log-likelihood
+    in nats, in the units of the data.
 
-    See `bits_per_dim` and `log_likelihood`.
+    `scale` maps the data to inputs of the model. See `bits_per_dim` and `log_likelihood`.
     """
     exact = x[:1].numel() <= _EXACT_UP_TO
     settings = {
@@ -138,7 +138,7 @@ def measured(
 
 
 def summed(bits: BitsPerDim, scale: Scale) -> HeldOut:
-    """The result of `measured`, with its standard error."""
+    """The summary of a result of `measured`."""
     unit, draws = ("nats", 0) if scale.levels is None else ("bits/dim", len(bits.draws))
     evaluations = float(bits.evaluations.double().mean())
     solved = bits.status == Status.DONE

@@ -1,4 +1,4 @@
-"""The interactive page of solves: one HTML file that needs nothing else, offline."""
+"""The interactive page of solves: a single HTML file, which works offline."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""The labels of samples: which condition of a network they are, and models that are given them."""
+"""The labels of samples: the condition of a network that they are, and models that receive them."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -25,10 +25,10 @@ _POINTS = 200
 
 @dataclass(frozen=True, eq=False)
 class Labels:
-    """The labels of samples by their number: sample i has values[i mod len(values)].
+    """The labels of samples: sample i has values[i mod len(values)].
 
     Attributes:
-        name: of the condition of the network.
+        name: the name of the network's condition.
         values: integers, `(k,)`.
     """
 
@@ -36,20 +36,18 @@ class Labels:
     values: Tensor
 
     def of(self, count: int, first: int = 0) -> Tensor:
-        """Those of samples first, ..., first + count - 1."""
+        """The labels of samples first, ..., first + count - 1."""
         return self.values[torch.arange(first, first + count) % len(self.values)]
 
     def rows(self, continuous: bool) -> tuple["Labels", list[str]]:
-        """Labels of a picture that has a row of samples for each class, and the names of the
-        rows.
-        """
+        """Labels for a picture with a row of samples for each class, and the names of the rows."""
         classes = self.values.unique()[:_MOST_ROWS]
         repeated = classes.repeat_interleave(_POINTS if continuous else _IMAGES)
         return Labels(self.name, repeated), [str(k) for k in classes.tolist()]
 
 
 def class_count(source: Dataset) -> int:
-    """The number of classes of a data set whose labels are to be trained on: the largest and one.
+    """The number of classes of a data set with labels: the largest label plus one.
 
     Raises:
         ValueError: when it has no labels, or they are not numbered from 0.
@@ -73,7 +71,8 @@ def class_count(source: Dataset) -> int:
 
 
 def label_to_train(model: ScoreModel, source: Dataset) -> str | None:
-    """The condition of a network that the labels of its data become; None without labels.
+    """The name of the network's condition that receives the labels of the data; None without
+    labels.
 
     Raises:
         ValueError: when the network does not take them, or needs them.
@@ -95,7 +94,7 @@ def label_to_train(model: ScoreModel, source: Dataset) -> str | None:
 
 
 def _label_of(model: ScoreModel) -> str | None:
-    """The condition of a network that is a class, None where it has none."""
+    """The name of the network's condition that is a class; None where it has none."""
     name = label_name(model.condition_names())
     # NaN stands for an unknown context or image.
     return None if name is None or math.isnan(model.null.get(name, 0.0)) else name
@@ -138,7 +137,7 @@ def required(run: Path, model: ScoreModel, source: Dataset, labelling: Labelling
 
 
 def _trained_with(run: Path, model: ScoreModel) -> str | None:
-    """The condition that the labels are, None for a model that was trained without."""
+    """The name of the condition that receives labels; None for a model trained without labels."""
     name = _label_of(model)
     data_notes = _notes(run).get("data")
     noted = data_notes.get(NOTE) if isinstance(data_notes, Mapping) else None
@@ -147,7 +146,7 @@ def _trained_with(run: Path, model: ScoreModel) -> str | None:
 
 
 def chosen(run: Path, model: ScoreModel, label: Sequence[int], guidance: Guidance) -> Labels | None:
-    """The labels that samples are to have, in turn; None for none.
+    """The labels of samples, which they have in turn; None for samples without labels.
 
     Raises:
         ValueError: when the model has no labels or not these, or guidance has no label to follow
@@ -173,8 +172,8 @@ def chosen(run: Path, model: ScoreModel, label: Sequence[int], guidance: Guidanc
 def require_guidance(
     run: Path, model: ScoreModel, labels: Labels | None, guidance: Guidance
 ) -> None:
-    """Refuses guidance without labels, by an unconditional model that was never trained, or of
-    numbers out of range.
+    """Refuses guidance without labels, guidance by an unconditional model that was never trained,
+    and numbers out of range.
 
     Raises:
         ValueError: says what to do.
@@ -219,7 +218,7 @@ def sentence(labels: Labels | None, guidance: Guidance) -> str:
 
 
 def of_likelihood(model: ScoreModel, labels: Labels | None, guidance: Guidance) -> list[str]:
-    """What a likelihood is of, for a model with labels, as text."""
+    """The law to which a likelihood belongs, for a model with labels, as text."""
     if labels is not None and guidance.guidance != 1:
         guided = f"the flow guided by {guidance.guidance:g} towards the label of each sample"
         return [f"this is log p(x) of the law of {guided}"]
@@ -264,7 +263,7 @@ def is_dropped(run: Path, name: str) -> bool:
 
 
 def _require_dropped(run: Path, name: str) -> None:
-    """Refuses to use a model without its labels if no training run showed it how."""
+    """Refuses to use a model without labels if it was never trained without them."""
     if not is_dropped(run, name):
         raise ValueError(
             "this model was trained with drop = 0 and knows samples with labels only: use it with "

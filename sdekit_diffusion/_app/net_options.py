@@ -22,7 +22,7 @@ from sdekit_diffusion._models.prediction import ALIASES, Prediction
 from sdekit_diffusion._models.score_model import Conditioning, ScoreModel
 from sdekit_diffusion.data import Dataset
 
-# Predictions and conditionings as published; other networks do as well with the default.
+# Predictions and conditionings as published, of the networks for which they are not the default.
 _PUBLISHED: dict[str, tuple[Prediction, Conditioning]] = {
     "NCSN": ("score", "time"),
     "NCSNv2": ("noise", "time"),
@@ -38,18 +38,18 @@ class _Conventions:
     """The network, its conditioning and its prediction; defaults are those of the network.
 
     Attributes:
-        network: {networks}; a UNet for images and an MLP for other data unless given. A UNet has
-            levels down to 16 pixels or an odd size, and an NCSN those of the diffusion, unless
-            given. Or one of your own: the folder of a network of diffusers with its scheduler, or
+        network: {networks}; a UNet for images and an MLP for other data unless given. Or one of
+            your own: the folder of a network of diffusers with its scheduler, or
             package.module:factory, a function without arguments that is imported and returns a
-            module or a ScoreModel.
-        predicts: what the output means: noise, data, score, velocity or flow. Velocity unless
-            given, but as published score for NCSN and noise for NCSNv2.
-        conditioning: its input for the noise level: log_snr, time, sigma, or two numbers a b for
+            module or a ScoreModel. By default the levels of a UNet go down to 16 pixels or an odd
+            size, and NCSN has the noise levels of the diffusion.
+        predicts: what the output means: noise, data, score, velocity or flow. Unless given
+            velocity; as published, score for NCSN and noise for NCSNv2.
+        conditioning: the input for the noise level: log_snr, time, sigma, or two numbers a b for
             a t + b, such as 1000 -1 for DDPM's steps from 0; standardised is log_snr for data
-            divided by their standard deviation, EDM's preconditioning. Unless given log_snr, but
-            time for NCSN and NCSNv2, which ignores it.
-        labels: train with the labels of the data: the network takes the class of a sample.
+            divided by their standard deviation, EDM's preconditioning. Unless given log_snr; time
+            for NCSN and for NCSNv2, which ignores it.
+        labels: train with the labels of the data, the class of each sample.
     """
 
     network: str | None = None
@@ -58,10 +58,10 @@ class _Conventions:
     labels: bool = False
 
     def with_labels(self, source: Dataset) -> Dataset:
-        """The data set, with its labels only if the network is to take them.
+        """The data set; without its labels unless the network is to be trained with them.
 
         Raises:
-            ValueError: when it is and there are none.
+            ValueError: when it is and the data set has no labels.
         """
         if not self.labels:
             return replace(source, labels=None, test_labels=None)
@@ -69,12 +69,13 @@ class _Conventions:
         return source
 
     def model(self, source: Dataset, sde: str | None, checkpoint: Path | None = None) -> ScoreModel:
-        """The model to train on a data set: untrained, or as a network of the user's own is.
+        """The model to train on a data set: untrained, or with the weights of a network of the
+        user's own.
 
         Arguments:
             source: the data.
-            sde: the diffusion; the network's own, or else sub-VP, unless given.
-            checkpoint: where a run of a network of the user's own resumes.
+            sde: the diffusion; unless given that of a model of the user's own, or else sub-VP.
+            checkpoint: the checkpoint from which a run with a network of the user's own resumes.
 
         Raises:
             ValueError: for a name that is not one of these, an option that this network does not
@@ -107,7 +108,7 @@ class _Conventions:
         )
 
     def _load_custom(self, name: str, sde: str | None, source: Dataset) -> ScoreModel | nn.Module:
-        """A network of the user's own, or a model; the conventions of a model are not options."""
+        """A network or model of the user's own; the conventions of a model are fixed."""
         custom = named_model(name)
         fixed_options = [
             *self._constructor_options(),
@@ -211,8 +212,8 @@ def _arguments_of_data(source: Dataset) -> dict[str, Any]:
 
 
 def _unet_levels(shape: tuple[int, ...]) -> dict[str, list[Any]]:
-    """Levels of a U-Net for samples `(C, *sizes)`: down to 16 pixels or an odd size, those below
-    the first with attention from 64 pixels on.
+    """The levels of a U-Net for samples `(C, *sizes)`: down to 16 pixels or an odd size; those of
+    at most 64 pixels, other than the first, have attention.
     """
     sizes = list(shape[1:])
     areas = [math.prod(sizes)]

@@ -26,7 +26,7 @@ def arguments(network: type[nn.Module]) -> dict[str, type]:
 def with_network_arguments(name: str, base: type) -> type:
     """A frozen dataclass with the fields of a base and those of all networks in `nets.registry`.
 
-    An option is None unless given: the network has its own default then.
+    An option is None unless given; then the default of the network is used.
 
     Arguments:
         name: of the class.

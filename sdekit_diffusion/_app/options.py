@@ -34,12 +34,12 @@ class Loading:
     """How the model of a run is loaded.
 
     Attributes:
-        network: for a run that does not record its network: the folder of one of diffusers, or
-            package.module:factory, a function of yours without arguments, which is imported and
-            returns it.
+        network: for a run with a network of your own: the folder of a network of diffusers, or
+            package.module:factory, a function without arguments, which is imported and returns the
+            network.
         device: the device: cpu, cuda, cuda:1, ...; under torchrun cuda is one GPU for each process.
-        average_width: the relative width of the average of the weights, of a run with --widths.
-        best: take the checkpoint with the least validation loss, instead of the last weights.
+        average_width: for a run with --widths, the relative width of the average of the weights.
+        best: use the checkpoint with the smallest validation loss, instead of the last weights.
     """
 
     network: str | None = None
@@ -56,16 +56,16 @@ class Sampler:
     Attributes:
         method: default, euler_maruyama, pc, ode or another method of the library; an unknown
             name lists them.
-        steps: how many steps.
+        steps: the number of steps.
         grid: the grid of the steps: {grids}.
         noise: white, other noise for every number of steps; or path, one Brownian path per sample,
             which more steps refine.
-        eta: the noise level: 0 the probability flow, 1 the reverse SDE; above 0 the default method
-            is "sde". For ddim it is the eta of DDIM, the share of the noise of ddpm.
+        eta: the scale of the noise: 0 for the probability flow, 1 for the reverse SDE; above 0 the
+            default method is "sde". For ddim it is the eta of DDIM, 1 for the noise of ddpm.
         sde: the diffusion to sample under: {diffusions}; the model's own unless given.
-        end: sigma / alpha where the solve stops.
-        denoise: replace each sample by the mean of the data given it, one evaluation more.
-        dtype: of the solve; the model's unless given.
+        end: sigma / alpha at which the solve stops, in units of the standard deviation of the data.
+        denoise: replace each sample by its denoised value, which costs one evaluation.
+        dtype: the dtype of the samples during the solve; the model's unless given.
         seed: of all noise.
         first: the index of the first sample; sample i depends on the seed and on i alone.
         batch_size: how many samples are solved together.
@@ -117,12 +117,12 @@ class Guidance:
     """How closely samples follow their labels, see `Guided`.
 
     Attributes:
-        guidance: w of the denoiser D_u + w (D_c - D_u), with that given the label and that without:
-            1 for the law given the label, above 1 for samples more typical of it.
-        interval: the least and the largest sigma / alpha at which w applies; everywhere unless
-            given.
-        rescale: from 0 to 1, how far the spread of the network's output is brought back to that at
-            w = 1.
+        guidance: w in the denoiser D_u + w (D_c - D_u), where D_c is given the label and D_u is
+            not: 1 for the law given the label, above 1 for samples more typical of the label.
+        interval: the smallest and the largest sigma / alpha at which guidance applies; everywhere
+            unless given.
+        rescale: from 0 to 1, how far the standard deviation of the network's output is rescaled to
+            that for w = 1.
 
     Raises:
         ValueError: for an interval or a rescale without guidance.
@@ -140,7 +140,7 @@ class Guidance:
             )
 
     def of(self, model: AbstractModel) -> AbstractModel:
-        """A model with a label under this guidance."""
+        """A model that was given labels, with this guidance."""
         if self.guidance == 1:
             return model
         return Guided(model, self.guidance, interval=self.interval, rescale=self.rescale)
@@ -155,7 +155,7 @@ class Labelling:
     """Whether held-out samples, and those compared with them, are given their labels.
 
     Attributes:
-        unconditional: use a model with labels without them, for the law of all classes together.
+        unconditional: use a model with labels without them: the law of all classes together.
     """
 
     unconditional: bool = False
@@ -166,9 +166,9 @@ class Estimate:
     """How the likelihood of held-out samples is estimated.
 
     Attributes:
-        probes: random probes of each trace; up to 32 dimensions traces are exact.
+        probes: the number of random probes of each trace; up to 32 dimensions traces are exact.
         draws: how often each image is dequantised.
-        tolerance: relative and absolute, of the likelihood's solver.
+        tolerance: the relative and the absolute tolerance of the solver.
     """
 
     probes: int = 8

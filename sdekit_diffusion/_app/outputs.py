@@ -1,4 +1,4 @@
-"""Samples as files: arrays, a picture, a folder of images; written in parts, one at a time in
+"""Writes samples to files: arrays, a picture or a folder of images, with one part at a time in
 memory.
 """
 
@@ -67,7 +67,8 @@ def require(out: Path, shards: Shards, scale: Scale) -> None:
 
 
 def assemble(out: Path, shards: Shards, scale: Scale) -> tuple[int, ...]:
-    """Makes the output of all parts, in order, and removes them; returns the shape of all samples.
+    """Writes the output from all parts, in order, and removes these; returns the shape of all
+    samples.
 
     Raises:
         OSError: when it cannot be written; the parts stay.
@@ -104,7 +105,7 @@ def save_restoration(out: Path, found: Restoration, scale: Scale) -> None:
 
 
 def save_page(out: Path, page: str, limit: float) -> float:
-    """Writes a page of at most so many megabytes, and returns its size in them.
+    """Writes a page of at most `limit` megabytes, and returns its size in megabytes.
 
     Raises:
         ValueError: for a page that is larger.
@@ -148,7 +149,7 @@ def _write_png(file: IO[bytes], parts: Iterator[Array], n: int, scale: Scale) ->
 
 
 def _write_images(folder: Path, parts: Iterable[Array], shards: Shards, scale: Scale) -> None:
-    """000000.png, ...: by number of the sample; the levels scaled to 0 to 255."""
+    """Writes 000000.png, ..., named by the index of the sample, with levels scaled to 0 to 255."""
     try:
         from PIL import Image
     except ImportError as error:

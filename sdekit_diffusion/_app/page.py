@@ -100,7 +100,7 @@ def page_of(results: dict[str, Any], pictures: Mapping[str, Picture]) -> str:
 
 
 def _in_words(value: Any) -> str:  # noqa: ANN401 - JSON
-    """Nested dictionaries as text."""
+    """A value as text, also of nested dictionaries."""
     if not isinstance(value, dict):
         return str(value)
     return ", ".join(

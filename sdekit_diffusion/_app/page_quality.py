@@ -68,7 +68,9 @@ def _explanation(numbers: dict[str, Any], kind: str) -> str:
 
 
 def _classified(results: dict[str, Any], kind: str) -> tuple[str, list[Card]]:
-    """What the classifier says of samples, and its headline figure; a sentence without one."""
+    """The section on the classifier's predictions, and its headline figure; a sentence if there is
+    no classifier.
+    """
     if "frechet" not in results:
         return (
             "There is no classifier to name the classes of the samples and its confidence, because "

@@ -1,4 +1,4 @@
-"""Parsing of the command line, with errors on one line."""
+"""Parses the command line; errors have one line."""
 
 import contextlib
 import functools
@@ -25,8 +25,8 @@ def parsed(commands: Mapping[str, Command], argv: Sequence[str] | None) -> Calla
         argv: the arguments; those of the process unless given.
 
     Raises:
-        ValueError: for arguments that are not a valid command; one line.
-        ImportError: without tyro.
+        ValueError: for arguments that are not a valid command.
+        ImportError: when tyro is not installed.
     """
     try:
         import tyro
@@ -61,7 +61,7 @@ def _deferred(command: Command) -> Callable[..., Callable[[], None]]:
 
 
 def _message(output: str) -> str:
-    """tyro's output on one line: the text in its box, above the first rule."""
+    """tyro's message in one line: the text in its box, above the first horizontal rule."""
     lines = [line.strip("│ ") for line in output.splitlines() if line.startswith("│")]
     text = " ".join(takewhile(lambda line: line[:2] != "──", lines))
     text = text.partition(" Got errors: ")[0]  # of each type in turn
@@ -70,7 +70,7 @@ def _message(output: str) -> str:
 
 
 def _suggestion(commands: Mapping[str, Command], argv: Sequence[str]) -> str:
-    """For a message: the allowed value of an option that is closest to the one given."""
+    """A hint for a message: the allowed value of an option that is closest to the one given."""
     if not argv or argv[0] not in commands:
         return ""
     choices = _choices(commands[argv[0]])
@@ -83,7 +83,7 @@ def _suggestion(commands: Mapping[str, Command], argv: Sequence[str]) -> str:
 
 
 def _choices(kind: Any) -> dict[str, tuple[str, ...]]:  # noqa: ANN401
-    """The options of a command, or of a dataclass, that take one of several names, with these."""
+    """The options of a command or dataclass that take one of several names, with these names."""
     choices: dict[str, tuple[str, ...]] = {}
     for name, hint in get_type_hints(kind).items():
         if is_dataclass(hint):

@@ -46,8 +46,8 @@ def compared(x: Tensor, source: Dataset, seed: int) -> dict[str, Any]:
 
 
 def classes(model: Array, held_out: Array, names: Array) -> dict[str, Any]:
-    """What a classifier makes of samples and of held-out ones: the mean and the standard error of
-    its confidence, and how many samples it finds of each class.
+    """A classifier's predictions for samples and for held-out ones: the mean and the standard error
+    of its confidence, and the number of samples of each class.
 
     Arguments:
         model, held_out: the logits, `(n, classes)` and `(m, classes)`.
@@ -86,13 +86,13 @@ def farthest(nearest: Nearest) -> dict[str, Any]:
 
 
 def _predicted(logits: Array) -> tuple[Array, Array]:
-    """The class of each sample by its number, and its probability."""
+    """The predicted class of each sample, as an index, and its probability."""
     probability = softmax(logits, axis=1)
     return probability.argmax(axis=1), probability.max(axis=1)
 
 
 def _least_sure(index: Array, confidence: Array, names: Array) -> dict[str, Any]:
-    """The samples of the least confidence, as JSON."""
+    """The samples with the lowest confidence, as JSON."""
     order = np.argsort(confidence, kind="stable")[:WORST]
     return {
         "index": order.tolist(),

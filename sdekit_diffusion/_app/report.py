@@ -56,23 +56,24 @@ def write_report(
     """Writes report.html, its pictures as PNG, and report.json with all numbers, into a run folder.
 
     Arguments:
-        run_folder: what `sdekit-diffusion train` wrote.
-        samples: how many samples to draw, and held-out samples to use, or all if there are
-            fewer; 500 images or 2000 others unless given.
+        run_folder: the folder that `sdekit-diffusion train` wrote.
+        samples: the number of samples to draw, and of held-out samples to compare them with, or all
+            if there are fewer; 500 for images and 2000 for other data unless given.
         out: the page; report.html in the folder unless given.
         data: the name of the data set; the run's own unless given.
         guidance: how closely samples follow their labels, where the network takes them; the
-            likelihood is that without guidance.
-        labelling: whether samples have the labels of the held-out ones, and these are given them.
-        sampler: how to sample. The likelihood uses its sde too, and its seed is that of
-            dequantisation, probes, the classifier and the anchors.
+            likelihood is without guidance.
+        labelling: whether the model is given the labels of held-out samples, for samples and for
+            likelihoods.
+        sampler: how to sample. The likelihood uses its sde too, and its seed also determines
+            dequantisation, probes, the classifier and the reference sets.
         estimate: how to estimate the likelihood.
         inception: a file with the weights of the standard Inception network, for FID, KID and
             Inception Score.
         loading: how to load the model.
 
     Returns:
-        what report.json holds.
+        the content of report.json.
 
     Raises:
         CheckpointError: when the folder is not a run's.
@@ -80,7 +81,7 @@ def write_report(
             data are not images; for a model with labels and data without, or guidance without
             labels.
         OSError: when the weights cannot be read.
-        ImportError: when an extra is missing.
+        ImportError: when an optional library is not installed.
     """
     start_time = time.perf_counter()
     run = Path(run_folder)
@@ -146,7 +147,7 @@ class _Law:
         return drawn(self.model, self.labels, self.guidance, n, first)
 
     def classes(self, n: int, first: int) -> Tensor | None:
-        """Their labels."""
+        """The labels of these samples."""
         return None if self.labels is None else self.labels.of(n, first)
 
 
@@ -160,11 +161,11 @@ def _law(
 
 
 def _draw_samples(law: _Law, n: int, sampler: Sampler) -> tuple[Tensor, dict[str, Any]]:
-    """Samples in the data's own values, and how they were made, as JSON."""
+    """Samples in the range of the data, and how they were drawn, as JSON."""
     arguments = sampler.settings()
     model = law.drawn(n, sampler.first)
     solution = sample(model, n, progress=True, return_solution=True, **arguments)
-    del arguments["batch_size"]  # on which samples do not depend
+    del arguments["batch_size"]  # samples do not depend on it
     arguments["steps"] = len(solution.ts) - 1
     sampling = {"n": n} | {
         name: value if isinstance(value, int | float) else str(value)
@@ -290,7 +291,7 @@ def _make_figures(
     if loss is not None:
         figures["loss"] = (
             "Loss",
-            "Pale: means over ten updates. Dark: their moving average.",
+            "Pale: means over the updates of each line of the log. Dark: their moving average.",
             loss,
         )
     return figures

@@ -1,4 +1,4 @@
-"""Images restored from what is observed of them, as samples of the posterior."""
+"""Images restored from degraded observations, as samples of the posterior."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,19 +22,20 @@ if TYPE_CHECKING:
 Hidden = Literal["left", "right", "top", "bottom", "centre", "random"]
 _SHOWN = 8  # images of a picture
 _DRAWN = 4  # samples of each
-_CERTAIN = 0.01  # of the deviation of all pixels: the spread of one that is known
+# A pixel counts as known below this standard deviation, relative to that of all pixels.
+_CERTAIN = 0.01
 
 
 @dataclass(frozen=True)
 class Degradation:
-    """What is observed of an image: one of a mask, fewer pixels, and a blur, with noise.
+    """How an image is observed: through a mask, downsampled, or blurred, and with noise.
 
     Attributes:
         mask: the part that is hidden: left, right, top, bottom, centre, or random, half of the
             pixels.
-        downsample: the factor by which width and height are less.
-        blur: the standard deviation of a normal blur, in pixels.
-        noise: the standard deviation of the noise, in those of the data.
+        downsample: the factor by which width and height are reduced.
+        blur: the standard deviation of a Gaussian blur, in pixels.
+        noise: the standard deviation of the noise, relative to that of the data.
 
     Raises:
         ValueError: unless one of mask, downsample and blur is given, and for noise that is not
@@ -57,10 +58,10 @@ class Degradation:
             raise ValueError(f"--noise is a positive number, such as 0.1; not {self.noise}")
 
     def operator(self, event: tuple[int, ...]) -> AbstractOperator:
-        """What is applied to images (channels, height, width).
+        """The operator, for images (channels, height, width).
 
         Raises:
-            ValueError: for samples that are no images.
+            ValueError: for samples that are not images.
         """
         if len(event) != 3:
             raise ValueError(f"images are restored, and these samples have the shape {event}")
@@ -96,11 +97,11 @@ def restored(
     seed: int,
     first: int,
 ) -> dict[str, Tensor]:
-    """Posterior samples of images, in the scale of the model, with what they were made from.
+    """Posterior samples of images in the scale of the model, with the images and observations.
 
     Arguments:
         levels: the images, in the scale of the data.
-        first: the number of the first.
+        first: the index of the first image.
     """
     scale: Scale = model.scale
     dtype, device = model.place()
@@ -132,7 +133,7 @@ class Restoration:
 
     @staticmethod
     def of(parts: Any) -> "Restoration":  # noqa: ANN401 - dictionaries of arrays
-        """Joined from the parts of `restored`."""
+        """The restoration of all images from the parts that `restored` returned."""
         parts = list(parts)
         names = ("x", "observed", "samples", "log_weights")
         return Restoration(
@@ -146,12 +147,12 @@ class Restoration:
 
     @property
     def mean(self) -> Tensor:
-        """Of each pixel, `(n, *shape)`."""
+        """The posterior mean of each pixel, `(n, *shape)`."""
         return (self._weights * self.samples).sum(dim=1)
 
     @property
     def std(self) -> Tensor:
-        """Of each pixel."""
+        """The posterior standard deviation of each pixel, `(n, *shape)`."""
         rest = (self.samples - self.mean.unsqueeze(1)).square()
         return (self._weights * rest).sum(dim=1).sqrt()
 
@@ -182,7 +183,9 @@ class Restoration:
         ]
 
     def picture(self, scale: Scale) -> "Figure":
-        """A row for each image: itself, what is observed, samples, their mean and deviation."""
+        """A row for each image: itself, the observation, samples, their mean and standard
+        deviation.
+        """
         shown = min(_SHOWN, len(self.x))
         index = torch.multinomial(
             self.log_weights.softmax(dim=1)[:shown],

@@ -70,8 +70,8 @@ def source_of(name: str, scale: Scale) -> Dataset:
 
 
 def premises(run: str | Path, model: ScoreModel) -> dict[str, str]:
-    """What the numbers of a run depend on besides the settings: its model, the libraries, the kind
-    of device.
+    """What the results of a run depend on besides the settings: its model, the versions of
+    libraries and the kind of device.
     """
     excluded = ("files", "notes", "replaces", "sha256", "versions")
     library_versions = versions()

@@ -22,12 +22,12 @@ class Watch:
     """What is measured with the averaged weights; intervals in updates, 0 for never.
 
     Attributes:
-        validate_every: the loss on up to 2000 held-out samples, to metrics.jsonl; its best
-            checkpoint is kept.
-        bits_every: the likelihood of a hundred held-out samples, bits per dimension or nats, to
-            metrics.jsonl.
-        sample_every: a picture of samples, to the folder progress; of a network with labels a row
-            for each class.
+        validate_every: write the loss on up to 2000 held-out samples to metrics.jsonl, and keep the
+            checkpoint with the smallest.
+        bits_every: write the likelihood of up to 100 held-out samples to metrics.jsonl, in bits per
+            dimension or nats.
+        sample_every: write a picture of samples to the folder progress; for a network with labels
+            with a row for each class.
 
     Raises:
         ValueError: for numbers below 0.
@@ -46,10 +46,10 @@ class Watch:
     def measures(
         self, source: Dataset, recipe: Recipe, run: Path, label: str | None = None
     ) -> Sequence[tuple[int, Measure]]:
-        """The measures of `fit`, for a network whose condition `label` are the labels.
+        """The measures for `fit`; `label` is the name of the network's condition for labels.
 
         Raises:
-            ValueError: when held-out samples are to be used and have no labels.
+            ValueError: when the network needs labels and the held-out samples have none.
         """
         held = None
         if self.validate_every or self.bits_every:

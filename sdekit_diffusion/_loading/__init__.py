@@ -1,4 +1,4 @@
-"""Networks that others trained, as models: an adapter for each peer's conventions."""
+"""Models of networks that were trained with other libraries, by an adapter for each of these."""
 
 from sdekit_diffusion._loading.denoiser import from_edm
 from sdekit_diffusion._loading.diffusers import from_diffusers

@@ -1,4 +1,4 @@
-"""Networks that are built from a file are bounded by their weights, before memory is used."""
+"""A bound for networks that are built from a file: not much larger than the weights in the file."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -11,21 +11,21 @@ from torch.overrides import TorchFunctionMode
 from sdekit_diffusion._common.inputs import shape_given
 
 _CONSTRUCTORS = (torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn, torch.full)
-# As many tensors and numbers as the weights have: constructors make some that they do not keep.
+# Relative to the weights, and in addition: constructors also make tensors that they do not keep.
 _FACTOR = 4
 _EXTRA_TENSORS = 1000
 _EXTRA_NUMBERS = 2**24
 
 
 class Bounded(TorchFunctionMode):
-    """A block in which constructors of networks make few more tensors, and numbers in them,
-    than some weights have.
+    """A context in which tensors are refused, before memory is used, once they are many more or
+    much larger than some weights.
 
     Arguments:
-        weights: those of the network.
+        weights: the weights of the network that is built in the context.
 
     Raises:
-        ValueError: within the block, before a tensor is made that is too many or too large.
+        ValueError: within the block, instead of making a tensor that exceeds the bound.
     """
 
     def __init__(self, weights: Mapping[str, Tensor]) -> None:

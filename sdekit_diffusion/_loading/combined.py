@@ -1,4 +1,4 @@
-"""Averages of any width from the snapshots of a training run."""
+"""Averages of any relative width from the snapshots of a training run."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,10 +16,12 @@ _NET = "net."
 
 def combined(run: Path, width: float, notes: Mapping[str, Any]) -> dict[str, Tensor]:
     """The weights of the network, averaged with a relative width up to the newest snapshot: the
-    combination of all snapshots that is nearest to it.
+    linear combination of all snapshots that is nearest to this average.
 
     Arguments:
-        notes: those of the run, with the widths of its recipe.
+        run: the folder of the run.
+        width: the relative width.
+        notes: the notes of the run, with the widths of its recipe.
 
     Raises:
         ValueError: for a width that no average has.

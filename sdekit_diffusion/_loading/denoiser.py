@@ -1,4 +1,4 @@
-"""Denoisers of EDM and k-diffusion as models."""
+"""Models of denoisers of EDM and k-diffusion."""
 
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, get_args
@@ -17,7 +17,7 @@ Raw = Literal["edm", "k-diffusion"]
 
 
 class _Denoiser(nn.Module):
-    """D(x, sigma)."""
+    """D(x, sigma), with sigma bounded from below."""
 
     def __init__(self, net: Callable[..., Tensor]) -> None:
         super().__init__()
@@ -28,8 +28,8 @@ class _Denoiser(nn.Module):
 
 
 class _Preconditioned(nn.Module):
-    """The velocity eps - sigma D of D = c_skip x + c_out F(c_in x, label), in which nothing cancels
-    at either end of sigma.
+    """The velocity eps - sigma D of D = c_skip x + c_out F(c_in x, label), written such that no
+    terms cancel for small or large sigma.
     """
 
     def __init__(self, net: Callable[..., Tensor], sigma_data: float, label_kind: Raw) -> None:
@@ -58,27 +58,31 @@ def from_edm(
     data_range: tuple[float, float] | None = (-1.0, 1.0),
     check: Tensor | None = None,
 ) -> ScoreModel:
-    """A `ScoreModel` under `EDMSDE` of a denoiser D(x, sigma) of EDM or k-diffusion, or of the raw
-    network F inside one.
+    """A `ScoreModel` under `EDMSDE` from a denoiser D(x, sigma) of EDM or k-diffusion, or from the
+    raw network F inside one.
 
-    D = c_skip x + c_out F(c_in x, c_noise), with c_skip = s^2 / (sigma^2 + s^2), c_out = sigma
-    s / (sigma^2 + s^2)^{1/2}, c_in = 1 / (sigma^2 + s^2)^{1/2} and s = sigma_data. These networks
-    are hardly trained on noise below sigma = 0.002: with data of standard deviation s sample with
-    `sample(model, n, end=0.002 / s, denoise=True)`.
+    With s = sigma_data,
+
+        D(x, sigma) = c_skip x + c_out F(c_in x, c_noise),
+        c_skip = s^2 / (sigma^2 + s^2),  c_out = sigma s / (sigma^2 + s^2)^{1/2},
+        c_in = 1 / (sigma^2 + s^2)^{1/2}.
+
+    These networks are hardly trained on noise below sigma = 0.002: for data of standard deviation s
+    sample with `sample(model, n, end=0.002 / s, denoise=True)`.
 
     Arguments:
-        denoiser: called as `denoiser(x, sigma)`, sigma of shape `(batch,)`: EDM's `EDMPrecond` and
-            its like, k-diffusion's `Denoiser` and the wrappers of its external.py, or any function.
-            Further arguments, such as class_labels, class_cond or mapping_cond, are passed by
-            `ScoreModel.given`.
-        raw: None for D itself; "edm" for an F that receives log(sigma) / 4; "k-diffusion" for one
-            that receives sigma, the `inner_model` of a `Denoiser`.
-        sigma_data: s.
+        denoiser: called as `denoiser(x, sigma)`, with sigma of shape `(batch,)`: EDM's `EDMPrecond`
+            and similar modules, k-diffusion's `Denoiser` and the wrappers of its external.py, or
+            any function. Further arguments, such as class_labels, class_cond or mapping_cond, are
+            passed by `ScoreModel.given`.
+        raw: None for D itself; "edm" for an F with c_noise = log(sigma) / 4; "k-diffusion" for one
+            with c_noise = sigma, the `inner_model` of a `Denoiser`.
+        sigma_data: s; used with raw only.
         sigma_max: the largest noise that it was trained with.
         shape: the shape of one sample.
-        data_range: that of its images; None for other data, such as latents.
+        data_range: the range of the images; None for other data, such as latents.
         check: a batch of data, on which the conventions are checked as by `check_model`; for a
-            network with labels use `check_model(model.given(class_cond=...), x)`.
+            network with labels use `check_model(model.given(class_cond=...), x)` instead.
 
     Raises:
         ValueError: for another raw, or when the model does not denoise the batch.
@@ -118,7 +122,7 @@ def from_edm(
 def _alternatives(
     model: Callable[[Raw | None, float], ScoreModel], raw: Raw | None, sigma_data: float
 ) -> Iterator[tuple[str, ScoreModel]]:
-    """The same function read in the other ways, and what to write for each."""
+    """The models with other conventions for the same function, and the arguments for each."""
     for other in (None, *get_args(Raw)):
         for std in (sigma_data, 0.5, 1.0) if other else (sigma_data,):
             if (other, std) != (raw, sigma_data):

@@ -1,4 +1,4 @@
-"""Networks of diffusers as models."""
+"""Models of networks of diffusers."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -26,7 +26,7 @@ _MAX_STEPS = 100_000
 
 
 class _Sample(nn.Module):
-    """net(x, t).sample, less the channels that are a learned variance."""
+    """net(x, t).sample, without the channels of a learned variance."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -45,34 +45,37 @@ def from_diffusers(
     check: Tensor | None = None,
     null: Null | None = None,
 ) -> ScoreModel:
-    """A `ScoreModel` of a diffusers `UNet2DModel` and the scheduler that it was trained with.
+    """A `ScoreModel` from a diffusers `UNet2DModel` and the scheduler that it was trained with.
 
-    A scheduler with betas gives a `DDPM(betas)` whose steps the network counts from 0,
-    t = (step + 1) / N, with fractions in between; the sampling options of the scheduler, such as
-    clipping or the order of steps, are not used. `ScoreSdeVeScheduler` gives a `VESDE(exact=False)`
-    whose network receives sigma.
+    A scheduler with betas gives `DDPM(betas)`, whose N steps the network counts from 0:
+    t = (step + 1) / N, where steps may be fractional. The sampling options of the scheduler, such
+    as clipping or the spacing of steps, are not used. `ScoreSdeVeScheduler` gives
+    `VESDE(exact=False)`, whose network receives sigma and returns the score.
 
     Arguments:
-        unet: a folder of a pipeline, or one with both configs, whose weights are read from
-            safetensors, or from a .bin file that holds only tensors; or a network, called as
-            `unet(x, t).sample`, with a `config`. Further arguments are passed by
-            `ScoreModel.given`. Load a saved model with `load(run, net=unet)`, where a folder may
-            replace unet.
-        config: the scheduler's, such as `scheduler.config` or the content of scheduler_config.json;
-            that of the folder unless given.
+        unet: the folder of a pipeline, or one with both configs, whose weights are read from
+            safetensors, or from a .bin file that contains only tensors; or a network with a
+            `config`, called as `unet(x, t).sample`. Further arguments of the network are passed by
+            `ScoreModel.given`. A saved model is loaded with `load(run, net=unet)`, where unet may
+            be the folder too.
+        config: that of the scheduler, such as `scheduler.config` or the content of
+            scheduler_config.json; unless given, the one in the folder.
         data_std: the standard deviation of a coordinate of the data; estimated from the network
             unless given.
-        data_range: that of its images; "config" for 0 to 1 where the network's center_input_sample
-            is set, else -1 to 1.
+        data_range: the range of the images; "config" for (0, 1) where the network's
+            center_input_sample is set, else (-1, 1). None where there is no bound.
         check: a batch of data, on which the conventions are checked as by `check_model`; for a
-            network with labels use `check_model(model.given(class_labels=...), x)`.
-        null: as of `ScoreModel`: what stands for an unknown condition, which guidance compares
-            with, such as {"class_labels": 1000} for networks trained with one more class.
+            network with labels use `check_model(model.given(class_labels=...), x)` instead.
+        null: the values that stand for unknown conditions, with which guidance compares, such as
+            {"class_labels": 1000} for networks trained with one more class; see `ScoreModel`.
+
+    Returns:
+        the model, in evaluation mode if unet is a folder.
 
     Raises:
         TypeError: for a network without a config, or a scheduler instead of its config.
-        ValueError: for unknown schedules and predictions, or when the model does not denoise the
-            batch.
+        ValueError: for unknown schedules and predictions, schedulers that are not chains of betas,
+            or when the model does not denoise the batch.
         CheckpointError: for a folder that is incomplete or damaged.
         ImportError: for a folder when diffusers is not installed.
 
@@ -119,20 +122,20 @@ def from_diffusers(
 
 
 def network_in(folder: Path) -> nn.Module:
-    """The network of `from_diffusers(folder)`; no scheduler's config is needed.
+    """The network of `from_diffusers(folder)`; the folder need not have a scheduler's config.
 
     Raises:
-        CheckpointError, ImportError: as there.
+        CheckpointError, ImportError: as `from_diffusers`.
     """
     return wrap(open_folder(folder, {}, _conventions)[0])
 
 
 def wrap(net: nn.Module) -> nn.Module:
-    """A network of diffusers as `from_diffusers` calls it; itself where it is one already."""
+    """A network of diffusers with the output of `from_diffusers`; itself if it has that already."""
     return net if isinstance(net, _Sample) else _Sample(net)
 
 
-WRAPPER = _Sample.__name__  # in checkpoints
+WRAPPER = _Sample.__name__  # as checkpoints name it
 
 
 def _alternatives(config: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -152,14 +155,14 @@ def _alternatives(config: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str,
 
 
 def _conventions(config: Mapping[str, Any]) -> tuple[AbstractDiffusion, Prediction, Conditioning]:
-    """The diffusion, the output and the label that a scheduler's config stands for."""
+    """The diffusion, the prediction and the conditioning of a scheduler's config."""
     if {"sigma_min", "sigma_max", "snr"} <= set(config):
         return (
             VESDE(_number(config, "sigma_min"), _number(config, "sigma_max"), exact=False),
             "score",
             "sigma",
         )
-    # The name of it before diffusers 0.7.
+    # Before diffusers 0.7 it was called predict_epsilon.
     default = "epsilon" if config.get("predict_epsilon", True) else "sample"
     prediction = config.get("prediction_type", default)
     if prediction == "flow_prediction" or ("shift" in config and "beta_schedule" not in config):

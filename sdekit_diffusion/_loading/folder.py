@@ -1,4 +1,4 @@
-"""Folders of diffusers: a UNet2DModel with strictly its own weights, and the config of a
+"""Folders of diffusers: a UNet2DModel, whose weights must fit exactly, and the config of a
 scheduler.
 """
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sdekit_diffusion._loading.weights import fill, read_json, read_pickle, read_safetensors
 from sdekit_diffusion._models.checkpoint import CheckpointError
 
-# Before diffusers 0.17.
+# Names of weights before diffusers 0.17, and those of today.
 _OLD_NAMES = {
     ".query.": ".to_q.",
     ".key.": ".to_k.",
@@ -28,12 +28,12 @@ def open_folder(
     config: Mapping[str, Any] | None,
     require_known: Callable[[Mapping[str, Any]], object],
 ) -> tuple[nn.Module, Mapping[str, Any]]:
-    """The network in a folder, and the scheduler's config in it unless one is given, which `known`
-    must not refuse.
+    """The network in a folder, and a scheduler's config: the given one, or that in the folder,
+    which `require_known` must accept.
 
     Raises:
-        CheckpointError: when it has not what is needed, or is damaged.
-        ImportError: when diffusers is missing.
+        CheckpointError: when the folder lacks something, or is damaged.
+        ImportError: when diffusers is not installed.
     """
     if not folder.is_dir():
         raise CheckpointError(
@@ -74,10 +74,10 @@ def open_folder(
 
 
 def shape_of(settings: Mapping[str, Any]) -> tuple[int, ...] | None:
-    """(channels, height, width) of a network's config; None where the size is not known.
+    """(channels, height, width) from a network's config; None where the size is not known.
 
     Raises:
-        ValueError: when they are no such numbers.
+        ValueError: when they are not positive integers.
     """
     channels: Any = settings.get("in_channels")
     size: Any = settings.get("sample_size")
@@ -105,13 +105,13 @@ def _unet(folder: Path) -> nn.Module:
     weights, state = _state(folder)
     options = _options(path, list(inspect.signature(UNet2DModel.__init__).parameters)[1:])
     try:
-        # Else building it might never end.
+        # With a wrong number of layers, building the network might not end.
         if not 0 < options.get("layers_per_block", 1) <= len(state):
             raise ValueError(
                 f"layers_per_block is {options['layers_per_block']}, and the weights have "
                 f"{len(state)} tensors"
             )
-        # Without numbers: nothing is asked for before it is known how much.
+        # On the meta device: no memory is used before the size is known.
         with torch.device("meta"), torch.no_grad():
             empty_unet = UNet2DModel(**options).eval()
             _require_usable(
@@ -150,9 +150,7 @@ def _options(path: Path, allowed: list[str]) -> dict[str, Any]:
 
 
 def _require_usable(unet: nn.Module, shape: tuple[int, ...]) -> None:
-    """Refuses a network that cannot work, as far as that is known without its numbers and without
-    labels.
-    """
+    """Refuses a network whose output has a wrong shape. Networks with labels are not checked."""
     if unet.class_embedding is None:
         out = unet(torch.zeros(1, *shape), torch.zeros(1)).sample
         if out.shape[1] < shape[0] or out.shape[2:] != shape[1:]:

@@ -1,4 +1,4 @@
-"""A model from what `save` wrote."""
+"""`load`: a model from the files that `save` wrote."""
 
 import json
 import warnings
@@ -36,7 +36,7 @@ _DTYPES = {
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
 }
-# What constructors raise over a config that describes no model.
+# Errors of constructors for a config that does not describe a model.
 _CONSTRUCTOR_ERRORS = (
     LookupError,
     TypeError,
@@ -57,26 +57,30 @@ def load(
     width: float | None = None,
     best: bool = False,
 ) -> ScoreModel:
-    """The model that `save` wrote, in evaluation mode; of an unfinished run, its newest checkpoint.
+    """Loads the model that `save` or `fit` wrote, in evaluation mode; for an unfinished run, that
+    of its newest checkpoint.
 
     Arguments:
-        folder: with config.json and weights-*.safetensors, or a run's folder.
+        folder: a folder with config.json and weights-*.safetensors, or the folder of a run.
         net: the network for the weights, unless it is one of `nets`: a module, such as the one
             passed to `from_diffusers`; a model with such a network; a folder of diffusers; or
             "package.module:factory", which is imported, called without arguments, and returns a
-            module or a model. A warning is raised where its class is not the one that was saved.
+            module or a model. A warning is raised where its class or its configuration is not the
+            one that was saved.
         device: the device of the model.
-        ema: the decay of the averaged weights, of those of a run, in its newest checkpoint; 0 for
-            the weights without averaging.
-        width: the relative width of an average of the weights, the standard deviation of their
-            updates over the number of updates: the combination nearest to it of the snapshots that
-            a run with `Recipe(widths=...)` has stored, at the newest of these.
-        best: load the checkpoint of a run with the least `validation_loss`, instead of the last
+        ema: the decay of the averaged weights to load, one of `Recipe.ema`, from the newest
+            checkpoint of a run; 0 for the weights without averaging. Unless given, the first decay.
+        width: the relative width of the average of the weights to load, that is, the standard
+            deviation of the update numbers under its profile, divided by the number of updates. The
+            average is the nearest linear combination of the snapshots that a run with
+            `Recipe(widths=...)` has stored, at the update of the newest one.
+        best: load the checkpoint of a run with the smallest `validation_loss`, instead of the last
             weights.
 
     Raises:
-        CheckpointError: when a file is missing, damaged, or belongs to another network, or no
-            checkpoint has a validation loss.
+        CheckpointError: when a file is missing, damaged, or belongs to another network; when the
+            run has no average of this decay, no snapshots, or no checkpoint with a validation loss;
+            or when net is missing and the network is not one of `nets`.
         ImportError, TypeError, ValueError: when net is not a network.
         ValueError: for a device that cannot be used, a width that no average has, or more than one
             of ema, width and best.
@@ -143,8 +147,8 @@ def _given_network(net: nn.Module | str | Path | None) -> nn.Module | None:
 
 
 def _warn_of_another(config: Any, network: nn.Module, folder: Path) -> None:  # noqa: ANN401 - JSON
-    """Warns where a network is of another class than that whose weights a checkpoint holds, or was
-    made with other arguments: weights of the same names and shapes do not tell them apart.
+    """Warns where a network has another class, or was made with other arguments, than the one whose
+    weights a checkpoint contains: the names and shapes of the weights may be the same for both.
     """
     saved = config["class"]
     kinds = [kind.__name__ for kind in type(network).__mro__]
@@ -173,7 +177,7 @@ def _arguments(network: nn.Module) -> Any:  # noqa: ANN401 - JSON
 
 
 def _python_number(value: Any) -> Any:  # noqa: ANN401
-    """A number of numpy, or a tensor with one number, as Python's; anything else as a text."""
+    """A number of numpy, or a tensor with one number, as a Python number; other values as text."""
     return value.item() if hasattr(value, "item") else str(value)
 
 
@@ -197,8 +201,8 @@ def _model(config: dict[str, Any], network: nn.Module) -> ScoreModel:
 
 
 def config_folder(folder: str | Path) -> Path:
-    """Where the config of a model is: in the folder, or in the newest checkpoint of a run that is
-    not over.
+    """The folder with the config of a model: the given one, or the newest checkpoint of a run that
+    is not complete.
     """
     folder = Path(folder)
     return folder if (folder / CONFIG).exists() else newest(folder) or folder
@@ -218,7 +222,9 @@ def _network(config: dict[str, Any], weights: Mapping[str, Tensor]) -> nn.Module
 
 
 def _averaged(folder: Path, config: dict[str, Any], ema: float) -> dict[str, Tensor]:
-    """The weights of a training at its checkpoint, averaged with one of its decays."""
+    """The weights in a checkpoint of a training run, averaged with one of its decays, or not
+    averaged for ema = 0.
+    """
     state = read_tensors(folder, STATE)
     decays = config["notes"]["decays"]
     if ema and ema not in decays:

@@ -1,6 +1,7 @@
 """Networks that a user names: a folder of diffusers, or a function of the user's own.
 
-Only the user names code to import, in an argument or an option; nothing in a checkpoint does.
+Code is imported only by names that the user gives, in an argument or an option, and never by those
+in a checkpoint.
 """
 
 from importlib import import_module
@@ -16,7 +17,7 @@ from sdekit_diffusion._models.score_model import ScoreModel
 
 
 def named_network(name: str | Path) -> nn.Module:
-    """The network of a folder of diffusers, without its scheduler, or of `package.module:factory`.
+    """The network in a folder of diffusers, without its scheduler, or of `package.module:factory`.
 
     Raises:
         ValueError: for a name of neither kind, a damaged folder, or a module without that factory.
@@ -37,7 +38,7 @@ def named_network(name: str | Path) -> nn.Module:
 
 def named_model(name: str) -> ScoreModel | nn.Module:
     """The model of a folder of diffusers with its scheduler, or what `package.module:factory`
-    makes; errors as above.
+    returns; errors as those of `named_network`.
     """
     return from_diffusers(name) if Path(name).is_dir() else _make(name)
 

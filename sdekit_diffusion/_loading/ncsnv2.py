@@ -1,4 +1,4 @@
-"""Checkpoints of the repository of Song and Ermon (2020), ermongroup/ncsnv2, as models."""
+"""Models of checkpoints of ermongroup/ncsnv2, the repository of Song and Ermon (2020)."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -27,23 +27,22 @@ def from_ncsnv2(
     data_std: float | None = None,
     check: Tensor | None = None,
 ) -> ScoreModel:
-    """A `ScoreModel` of a checkpoint of ermongroup/ncsnv2: its NCSNv2, NCSNv2Deeper or
+    """A `ScoreModel` from a checkpoint of ermongroup/ncsnv2: its NCSNv2, NCSNv2Deeper or
     NCSNv2Deepest as `nets.NCSNv2`.
 
-    The published network receives h = 2 x - 1 of images x in [0, 1], and s(x,
-    sigma_i) = net(h) / sigma_i. The model has its noise levels as `NCSN(sigmas)` and predicts
-    "noise", -net(h), for which the sign of the last convolution is reversed. Sample with the
-    published method by `sample(model, n, method=ncsn_settings("celeba").method, denoise=True)`, or
-    with any other.
+    The input of the first layer of the published network is h = 2 x - 1 for images x in [0, 1], and
+    the score is s(x, sigma_i) = net(h) / sigma_i. The diffusion of the model is `NCSN(sigmas)` with
+    the noise levels of the checkpoint. The model predicts "noise", -net(h): the sign of the last
+    convolution is reversed. Sample with the published method by
+    `sample(model, n, method=ncsn_settings("celeba").method, denoise=True)`, or with any other.
 
     Arguments:
-        weights: a .pth file, read as data; its content, a list of the state dict, that of the
-            optimiser, the epoch, the step and, if stored, the averaged weights; or a state dict
-            alone.
-        ema: use the averaged weights, as for sampling; False for those of the last step. A state
-            dict alone is used as it is.
-        rescaled: `data.rescaled` of its config: images in [-1, 1], which the network receives
-            unchanged.
+        weights: a .pth file, whose pickle is read as data and never executed; its content, a list
+            of the state dict, that of the optimiser, the epoch, the step and, if stored, the
+            averaged weights; or a state dict alone.
+        ema: use the averaged weights, as the authors do for sampling; False for those of the last
+            step. Without effect on a state dict alone.
+        rescaled: `data.rescaled` of its config: the images are in [-1, 1], and h = x.
         shape: the shape of one sample, such as (3, 64, 64); networks take images of any size.
         data_std: the standard deviation of a coordinate of the data; estimated from the network
             unless given.
@@ -87,7 +86,7 @@ def from_ncsnv2(
 
 
 def _state(content: Any, ema: bool, source: str) -> dict[str, Tensor]:  # noqa: ANN401
-    """The state dict of a checkpoint, with the averages of its parameters where they are wanted."""
+    """The state dict of a checkpoint; with ema, with the averages of its parameters."""
     listed = isinstance(content, Sequence) and not isinstance(content, str)
     parts = list(content) if listed else [content]
     if not parts or not _tensors(parts[0]):

@@ -1,5 +1,5 @@
-"""The RefineNets of ermongroup/ncsnv2: which of them a state dict is of, and its weights in
-ours.
+"""The RefineNets of ermongroup/ncsnv2: which of them a state dict belongs to, and the conversion of
+its weights to `nets.NCSNv2`.
 """
 
 import re
@@ -15,7 +15,7 @@ from sdekit_diffusion._models.checkpoint import CheckpointError
 from sdekit_diffusion.nets import NCSNv2
 
 FIRST = "begin_conv.weight"
-_NORM = ("gamma", "alpha", "beta")  # one after the other in a row of ours
+_NORM = ("gamma", "alpha", "beta")  # concatenated in a row of our norms
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class _Published:
     dilations: Sequence[int]
 
     def theirs(self, ours: str) -> tuple[str, ...]:
-        """The authors' names of what is in one of our tensors: three for the row of a norm."""
+        """The authors' names of the tensors in one of ours: three for the row of a norm."""
         match ours.split("."):
             case ["first", kind]:
                 return (f"begin_conv.{kind}",)
@@ -80,10 +80,10 @@ _PUBLISHED = [
 
 
 def network(state: Mapping[str, Tensor], centred: bool, source: str) -> NCSNv2:
-    """The network of a state dict, whose output is that of the authors' with the opposite sign.
+    """The network of a state dict, with the opposite sign of the output of the authors' network.
 
     Raises:
-        CheckpointError: when it is no published network's, or is damaged.
+        CheckpointError: when it is not that of a published network, or is damaged.
     """
     published, config = _architecture(state, source)
     with torch.device("meta"):
@@ -98,7 +98,7 @@ def network(state: Mapping[str, Tensor], centred: bool, source: str) -> NCSNv2:
 
 
 def _join(parts: Sequence[Tensor]) -> Tensor:
-    """A tensor alone, or the row of a norm."""
+    """A single tensor, or several concatenated to the row of a norm."""
     return parts[0] if len(parts) == 1 else torch.cat(list(parts))[None]
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints of score_sde_pytorch as models."""
+"""Models of checkpoints of score_sde_pytorch."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -26,7 +26,7 @@ Interpretation = tuple[AbstractDiffusion, Prediction, Conditioning]
 
 
 class _Nearest(nn.Module):
-    """net(x, i) with i the number of the nearest level, as an integer."""
+    """net(x, i) with the integer number i of the nearest level."""
 
     def __init__(self, net: nn.Module, levels: int) -> None:
         super().__init__()
@@ -50,40 +50,44 @@ def from_score_sde(
     data_std: float | None = None,
     check: Tensor | None = None,
 ) -> ScoreModel:
-    """A `ScoreModel` of a checkpoint of score_sde_pytorch and a network of its architecture.
+    """A `ScoreModel` from a checkpoint of score_sde_pytorch and a network of its architecture.
 
-    VP and sub-VP networks receive 999 t and return eps, so that the score is -net / sigma. Discrete
-    VP is a chain, `DDPM(linear_betas(N, beta_min / N, beta_max / N))`, whose steps the network
-    counts from 0. VE has the kernel sigma(t) = sigma_min (sigma_max / sigma_min)^t,
-    `VESDE(exact=False)`; networks receive sigma and return the score. Discrete VE is `NCSN` with N
-    levels in geometric progression; its network receives the number of the level, an integer, 0 for
-    the noisiest.
+    The conventions of these networks, with N levels where training was discrete:
+
+        VP, sub-VP:   receive 999 t and return eps, so that the score is -net / sigma;
+        discrete VP:  the chain `DDPM(linear_betas(N, beta_min / N, beta_max / N))`, whose steps
+                      the network counts from 0;
+        VE:           sigma(t) = sigma_min (sigma_max / sigma_min)^t, `VESDE(exact=False)`; receive
+                      sigma and return the score;
+        discrete VE:  `NCSN` with sigmas in geometric progression; receive the number of the level,
+                      an integer, 0 for the noisiest, and return the score.
 
     Arguments:
-        weights: a .pth file, read as data, or its content: a dict with "model" and "ema"; or a
-            state dict alone.
+        weights: a .pth file, whose pickle is read as data and never executed, or its content: a
+            dict with "model" and "ema"; or a state dict alone.
         net: the network to fill, called as `net(x, label)`: an NCSN++ or DDPM++ (`ncsnpp`,
             `ddpmpp`) as its repository builds it from its config, or any module with parameters of
             the same names. sdekit does not contain these networks.
-        sde: "vp", "subvp", "ve", or a diffusion with other numbers, such as `VESDE(0.01, 90.0)`.
-            The range of "ve" is read from the `sigmas` that checkpoints hold.
-        continuous: `training.continuous` of its config; sub-VP always is.
-        levels: `model.num_scales`, N; from `sigmas` unless given, else 1000.
-        ema: use the averaged weights, as for sampling; False for those of the last step. A state
-            dict alone is used as it is.
-        centered: `data.centered`: images in [-1, 1], else in [0, 1]; unless given True for VP and
-            sub-VP and False for VE.
+        sde: "vp", "subvp", "ve", or such a diffusion with other parameters, as
+            `VESDE(0.01, 90.0)`. The range of "ve" is read from `sigmas` in the checkpoint.
+        continuous: `training.continuous` of its config; without effect for sub-VP, which always is.
+        levels: N, `model.num_scales` of its config; unless given, the number of `sigmas` in the
+            checkpoint, or else 1000.
+        ema: use the averaged weights, as the authors do for sampling; False for those of the last
+            step. Without effect on a state dict alone.
+        centered: `data.centered` of its config: the images are in [-1, 1], else in [0, 1]; unless
+            given True for VP and sub-VP, and False for VE.
         shape: the shape of one sample.
         data_std: the standard deviation of a coordinate of the data; estimated from the network
             unless given.
         check: a batch of data, on which the conventions are checked as by `check_model`.
 
     Returns:
-        the model, in evaluation mode, with the network passed, which `load` needs again.
+        the model, in evaluation mode, around the given network, which `load` needs again.
 
     Raises:
-        ValueError: without a network, for other diffusions, or when the model does not denoise the
-            batch.
+        ValueError: without a network, for other diffusions or numbers of levels, or when the model
+            does not denoise the batch.
         CheckpointError: for a file that is damaged or holds more than data, or weights that are not
             the network's.
 
@@ -154,7 +158,7 @@ def _alternatives(
     continuous: bool,
     sigmas: Any,  # noqa: ANN401 - a tensor, or whatever the checkpoint has
 ) -> Iterator[tuple[str, ScoreModel]]:
-    """The same network read in the other ways, and what to write for each."""
+    """The models with other conventions for the same network, and the arguments for each."""
     for name, other_continuous in (
         ("vp", True),
         ("vp", False),
@@ -196,7 +200,7 @@ def _with_levels(
     sigmas: Any,  # noqa: ANN401
     levels: int | None,
 ) -> tuple[AbstractDiffusion, int]:
-    """The diffusion and the number of levels, with what the checkpoint's `sigmas` say of them."""
+    """The diffusion and the number of levels, from the checkpoint's `sigmas` where it has them."""
     selected = diffusion(sde)
     if type(selected) not in _INTERPRETATIONS:
         raise ValueError(
@@ -217,7 +221,7 @@ def _with_levels(
 
 
 def _noise_levels(sigmas: Any) -> Tensor | None:  # noqa: ANN401 - a tensor, or whatever there is
-    """The `sigmas` of a checkpoint where they are two or more."""
+    """The `sigmas` of a checkpoint, None unless there are two or more."""
     if not isinstance(sigmas, Tensor):
         return None
     if not (plain(sigmas) and sigmas.ndim < 2 and sigmas.numel() <= _MAX_LEVELS):
@@ -246,7 +250,7 @@ def _ve_of(sigmas: Tensor, given: VESDE | None) -> VESDE:
 
 
 def _parts(content: Any, ema: bool, source: str) -> tuple[Mapping[str, Any], list[Tensor] | None]:  # noqa: ANN401
-    """The state dict of a checkpoint, and the averages of its parameters where they are wanted."""
+    """The state dict of a checkpoint; with ema, the averages of its parameters too."""
     if not isinstance(content, Mapping) or not all(isinstance(name, str) for name in content):
         raise CheckpointError(
             f"{source} holds {type(content).__name__}, not a dict with 'model' and 'ema'"
@@ -275,8 +279,8 @@ def _parts(content: Any, ema: bool, source: str) -> tuple[Mapping[str, Any], lis
 def _averages_by_name(
     state: Mapping[str, Any], averages: list[Tensor], net: nn.Module, source: str
 ) -> dict[str, Tensor]:
-    """Averages by name: they are in the order of the parameters in the state dict, those that were
-    not trained left out.
+    """Averages by name. They are in the order of the parameters in the state dict, without those
+    that were not trained.
     """
     parameters = dict(net.named_parameters())
     names = [name for name in state if name in parameters]

@@ -1,4 +1,4 @@
-"""Files of weights, read as data: nothing in them is executed, and detectable damage is refused."""
+"""Reads files of weights as data: nothing in them is executed, and detectable damage is refused."""
 
 import io
 import json
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sdekit_diffusion._models.checkpoint import CheckpointError
 
 _PREFIXES = ("module.", "_orig_mod.")  # of nn.DataParallel and torch.compile
-# Earlier versions corrupt memory over crafted pickles, even of weights only: CVE-2026-24747.
+# Crafted pickles corrupt the memory of earlier versions, even with weights_only: CVE-2026-24747.
 _SAFE_TORCH = "2.10"
 
 
@@ -40,8 +40,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, which has no checksum: damage to the numbers themselves
-    is not detected.
+    """The tensors of a safetensors file. It has no checksum: damage to the numbers is not detected.
 
     Raises:
         CheckpointError: when it is damaged.
@@ -87,8 +86,8 @@ def read_pickle(path: Path) -> Any:  # noqa: ANN401 - whatever was saved
 
 
 def _verified_copy(file: BinaryIO) -> BinaryIO:
-    """A copy of an archive, whose checksums are verified; torch does not verify them, and with a
-    damaged attribute of a member it would return uninitialised memory.
+    """A copy of an archive with verified checksums. torch does not verify them, and would return
+    uninitialised memory for a member with a damaged attribute.
     """
     buffer = io.BytesIO()
     with zipfile.ZipFile(file) as archive, zipfile.ZipFile(buffer, "w") as copy:
@@ -101,8 +100,8 @@ def _verified_copy(file: BinaryIO) -> BinaryIO:
 
 
 def fill(network: nn.Module, state: Mapping[str, Any], source: str) -> None:
-    """Copies tensors into a network if they are exactly those that it needs; otherwise the network
-    is unchanged.
+    """Copies tensors into a network if they are exactly those that it needs; otherwise raises an
+    error and leaves the network unchanged.
 
     Raises:
         CheckpointError: for names, shapes or dtypes that are not the network's, and for numbers
@@ -133,8 +132,8 @@ def fill(network: nn.Module, state: Mapping[str, Any], source: str) -> None:
 
 
 def unwrapped(state: Mapping[str, Any], expected: Container[str]) -> dict[str, Any]:
-    """The state with the expected names, without the prefix that a wrapper has added to all of
-    them.
+    """The state without the prefix that a wrapper has added to all names, if none is expected with
+    it.
     """
     for prefix in _PREFIXES:
         if all(name.startswith(prefix) for name in state) and not any(
