@@ -193,5 +193,5 @@ def test_what_is_refused():
         law_of("full").given(Y)
     with pytest.raises(ValueError, match="weights must be positive and sum to 1"):
         EmpiricalMixture(MEANS, weights=[1.0, 1.0, 1.0])
-    with pytest.raises(ValueError, match=r"give one a centre, \(3,\)"):
+    with pytest.raises(ValueError, match=r"give one per centre, \(3,\)"):
         EmpiricalMixture(MEANS, weights=torch.ones(1))

@@ -1,5 +1,5 @@
-"""Predictions at known levels as affine functions of a network's output, in numbers computed
-once.
+"""Predictions at known levels as affine functions of a network's output, with coefficients that are
+computed once.
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -14,11 +14,11 @@ from sdekit.elementary import Time, axpy, scaled
 
 Network = Callable[
     [Tensor, Tensor], Tensor
-]  # a network's output at points and labels that are its own
-Function = Callable[..., Tensor]  # of points u, or of (u, h, onto): onto + h f(u)
+]  # a network, of points and labels in its own convention
+Function = Callable[..., Tensor]  # f(u), or of (u, h, onto): onto + h f(u)
 Row = tuple[float, float, float, float, float, float]
 
-_CACHE_SIZE = 64  # grids whose numbers are kept
+_CACHE_SIZE = 64  # grids whose coefficients are kept
 _CACHE: dict[Hashable, list[Row]] = {}
 
 
@@ -26,10 +26,11 @@ _CACHE: dict[Hashable, list[Row]] = {}
 class Affine:
     """A prediction at levels l_i: skip_i u + out_i net(point_i u + shift_i m, label_i) + mean_i m.
 
-    Numbers are float64 tensors, `(levels,)`, or the same for all levels; m is the mean of the data.
+    m is the mean of the data.
 
     Arguments:
-        label, point, skip, out, shift, mean: of each level.
+        label, point, skip, out, shift, mean: float64 tensors, `(levels,)`, or numbers for all
+            levels.
     """
 
     label: Time
@@ -40,7 +41,7 @@ class Affine:
     mean: Time = 0.0
 
     def at(self, factor: Time, shift: Time = 0.0) -> "Affine":
-        """The prediction at factor u + shift m."""
+        """The prediction at factor u + shift m, as a function of u."""
         return Affine(
             self.label,
             self.point * factor,
@@ -51,7 +52,7 @@ class Affine:
         )
 
     def times(self, factor: Time, skip_term: Time = 0.0, mean: Time = 0.0) -> "Affine":
-        """factor times the sum of the prediction and mean m, plus skip_term u."""
+        """factor (prediction + mean m) + skip_term u."""
         return Affine(
             self.label,
             self.point,
@@ -73,9 +74,10 @@ class Affine:
 class NetworkCall(NamedTuple):
     """How a network is called.
 
-    network: calls it. dtype, device: of labels; None are those of the points. m: the mean of the
-    data, a number or shaped like one sample. key: all that `affine` depends on besides levels; None
-    if that may change, so that the coefficients are computed in each call.
+    network: the function that calls it. dtype, device: those of labels; None for those of the
+    points. m: the mean of the data, a number or shaped like one sample. key: everything that
+    `affine` depends on besides the levels; None if this may change, so that the coefficients are
+    computed in each call.
     """
 
     network: Network
@@ -85,7 +87,7 @@ class NetworkCall(NamedTuple):
     m: Tensor | float = 0.0
 
     def functions(self, rows: list[Row]) -> list[Function]:
-        """The prediction at each level, as a function of the point."""
+        """The prediction at each level, as a function of u."""
         labels: Sequence[Tensor | None] = [None] * len(rows)
         if self.dtype is not None:
             column = torch.tensor([row[0] for row in rows], dtype=torch.float64)
@@ -96,7 +98,7 @@ class NetworkCall(NamedTuple):
         ]
 
     def in_rows(self, affine: Affine, stages: int, x: Tensor) -> list[Function]:
-        """The prediction at levels `(stages * batch,)`, for each stage a function of points like
+        """The prediction at levels `(stages * batch,)`: for each stage a function of u, shaped like
         x.
         """
         count = stages * len(x)
@@ -125,11 +127,13 @@ class Model(Protocol):
 def prepared(
     model: Model, key: Hashable | None, levels: int, numbers: Callable[[], Affine]
 ) -> list[Function] | None:
-    """The functions of a grid with so many levels; None for a model that is not affine in a
-    network's output.
+    """The prediction at each level of a grid, as functions of u; None for a model that is not
+    affine in a network's output.
 
     Arguments:
-        key: what `numbers` depends on besides the model; None computes them anew.
+        key: everything that `numbers` depends on besides the model; None disables the cache.
+        levels: the number of levels.
+        numbers: computes the coefficients.
     """
     network_call = model.network_call()
     if network_call is None:
@@ -147,10 +151,11 @@ def prepared(
 
 
 def is_immutable(value: object) -> bool:
-    """Whether an object may be a key: of a frozen dataclass compared by value, without tensors.
+    """Whether an object can be a key of a cache: whether its class is a frozen dataclass that is
+    compared by value, and it has no tensors.
 
-    A class that inherits from such a dataclass, but is not declared as one, may hold more than its
-    fields.
+    A subclass of such a dataclass that is not itself declared as one is refused, since it may have
+    more attributes than the fields.
     """
     parameters = vars(type(value)).get("__dataclass_params__")
     if parameters is None or not (parameters.frozen and parameters.eq):
@@ -171,12 +176,12 @@ def _predict(
     h: float = 1.0,
     onto: Tensor | None = None,
 ) -> Tensor:
-    """h times the prediction at u, added to onto."""
+    """onto + h times the prediction at u."""
     value, point, skip, out, shift, mean = row
     x = u if point == 1 else scaled(point, u)
     if shift:
         x = _add_multiple(shift, m, x)
-    # New, even if a network has one buffer for all.
+    # A new tensor, even if the network returns the same buffer in each call.
     n = u.shape[0]
     labels = x.new_full((n,), value) if label is None else label.expand(n)
     output = network(x, labels)
@@ -197,7 +202,7 @@ def _predict_in_rows(
     mean: Time,
     u: Tensor,
 ) -> Tensor:
-    """`_predict` with numbers of each sample, ready to multiply u."""
+    """The prediction at u, with coefficients per sample in shapes that multiply u."""
     x = u * point
     if isinstance(shift, Tensor):
         x = x + shift * (m.to(x) if isinstance(m, Tensor) else m)
@@ -208,7 +213,7 @@ def _predict_in_rows(
 
 
 def _product(a: Time, b: Time) -> Time:
-    """a b; the number 0 where a is."""
+    """a b; the number 0 where a is the number 0."""
     return a * b if isinstance(a, Tensor) or a else 0.0
 
 

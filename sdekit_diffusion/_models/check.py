@@ -1,4 +1,6 @@
-"""Checks whether a model denoises a batch of data, and if not, with which convention it would."""
+"""Checks whether a model denoises a batch of data, and if not, finds a convention with which it
+does.
+"""
 
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -16,22 +18,23 @@ from sdekit_diffusion._models.evaluating import evaluating
 from sdekit_diffusion._models.model import AbstractModel, noise_scale, signal_scale
 from sdekit_diffusion._models.score_model import ScoreModel, as_model
 
-# In units of the data's deviation; beyond, small errors of a network are magnified.
+# In standard deviations of the data. At other levels small errors of a network are amplified.
 _NOISE = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 _MIN_COORDINATES = (
-    4096  # coordinates with noise of their own, at least: an error is known to some 2 %
+    4096  # the smallest number of coordinates with independent noise: errors are known to some 2 %
 )
 _EQUAL_RATIO = (
-    1.03  # errors whose ratio is within this are the same: then the fewest changes are named
+    1.03  # errors are equal up to this ratio: of equal ones that with the fewest changes is named
 )
-# Ratios to the guess's error, which are at least 1 for whatever is linear in x, an untrained
-# network too: on average, of a model that passes; at one level, of one that is broken there; of a
-# convention that is named, and what it must gain.
+# Bounds of ratios of errors to those of the guess. The ratios are at least 1 for every linear
+# function of x, hence for most untrained networks. A model passes up to the first, on average, and
+# up to the second at every level. A convention is named up to the third, if it divides the average
+# by the fourth.
 _LARGEST_MEAN_RATIO = 1.1
 _LARGEST_RATIO = 10.0
 _LARGEST_ALTERNATIVE = 0.95
 _SMALLEST_GAIN = 1.25
-# A network's, of labels.
+# Errors of a network for labels that it does not accept.
 _REFUSALS = (ValueError, TypeError, RuntimeError, LookupError, ArithmeticError, AssertionError)
 
 
@@ -41,11 +44,11 @@ class ModelCheck:
 
     Attributes:
         noise: sigma / alpha of each level, increasing.
-        errors: the mean square of a coordinate of D(x_t) - x_0 at each.
-        guesses: the error of the linear denoiser that uses only the mean and the variance v of a
-            coordinate, v r^2 / (v + r^2) at sigma / alpha = r.
+        errors: the mean square over the coordinates of D(x_t) - x_0 at each level.
+        guesses: the error of a linear guess of x_0, which uses only the mean and the variance v of
+            all coordinates: v r^2 / (v + r^2) at sigma / alpha = r.
         verdict: the conclusion, in words.
-        fits: whether the model denoises the batch as it should.
+        fits: whether the model denoises the batch.
 
     Example:
         >>> model = sd.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
@@ -64,7 +67,9 @@ class ModelCheck:
 
     @property
     def ratios(self) -> tuple[float, ...]:
-        """Errors over guesses: below 1 for a trained model, 1 + r^2 / v for one that returns x."""
+        """Errors over guesses: below 1 for a trained model, and 1 + r^2 / v for one that removes no
+        noise, D(x_t) = x_t / alpha.
+        """
         return tuple(error / guess for error, guess in zip(self.errors, self.guesses, strict=True))
 
     @property
@@ -74,8 +79,8 @@ class ModelCheck:
 
     @property
     def score(self) -> float:
-        """The geometric mean of the ratios, each at least 0.001, below which rounding would
-        dominate.
+        """The geometric mean of the ratios, in which ratios below 0.001, which rounding dominates,
+        count as 0.001.
         """
         return math.exp(sum(math.log(max(ratio, 1e-3)) for ratio in self.ratios) / len(self.ratios))
 
@@ -88,23 +93,23 @@ def check_model(
     seed: int = 0,
     throw: bool = True,
 ) -> ModelCheck:
-    """Checks that a model denoises a batch of data; if not, names the likely mistake.
+    """Checks that a model denoises a batch of data; if it does not, names the likely mistake.
 
-    The noise is 0.1 to 5 times the standard deviation of the data.
-
-    The mean of x_0 given x_t is at least as close to x_0 as any linear function of x_t, and closer
-    than the same network with another meaning of its output, another label of time, another
-    diffusion by its name or another range of the data. These are tried, one change at a time: about
-    a hundred and fifty evaluations of the batch.
+    Noise of 0.1 to 5 times the standard deviation of x is added to x. A model passes if its mean
+    squared error is not larger than that of a linear guess, and no other convention has a much
+    smaller error. The conventions are other meanings of the network's output, other labels of time,
+    other diffusions in `DIFFUSIONS` and other ranges of x, one change at a time: about 150
+    evaluations of the batch.
 
     Arguments:
         model: a trained `ScoreModel`, a `GaussianMixture`, or a plain score `(x, t)` with sde=.
-        x: data of the kind that it was trained on, floating, `(batch, *shape)`; 16 images are
-            enough, or 500 points.
-        sde: the diffusion; the model's own unless given.
-        seed: of the noise.
-        throw: False to return the verdict on a wrong model instead of raising it. Networks with a
-            table of labels may be evaluated at labels that do not exist: check these on the CPU.
+        x: data of the kind that it was trained on, floating, `(batch, *shape)`; 16 images or 500
+            points in few dimensions are enough.
+        sde: the diffusion, an object or a name; by default that of the model.
+        seed: the seed of the noise.
+        throw: False to return the verdict on a wrong model instead of raising an error. Networks
+            with a table of labels may be called with labels outside the table; check these on the
+            CPU, where this is an error that can be handled.
 
     Raises:
         TypeError: when x is not a floating tensor.
@@ -132,8 +137,10 @@ def check_model(
 def require_denoising(
     model: ScoreModel, x: Tensor | None, interpretations: Iterable[tuple[str, ScoreModel]]
 ) -> ScoreModel:
-    """The model itself if it denoises x, or if x is None; interpretations are other models that it
-    may be, with the change in words.
+    """The model itself, after a check that it denoises x unless x is None.
+
+    Arguments:
+        interpretations: other models to compare with, each with the change in words.
 
     Raises:
         TypeError, ValueError: as `check_model`.
@@ -165,7 +172,7 @@ def _check(
         noise = _noise(x, model, sde)
         try:
             errors = _errors(model, x, sde, seed)
-        except _REFUSALS as error:  # over labels it was not made for, perhaps
+        except _REFUSALS as error:  # perhaps for labels that the network does not accept
             failure = error
             errors = ModelCheck(noise, (math.inf,) * len(noise), (1.0,) * len(noise))
         interpreted = [
@@ -193,7 +200,7 @@ def _with_verdict(
     failure: Exception | None,
     alternatives_tried: list[tuple[Alternative, ModelCheck]],
 ) -> ModelCheck:
-    """The model's own errors with the verdict; a failure that no alternative explains is raised."""
+    """The check with its verdict; raises a failure of the model that no alternative explains."""
     noise = check.noise[check.ratios.index(check.worst)]
     description = (
         f"at sigma / alpha = {noise:.3g} its error is {check.worst:.3g} times that of a guess from "
@@ -226,7 +233,7 @@ def _with_verdict(
 def _best(
     alternatives_tried: list[tuple[Alternative, ModelCheck]],
 ) -> tuple[Alternative, ModelCheck] | None:
-    """The alternative with the least error; of those that are alike, one with a single change."""
+    """The alternative with the smallest error; of equal ones, one with a single change if any."""
     smallest = min((check.score for _, check in alternatives_tried), default=math.inf)
     equal = [
         (alternative, check)
@@ -237,7 +244,11 @@ def _best(
 
 
 def _noise(x: Tensor, model: AbstractModel, sde: AbstractDiffusion) -> tuple[float, ...]:
-    """The levels sigma / alpha that lie within the diffusion's range."""
+    """The levels sigma / alpha that are within the range of the diffusion.
+
+    Raises:
+        ValueError: when there are none, or x does not vary.
+    """
     variance = float(x.double().var(correction=0)) if x.numel() else 0.0
     if not 0 < variance < math.inf:
         raise ValueError(
@@ -251,14 +262,14 @@ def _noise(x: Tensor, model: AbstractModel, sde: AbstractDiffusion) -> tuple[flo
     )
     if not noise:
         raise ValueError(
-            f"{sde} has no noise between 0.1 and 5 times the deviation of x, "
+            f"{sde} has no noise between 0.1 and 5 times the standard deviation of x, "
             f"{math.sqrt(variance):.3g}; scale x"
         )
     return noise
 
 
 def _errors(model: AbstractModel, x: Tensor, sde: AbstractDiffusion, seed: int) -> ModelCheck:
-    """Errors on x, repeated until there are numbers enough."""
+    """The errors on x, which is repeated until it has at least _MIN_COORDINATES coordinates."""
     noise = _noise(x, model, sde)
     variance = float(x.double().var(correction=0))
     errors = []

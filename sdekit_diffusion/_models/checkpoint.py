@@ -1,9 +1,9 @@
-"""The format of checkpoints, and how they are read. They are data, tensors in safetensors and
-everything else in JSON: nothing in them is ever executed.
+"""The format of checkpoints, and how they are read. Tensors are in safetensors and everything else
+is in JSON: loading a checkpoint executes no code from it.
 
-config.json names the other files and has their checksums and its own. Files are named by their
-content. In "replaces" it names those of the checkpoints before it, which a process that was killed
-may have left.
+config.json has the names and the checksums of the other files, and its own checksum. The names of
+the other files contain a hash of their content. "replaces" has the files of previous checkpoints,
+which may still be there if a process was killed.
 """
 
 import hashlib
@@ -27,15 +27,15 @@ CONFIG = "config.json"
 STEPS = "checkpoints"
 WEIGHTS = "weights"
 STATE = "training"
-MEAN = ".data_mean"  # beside the weights, whose names do not begin so
-# The names that `save` gives.
+MEAN = ".data_mean"  # among the weights, whose names do not begin with a dot
+# The names of files of tensors that `save` writes.
 _TENSORS = re.compile(rf"({WEIGHTS}|{STATE})-[0-9a-f]{{12}}\.safetensors")
-# Until config.json is written.
+# Their names until config.json is written.
 TEMPORARY = {part: f".{part}.safetensors{PART}" for part in (WEIGHTS, STATE)}
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of what numbers depend on."""
+    """The versions of Python and of the packages that results depend on."""
     return {"python": platform.python_version()} | {
         name: version(name) for name in ("sdekit", "torch", "numpy", "scipy")
     }
@@ -47,15 +47,15 @@ class CheckpointError(ValueError):
     Example:
         >>> sd.load("no such folder")  # doctest: +IGNORE_EXCEPTION_DETAIL
         Traceback (most recent call last):
-        CheckpointError: no such folder has no config.json
+        CheckpointError: no such folder does not exist
     """
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
-    """The config of a checkpoint, checked to be one and to be as it was written.
+    """The config of a checkpoint, after checks of its format and its checksum.
 
     Raises:
-        CheckpointError: when the folder, or its config, is not a checkpoint's.
+        CheckpointError: when the folder is not a checkpoint, or its config is damaged.
     """
     return _config(Path(folder) / CONFIG)
 
@@ -91,16 +91,16 @@ def _config(path: Path) -> dict[str, Any]:
 
 
 def checksum(config: Mapping[str, Any]) -> str:
-    """Of a config but for its checksum."""
+    """The checksum of a config without its own entry."""
     rest = {key: value for key, value in config.items() if key != "sha256"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def read_tensors(folder: str | Path, part: str = WEIGHTS) -> dict[str, Tensor]:
-    """The tensors of a checkpoint, its "weights" or, where there are some, those of its "training".
+    """The tensors of a checkpoint: its "weights", or the state of its "training" run.
 
     Raises:
-        CheckpointError: when there are none, or they are not as they were written.
+        CheckpointError: when there are none, or the file is damaged.
     """
     file = read_config(folder)["files"].get(part)
     if file is None:
@@ -137,11 +137,11 @@ def scale_in(folder: str | Path) -> tuple[Tensor | float, float | None]:
 
 
 def files_of(folder: Path) -> set[str]:
-    """The names of the files of tensors that checkpoints in a folder have, or that a save which was
-    killed left there.
+    """The names of files of tensors in a folder that belong to its checkpoint, or that an
+    interrupted save left there.
 
     Raises:
-        CheckpointError: when its config.json is not that of a checkpoint, or is damaged.
+        CheckpointError: when config.json is not that of a checkpoint, or is damaged.
     """
     names: set[str] = set()
     if (folder / CONFIG).exists():
@@ -157,9 +157,7 @@ def files_of(folder: Path) -> set[str]:
 
 
 def _names(config: Mapping[str, Any]) -> set[str]:
-    """The files that a config names, and those that it says it replaces; names that `save` does
-    not use are left out.
-    """
+    """The files of a config and those in its "replaces", without names that `save` does not use."""
     replaced = config.get("replaces")
     names = [
         *(file["name"] for file in config["files"].values()),
@@ -169,14 +167,12 @@ def _names(config: Mapping[str, Any]) -> set[str]:
 
 
 def is_ours(name: str) -> bool:
-    """Whether `save` gives this name to a file of tensors, or to one that is to become a file of a
-    checkpoint.
-    """
+    """Whether `save` uses this name for a file of tensors, or for a temporary file."""
     return bool(_TENSORS.fullmatch(name)) or name in (*TEMPORARY.values(), f".{CONFIG}{PART}")
 
 
 def is_foreign(path: Path) -> bool:
-    """Whether a file can be read as JSON and is no config of a checkpoint."""
+    """Whether a file is JSON, but not the config of a checkpoint."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

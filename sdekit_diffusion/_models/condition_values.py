@@ -1,4 +1,4 @@
-"""The conditions of a network: their names, and the values that say that one is unknown."""
+"""The conditions of a network: their names, and their values for unknown conditions."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -15,11 +15,11 @@ _SINGLE = (type(None), bool, int, float, complex, str)
 
 
 def null_of(net: Callable[..., Tensor], given: Null | None) -> dict[str, float]:
-    """The value of each condition of a network that stands for an unknown one: as given, or what
-    the network says (`net.null`).
+    """For each condition the value that stands for an unknown one: the given mapping, or
+    `net.null`.
 
     Raises:
-        TypeError: when they are not numbers by name.
+        TypeError: when it is not a mapping from names to numbers.
     """
     null = getattr(net, "null", None) if given is None else given
     if given is None and not isinstance(null, Mapping):
@@ -33,8 +33,9 @@ def null_of(net: Callable[..., Tensor], given: Null | None) -> dict[str, float]:
 
 
 def names_of(net: Callable[..., Tensor], null: Null) -> tuple[str, ...] | None:
-    """The conditions that a network takes: those of its own `null`, or else those of `null` and the
-    parameters of its signature after x and t. None where the signature does not tell.
+    """The conditions that a network takes: those of `net.null` and `null`, or without `net.null`
+    those of `null` and the parameters of its signature after x and t. None if there are no names,
+    and the signature accepts any.
     """
     own = getattr(net, "null", None)
     if isinstance(own, Mapping):
@@ -44,10 +45,10 @@ def names_of(net: Callable[..., Tensor], null: Null) -> tuple[str, ...] | None:
 
 
 def require_name(name: str, net: Callable[..., Tensor], null: Null) -> None:
-    """Refuses a condition that a network's signature does not have.
+    """Refuses a condition that is not in the signature of a network.
 
     Raises:
-        ValueError: says which there are.
+        ValueError: with the conditions in the signature.
     """
     names = _parameters_of(net)
     if names is not None and name not in (*names, *null):
@@ -58,7 +59,7 @@ def require_name(name: str, net: Callable[..., Tensor], null: Null) -> None:
 
 
 def _parameters_of(net: Callable[..., Tensor]) -> tuple[str, ...] | None:
-    """The parameters of a network after x and t, None where any can be given."""
+    """The parameters of a network after x and t; None if it accepts any."""
     try:
         called = net.forward if isinstance(net, nn.Module) else net
         parameters = list(inspect.signature(called).parameters.values())
@@ -80,8 +81,8 @@ def is_single(value: object) -> bool:
 def expanded(
     conditions: Mapping[str, Any], null: Null, rows: int, device: torch.device
 ) -> dict[str, Any]:
-    """Conditions as a network receives them: where it knows a null value, a number is one entry for
-    each of the rows.
+    """Conditions as a network receives them: a number is repeated for all rows, if the condition
+    has a null value.
     """
     return {
         name: torch.full((rows,), value, device=device)
@@ -101,5 +102,5 @@ def dropped(value: Tensor, null: float, drop: Tensor) -> Tensor:
 
 
 def unknown_like(value: Tensor, null: float) -> Tensor:
-    """As many unknown values as a condition has entries."""
+    """A condition in which all entries are unknown."""
     return dropped(value, null, torch.ones(len(value), dtype=torch.bool, device=value.device))

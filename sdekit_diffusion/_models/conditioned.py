@@ -28,23 +28,25 @@ _PSI_STEPS = 4  # Newton steps for the psi of DPS
 
 @dataclass(frozen=True, eq=False)
 class AbstractPosterior(AbstractDerivedModel):
-    """A model of x given y, an approximation: a subclass defines `condition`.
+    """An approximate model of x given an observation y; a subclass defines `condition`.
 
-    It is a model: it can be sampled by every method, encoded, and has a likelihood. Solves start
-    around D_c at the noisy end, because the law given y is not centred where that of the data is.
-    `sample_posterior` weights its samples to the exact law, whatever D_c and psi are: they change
-    how many samples are effective. A constant in log psi does not matter.
+    It is a model with the denoiser D_c, an approximation of E[x_0 | x_t, y]: it can be sampled by
+    every method, has latents and a likelihood. Solves start around D_c at the noisy end, because
+    the law given y has another mean than the data. `sample_posterior` weights its samples so that
+    they follow the exact law for any D_c and psi, an approximation of p(y | x_t); a better choice
+    gives more effective samples. psi may have any constant factor.
 
-    `condition` receives l, a number or `(batch,)`, and u = a x_0 + b eps: `signal_scale(l)` and
-    `noise_scale(l)` are a and b, and `broadcast` of `sdekit.elementary` gives them the shape of u.
+    `condition` receives l, a number or `(batch,)`, and u = a x_0 + b eps, where a and b are
+    `signal_scale(l)` and `noise_scale(l)`; `broadcast` of `sdekit.elementary` gives them a shape
+    that multiplies u.
 
     Arguments:
         model: the model of x.
-        observation: y.
+        observation: the observation y, and p(y | x).
 
     Raises:
-        TypeError: for something else than an observation.
-        ValueError: for one that does not fit the model, or a model that does not know its shape.
+        TypeError: for anything but an observation.
+        ValueError: for an observation that does not fit the model, or a model without a shape.
 
     Example:
         >>> from dataclasses import dataclass
@@ -79,13 +81,13 @@ class AbstractPosterior(AbstractDerivedModel):
 
     @abstractmethod
     def condition(self, l: Time, u: Tensor) -> Conditioned:
-        """D, D_c and log psi at l and u, as in `predict_data`, by one evaluation of the model."""
+        """D, D_c and log psi at l and u, as in `predict_data`, from one evaluation of the model."""
 
     def conditioned(self, l: Time, u: Tensor) -> Conditioned:
-        """What `condition` returns, checked.
+        """The result of `condition`, after a check.
 
         Raises:
-            TypeError: for something else than a `Conditioned` for the points u.
+            TypeError: when it is not a `Conditioned` for the states u.
         """
         found = self.condition(l, u)
         if not isinstance(found, Conditioned) or found.log_psi.shape != (len(u),):
@@ -117,20 +119,20 @@ class AbstractPosterior(AbstractDerivedModel):
 
 @dataclass(frozen=True, eq=False)
 class MomentMatched(AbstractPosterior):
-    """x given y = A x + N(0, R), with a normal law of x_0 given x_t of mean D and covariance V:
+    """x given y = A x + N(0, R), where the law of x_0 given x_t is taken as N(D, V):
 
-        D_c = D + V A^T (R + A V A^T)^{-1} (y - A D),
+        D_c = D + V A^T (R + A V A^T)^{-1} (y - A D),  psi = N(y; A D, R + A V A^T).
 
-    which is exact where that law is normal.
+    This is exact where that law is N(D, V).
 
     Arguments:
         model: the model of x.
         observation: a `LinearObservation`.
-        covariance: V: "isotropic", "diagonal" or "jacobian", or an `AbstractCovariance` such as
-            `DataCovariance(c)`.
+        covariance: V, a name in `COVARIANCES`, "isotropic", "diagonal" or "jacobian", or an
+            `AbstractCovariance` such as `DataCovariance(c)`.
 
     Raises:
-        TypeError: for an observation of another kind.
+        TypeError: for an observation that is not linear.
         ValueError: for an unknown name, or an observation that does not fit the model.
 
     Example:
@@ -179,23 +181,28 @@ class MomentMatched(AbstractPosterior):
 
 @dataclass(frozen=True, eq=False)
 class Laplace(AbstractPosterior):
-    """x given any observation, with an isotropic normal law of x_0 given x_t and Laplace's
-    approximation of what y adds: D_c is the x_0 with the largest
+    """x given any observation, by Laplace's approximation of the law of x_0 given x_t and y, where
+    that of x_0 given x_t is taken as N(D, r^2 I): D_c is the x_0 with the largest
 
         log p(y | x_0) - |x_0 - D|^2 / (2 r^2),  r^2 = sigma^2 s^2 / (sigma^2 + alpha^2 s^2),
 
-    and psi the integral of its exponential under the normal law of the same curvature. It is found
-    by damped Newton steps, which are taken only where the sum rises. Their curvature is that of row
-    sums, exact where measurements see one coordinate each; for y = A x + noise with such an A this
-    is `MomentMatched`. No derivative of the network.
+    with the standard deviation s of the data, and psi is the integral of p(y | x_0) N(x_0; D,
+    r^2 I) with the curvature at D_c.
+
+    The maximum is found by damped Newton steps, which are accepted only if the objective increases.
+    The matrix of second derivatives is replaced by the diagonal matrix of its row sums, which is
+    exact where each measurement depends on one coordinate; for y = A x + noise with such an A this
+    is `MomentMatched`. The network is not differentiated.
 
     Arguments:
         model: the model of x.
-        observation: any.
-        steps: Newton steps, each with a derivative of log p(y | x_0), and one of that.
+        observation: any observation.
+        steps: the number of Newton steps, each with a first and a second derivative of
+            log p(y | x_0).
 
     Raises:
-        ValueError: for fewer than one step.
+        TypeError: for anything but an observation.
+        ValueError: for fewer than one step, or an observation that does not fit the model.
 
     Example:
         >>> law = sd.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
@@ -223,8 +230,8 @@ class Laplace(AbstractPosterior):
 def laplace(
     observation: AbstractObservation, data: Tensor, variance: Time, steps: int
 ) -> tuple[Tensor, Tensor]:
-    """The x with the largest log p(y | x) - |x - D|^2 / (2 r^2), r^2 the variance, and the
-    logarithm of the integral of Laplace's approximation, relative to that of the normal law.
+    """The x with the largest log p(y | x) - |x - D|^2 / (2 r^2), r^2 the variance, and log psi, the
+    logarithm of the integral of p(y | x) N(x; D, r^2 I) in Laplace's approximation.
     """
     variance = broadcast(variance, data)
     x = data
@@ -247,8 +254,8 @@ def laplace(
 
 
 def _derivatives(observation: AbstractObservation, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradient of log p(y | x), minus the row sums of its second derivative where that is
-    positive, and its value.
+    """The gradient of log p(y | x), minus the row sums of its second derivatives, clipped to be at
+    least 0, and its value.
     """
 
     def gradient_of(point: Tensor) -> tuple[Tensor, Tensor]:
@@ -262,24 +269,29 @@ def _derivatives(observation: AbstractObservation, x: Tensor) -> tuple[Tensor, T
 
 @dataclass(frozen=True, eq=False)
 class DPS(AbstractPosterior):
-    """x given any observation, with p(y | x_0) at x_0 = D in the place of p(y | x_t):
+    """x given any observation, where p(y | x_t) is replaced by p(y | x_0) at x_0 = D (diffusion
+    posterior sampling):
 
         D_c = D + zeta (sigma^2 / alpha) grad_x log p(y | D(x, t)).
 
     It is never exact, and its flow is stiff where the noise of y is small. As a proposal it is
-    often worse than `Laplace`; psi is that of `Laplace`, since p(y | D) is too narrow.
+    often less accurate than `Laplace`; psi is that of `Laplace`, since p(y | D) is too narrow.
 
     Arguments:
         model: the model of x.
-        observation: any.
+        observation: any observation.
         zeta: the factor of the gradient.
-        jacobian: False replaces (sigma^2 / alpha) dD/dx by r^2 = sigma^2 s^2 / (sigma^2 + alpha^2
-            s^2), with the standard deviation s of the data: no derivative of the network.
-        published: the step of the paper, zeta / |y - A D| instead of 1 / noise variance: what it
-            adds in one of the 1,000 steps of DDPM; for linear observations.
+        jacobian: False replaces (sigma^2 / alpha) dD/dx by
+            r^2 = sigma^2 s^2 / (sigma^2 + alpha^2 s^2), with the standard deviation s of the data.
+            Then the network is not differentiated.
+        published: True for the step of the paper, with the factor zeta / |y - A D| instead of
+            zeta / (noise variance), scaled so that it changes each of the 1,000 steps of DDPM as
+            published; for linear observations.
 
     Raises:
-        ValueError: for `published` with another observation, or without the derivative.
+        TypeError: for anything but an observation.
+        ValueError: for `published` with an observation that is not linear, or with jacobian=False,
+            or for an observation that does not fit the model.
 
     Example:
         >>> law = sd.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
@@ -335,7 +347,7 @@ class DPS(AbstractPosterior):
         return found
 
     def _objective(self, data: Tensor) -> Tensor:
-        """What the gradient is taken of: log p(y | D), or as published -|y - A D|."""
+        """The function whose gradient is taken: log p(y | D), or as published -|y - A D|."""
         if not self.published:
             return self.observation.log_prob(data)
         assert isinstance(self.observation, LinearObservation)
@@ -355,8 +367,8 @@ def _gradient(function: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, 
 
 
 def _ddpm_step(l: Time) -> Time:
-    """beta_i / sqrt(1 - beta_i) of the 1,000 steps of DDPM at a level: a step adds
-    sqrt(alphabar_{i-1}) beta_i / (1 - alphabar_i) times a move of D.
+    """beta_i / sqrt(1 - beta_i) of the 1,000 steps of DDPM at a level. A step of DDPM multiplies a
+    change of D by sqrt(alphabar_{i-1}) beta_i / (1 - alphabar_i).
     """
     sde = VPSDE()
     beta = sde.beta(sde.time(l)) / 1000

@@ -1,5 +1,5 @@
-"""The other conventions that a model may follow: another meaning of the output, another label of
-time, another range of the data.
+"""Other conventions that a network may have been trained with: another meaning of the output,
+another label of time, another diffusion, another range of the data.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,11 +18,11 @@ _RANGES = ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0))
 
 
 class Alternative(NamedTuple):
-    """A model, data and diffusion to try.
+    """A model, data and a diffusion to evaluate together.
 
     Attributes:
-        change: what is changed, in words.
-        model, x, sde: to be tried together.
+        change: the change of convention, in words.
+        model, x, sde: the model, the data, and the diffusion.
         several: whether more than one convention is changed.
     """
 
@@ -34,7 +34,7 @@ class Alternative(NamedTuple):
 
 
 def alternatives(model: AbstractModel, x: Tensor, sde: AbstractDiffusion) -> Iterator[Alternative]:
-    """The data in another range; and, of a `ScoreModel`, its network under other conventions."""
+    """The data in other ranges, and for a `ScoreModel` its network with other conventions."""
     for change, points in _rescaled(x, getattr(model, "data_range", None)):
         yield Alternative(change, model, points, sde)
     if not isinstance(model, ScoreModel):
@@ -65,7 +65,7 @@ class _Negative(nn.Module):
 
 
 def _other_outputs(model: ScoreModel) -> Iterator[tuple[str, ScoreModel]]:
-    """Other meanings of what the network returns, and the opposite sign."""
+    """The model with other meanings of the network's output, and with the opposite sign."""
     for predicts in get_args(Prediction):
         if predicts not in (model.predicts, _OPPOSITE.get(model.predicts)):
             other = _with_convention(model, model.net, predicts, model.conditioning)
@@ -76,7 +76,7 @@ def _other_outputs(model: ScoreModel) -> Iterator[tuple[str, ScoreModel]]:
 
 
 def _other_diffusions(model: ScoreModel) -> Iterator[tuple[str, ScoreModel]]:
-    """The diffusions that have a name, with their default parameters."""
+    """The model under the diffusions that have a name, with their default parameters."""
     settings = {
         "conditioning": model.conditioning,
         "data_std": model.data_std,
@@ -89,7 +89,7 @@ def _other_diffusions(model: ScoreModel) -> Iterator[tuple[str, ScoreModel]]:
 
 
 def _reverse_flows(model: ScoreModel) -> Iterator[tuple[str, ScoreModel]]:
-    """Flow matching with time from noise to data, counted to 1 or to 1000."""
+    """The model as flow matching with a time from 0 for noise to 1 or 1000 for data."""
     for n in (1, 1000):
         model_variant = ScoreModel(
             model.net,
@@ -121,15 +121,15 @@ def _with_convention(
 
 
 def _labels(model: ScoreModel) -> list[Conditioning]:
-    """The other labels that a network may have been trained with: names, steps or levels counted up
-    or down, time reversed.
+    """Other conditionings that a network may have been trained with: those with names, the number
+    of a step or level, counted up or down, and reversed time.
     """
     sde = model.sde
     step_labels: list[Conditioning] = []
     try:
         n = len(sde.levels)
     except ValueError:
-        n = 1000  # as many as most networks count where the diffusion has none
+        n = 1000  # the most common number of steps, if the diffusion has no levels
         step_labels = [(-n, n * sde.T)]
     a, b = model.conditioning if isinstance(model.conditioning, tuple) else (1.0, 0.0)
     labels: list[Conditioning] = ["time", "sigma", "log_snr", (n, -1), (n - 1, 0), (1 - n, n - 1)]
@@ -138,8 +138,8 @@ def _labels(model: ScoreModel) -> list[Conditioning]:
 
 
 def _rescaled(x: Tensor, data_range: tuple[float, float] | None) -> Iterator[tuple[str, Tensor]]:
-    """x moved from the narrowest of the usual ranges that holds it to the others, or to the model's
-    own.
+    """x scaled from the narrowest of _RANGES that contains it to [0, 1] and [-1, 1], or to the
+    range of the model.
     """
     smallest = float(x.min())
     largest = float(x.max())

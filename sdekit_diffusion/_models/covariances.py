@@ -1,4 +1,4 @@
-"""The covariance V of x_0 given x_t, as moment matching takes it."""
+"""Approximations of the covariance V of x_0 given x_t, for moment matching."""
 
 import math
 import warnings
@@ -17,15 +17,15 @@ from sdekit_diffusion._models.model import AbstractModel, noise_scale, signal_sc
 from sdekit_diffusion._models.observation import LinearObservation
 
 _LOG_2PI = math.log(2 * math.pi)
-_DENSE = 8  # measurements of which A V A^T is computed
-_ROUNDING = 1e-6  # of the largest eigenvalue of a covariance
+_DENSE = 8  # the largest number of measurements for which A V A^T is computed
+_ROUNDING = 1e-6  # of a covariance, relative to its largest eigenvalue
 
 
 class Conditioned(NamedTuple):
-    """What a conditioned model finds at a noisy point, by one evaluation of the model.
+    """The result of `AbstractPosterior.condition` at noisy states.
 
-    data: D, the denoiser of the model. conditioned: D_c, that given y. log_psi: an approximation of
-    log p(y | x_t), `(batch,)` in float64.
+    data: D, the denoiser of the model, shaped like the states. conditioned: D_c, the denoiser given
+    y, of the same shape. log_psi: an approximation of log p(y | x_t), `(batch,)` in float64.
 
     Example:
         >>> found = sd.Conditioned(torch.zeros(3, 2), torch.ones(3, 2), torch.zeros(3))
@@ -39,10 +39,12 @@ class Conditioned(NamedTuple):
 
 
 class AbstractCovariance(ABC):
-    """A choice of V, the covariance of x_0 given x_t, with which y = A x_0 + N(0, R) moves the
-    denoiser:
+    """An approximation V of the covariance of x_0 given x_t, which gives the denoiser D_c given
+    y = A x_0 + N(0, R), and psi, an approximation of p(y | x_t):
 
         D_c = D + V A^T (R + A V A^T)^{-1} (y - A D),  psi = N(y; A D, R + A V A^T).
+
+    A subclass defines `condition`.
 
     Example:
         >>> isinstance(sd.IsotropicCovariance(), sd.AbstractCovariance)
@@ -64,11 +66,12 @@ class AbstractCovariance(ABC):
 
 @dataclass(frozen=True)
 class IsotropicCovariance(AbstractCovariance):
-    """V = r^2 I with r^2 = sigma^2 s^2 / (sigma^2 + alpha^2 s^2): data of one standard deviation s
-    (PiGDM). No derivative of the network; A A^T is diagonalised once.
+    """V = r^2 I with r^2 = sigma^2 s^2 / (sigma^2 + alpha^2 s^2), exact for data N(m, s^2 I).
+
+    This is PiGDM. The network is not differentiated. A A^T is diagonalised once.
 
     Arguments:
-        std: s; that of the model's data unless given.
+        std: s; by default the standard deviation of the model's data.
 
     Example:
         >>> law = sd.GaussianMixture([1.0], [[0.0, 0.0]], [1.0])
@@ -99,15 +102,16 @@ class IsotropicCovariance(AbstractCovariance):
 
 @dataclass(frozen=True, eq=False)
 class DataCovariance(AbstractCovariance):
-    """V = (C^{-1} + (alpha / sigma)^2)^{-1} with the covariance C of the data: exact for normal
-    data. No derivative of the network.
+    """V = (C^{-1} + (alpha / sigma)^2 I)^{-1} with the covariance C of the data, exact for normal
+    data. The network is not differentiated.
 
     Arguments:
-        covariance: C, `(d, d)` of the flattened sample.
+        covariance: C, `(d, d)`, of flattened samples.
 
     Raises:
-        ValueError: for a matrix that is not symmetric and positive semidefinite, or of another
-        size.
+        TypeError: for a covariance that is not a tensor.
+        ValueError: for a matrix that is not symmetric and positive semidefinite; while sampling,
+            for samples of another size.
 
     Example:
         >>> x = torch.randn(100, 3, generator=torch.Generator().manual_seed(0))
@@ -167,7 +171,7 @@ class DataCovariance(AbstractCovariance):
         return Conditioned(data, data + move.to(u).reshape(u.shape), log_psi)
 
     def _measured(self, observation: LinearObservation, axes: Tensor) -> Tensor:
-        """L^{-1} A Q, `(m, d)`; A Q is kept for the operator."""
+        """L^{-1} A Q, `(m, d)`, with the eigenvectors Q of C; A Q is kept for later calls."""
         event = observation.event
         assert event is not None
         if math.prod(event) != len(axes):
@@ -183,8 +187,11 @@ class DataCovariance(AbstractCovariance):
 
 @dataclass(frozen=True)
 class DiagonalCovariance(AbstractCovariance):
-    """V from the denoiser's derivative, V = (sigma^2 / alpha) dD/dx, of which A V A^T is replaced
-    by the diagonal matrix of its row sums (TMPD). Two products with the derivative.
+    """V = (sigma^2 / alpha) dD/dx, the covariance by Tweedie's formula, where A V A^T is replaced
+    by the diagonal matrix of its row sums (TMPD).
+
+    The measurements are first scaled to noise of covariance I. Takes two products with the
+    derivative of the network.
 
     Raises:
         ValueError: while sampling, for an observation without noise.
@@ -214,15 +221,16 @@ class DiagonalCovariance(AbstractCovariance):
 
 @dataclass(frozen=True)
 class JacobianCovariance(AbstractCovariance):
-    """V = (sigma^2 / alpha) dD/dx, the covariance that the denoiser itself implies, whole: by
-    products with its derivative, and conjugate gradients (MMPS).
+    """V = (sigma^2 / alpha) dD/dx, the full covariance by Tweedie's formula, from products with the
+    derivative of the network (MMPS).
 
-    Up to 8 measurements the matrix A V A^T is computed, by as many products. Above, conjugate
-    gradients go on until the residual of each sample is below a tolerance; psi is then that of an
-    isotropic V, because the determinant is not known.
+    For at most 8 measurements the matrix A V A^T is computed, with one product per measurement. For
+    more the linear system is solved by conjugate gradients until the residual of each sample is
+    below a tolerance; psi is then that of an isotropic V, because the determinant is not known.
 
     Arguments:
-        rtol: of the residual of the conjugate gradients.
+        rtol: the tolerance of the residual of conjugate gradients, relative to y - A D. A warning
+            is raised if it is not reached in two steps per measurement.
 
     Raises:
         ValueError: while sampling, for an observation without noise.
@@ -261,7 +269,7 @@ class JacobianCovariance(AbstractCovariance):
 def _dense(
     product: Callable[[Tensor], Tensor], residual: Tensor, observation: LinearObservation
 ) -> tuple[Tensor, Tensor]:
-    """M^{-1} residual and log psi, M computed by its products with unit vectors."""
+    """M^{-1} residual and log psi, where M is computed from its products with unit vectors."""
     m = residual.shape[1]
     unit = torch.eye(m, dtype=residual.dtype, device=residual.device)
     columns = [product(row.expand_as(residual)) for row in unit]
@@ -274,7 +282,7 @@ def _dense(
 
 
 def _isotropic_log_psi(observation: LinearObservation, data: Tensor, std: float, l: Time) -> Tensor:
-    """log psi of D with an isotropic V; of too many measurements with the largest gain for all."""
+    """log psi with an isotropic V; for too many measurements with the largest gain for all."""
     if observation.many:
         residual = observation.whitened(observation.residual(data))
         spread = broadcast(posterior_variance(l, std**2), residual) * observation.largest_gain
@@ -288,8 +296,10 @@ def _isotropic_log_psi(observation: LinearObservation, data: Tensor, std: float,
 
 
 def conjugate_gradients(product: Callable[[Tensor], Tensor], b: Tensor, rtol: float) -> Tensor:
-    """The x with M x = b, `(batch, m)`, each row until its residual is below rtol |b|; M is
-    symmetric and positive definite.
+    """The x with M x = b, `(batch, m)`, for a symmetric and positive definite M; each row is
+    iterated until its residual is below rtol |b|.
+
+    Warns if 2 m steps are not enough. A row also stops where M is found not to be positive.
     """
     x = torch.zeros_like(b)
     residual = b
@@ -302,7 +312,7 @@ def conjugate_gradients(product: Callable[[Tensor], Tensor], b: Tensor, rtol: fl
             return x
         image = product(direction)
         curvature = (direction * image).sum(dim=1)
-        active = active & (curvature > 0)  # a network's V need not be positive
+        active = active & (curvature > 0)  # the V of a network may be indefinite
         if not bool(active.any()):
             return x
         step = torch.where(active, square / curvature, 0.0)[:, None]
@@ -338,21 +348,21 @@ def _whitened_residual(
 
 
 def posterior_variance(l: Time, variance: Tensor | float) -> Time:
-    """1 / (1 / variance + (a / b)^2), that of data of a variance given a noisy point."""
+    """1 / (1 / variance + (a / b)^2), the variance of normal data given noisy data."""
     a = signal_scale(l)
     b = noise_scale(l)
     return b * b * variance / (b * b + a * a * variance)
 
 
 def _log_normal(residual: Tensor, variances: Tensor, observation: LinearObservation) -> Tensor:
-    """log of the density of y, from independent whitened residuals."""
+    """The log of the density of y, from independent whitened residuals and their variances."""
     variances = variances.to(torch.float64).expand(residual.shape)
     terms = residual.to(torch.float64).square() / variances + variances.log() + _LOG_2PI
     return -0.5 * (sum_of_sample(terms) + _log_volume(observation))
 
 
 def _log_volume(observation: LinearObservation) -> float:
-    """log det R, that of whitening; 0 without noise."""
+    """log det R, from the whitening; 0 without noise."""
     return 0.0 if observation.noiseless else observation.log_volume
 
 
@@ -361,7 +371,7 @@ def _whitened(observation: LinearObservation, v: Tensor) -> Tensor:
 
 
 def _cholesky_solve(b: Tensor, factor: Tensor) -> Tensor:
-    """M^{-1} b of rows b, M = L L^T, one or one a row."""
+    """M^{-1} b for rows b and M = L L^T, with one L for all rows or one per row."""
     if factor.ndim == 2:
         return torch.cholesky_solve(b.T, factor).T
     return torch.cholesky_solve(b.unsqueeze(2), factor).squeeze(2)

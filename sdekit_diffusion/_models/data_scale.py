@@ -1,4 +1,4 @@
-"""Mean and standard deviation of the data of a model: as it knows them, or estimated from its
+"""Mean and standard deviation of the data of a model: those of the model, or estimated from its
 denoiser.
 """
 
@@ -17,25 +17,23 @@ from sdekit_diffusion._models.derived import AbstractDerivedModel
 from sdekit_diffusion._models.evaluating import evaluating
 from sdekit_diffusion._models.model import AbstractModel, signal_scale
 
-# Coordinates of all points together, at least: the estimate is good to a few per cent.
+# The number of coordinates of all points together: the estimate is accurate to a few per cent.
 _MIN_COORDINATES = 2048
-_POINTS = (8, 256)  # the least and the largest number of points
+_POINTS = (8, 256)  # the smallest and the largest number of points
 _NOISE_RATIO = (
-    8.0  # noise over the standard deviation of the data at which their law is nearly normal
+    8.0  # noise over the standard deviation of the data at which noisy data are nearly normal
 )
-_FINAL_RATIO = 0.3  # the same where the estimate is final
-_MEAN_TOLERANCE = 0.02  # of the standard deviation: how far the mean may have moved at last
-_LARGEST_FACTOR = 16.0  # the largest factor from a level to the next in search of the first
+_FINAL_RATIO = 0.3  # the same ratio below which the estimate is final
+_MEAN_TOLERANCE = 0.02  # the last change of the mean, in standard deviations
+_LARGEST_FACTOR = 16.0  # the largest ratio of neighbouring levels in the search for the first
 _MAX_LEVELS = 16
-_TENSORS_READ = 16  # tensors of which a number is read to see whether they have changed
-_LARGEST_SHARE = 0.98  # of the variance: a network that denoises nothing, as before training
+_TENSORS_READ = 16  # the number of tensors of which a value is read to detect changes
+_LARGEST_SHARE = 0.98  # of the variance: above, a network removes no noise, as before training
 
 
 @dataclass(frozen=True)
 class DataScale:
-    """Mean and standard deviation of data: a number, or a tensor shaped like one sample; a
-    number.
-    """
+    """The mean of data, a number or shaped like one sample, and their standard deviation."""
 
     mean: Tensor | float
     std: float
@@ -45,12 +43,12 @@ _ESTIMATES: WeakKeyDictionary[AbstractModel, tuple[Hashable, DataScale]] = WeakK
 
 
 def data_scale(model: AbstractModel, shape: tuple[int, ...] | None) -> DataScale:
-    """As the model knows them; else estimated from the denoiser, in some seven evaluations of a
-    small batch.
+    """`data_mean` and `data_std` of the model; without a data_std estimates from the denoiser, by
+    some seven evaluations of a small batch.
 
-    A mean that the model knows is kept. Where neither is possible, as with labels per sample, they
-    are those of data that fill a quarter of the model's `data_range` on either side of its middle,
-    or 0 and 1.
+    A data_mean that is not 0 is kept. Where an estimate is not possible, as with labels per sample,
+    the mean is the middle of the model's `data_range` and the standard deviation a quarter of its
+    width, or without a range 0 and 1.
     """
     if model.data_std is not None:
         return DataScale(model.data_mean, model.data_std)
@@ -61,7 +59,7 @@ def data_scale(model: AbstractModel, shape: tuple[int, ...] | None) -> DataScale
 
 
 def _estimate_or_default(model: AbstractModel, shape: tuple[int, ...] | None) -> DataScale:
-    """The estimate, which is kept as long as the model is the same."""
+    """The estimate, which is cached until the model changes; the default where there is none."""
     low, high = getattr(model, "data_range", None) or (-2.0, 2.0)
     default = DataScale((low + high) / 2, (high - low) / 4)
     event = model.shape if shape is None else shape
@@ -77,9 +75,9 @@ def _estimate_or_default(model: AbstractModel, shape: tuple[int, ...] | None) ->
 
 
 def _key(model: AbstractModel, shape: tuple[int, ...]) -> Hashable | None:
-    """What an estimate depends on: conventions, the network, its weights and buffers as torch
-    counts their changes, and some of their numbers, as writes to `.data` are not counted. None
-    where there are no weights.
+    """Everything that an estimate depends on: conventions, the network, the version counters of its
+    weights and buffers, and some of their values, since writes to `.data` are not counted. None if
+    there are no weights.
     """
     tensors = [
         value
@@ -102,23 +100,23 @@ def _key(model: AbstractModel, shape: tuple[int, ...]) -> Hashable | None:
 
 
 def _sample_numbers(tensors: list[Tensor]) -> list[float]:
-    """The first number of some tensors, evenly chosen among them, read at once."""
+    """The first value of some tensors, evenly spaced in the list, in one read."""
     selected = [value for value in tensors if value.numel()][:: 1 + len(tensors) // _TENSORS_READ]
     first = [value.detach().reshape(-1)[0].to(torch.float64) for value in selected]
     return torch.stack(first).tolist() if first else []
 
 
 def _estimate(model: AbstractModel, shape: tuple[int, ...], default: DataScale) -> DataScale:
-    """The estimate; `default` if the denoiser is not finite, or cannot be that of any data.
+    """The estimate; `default` if the denoiser fails, is not finite, or cannot be that of any data.
 
-    A network that finds data as large as the noise that it was made for is taken for an untrained
-    one.
+    A network is considered untrained if the estimate is above half the largest noise of its
+    diffusion.
 
-    Points v = x_t / alpha with noise y = sigma / alpha have the variance s^2 + y^2. Where y is
-    several times s they are normal, the mean of D is that of the data, and the share of their
-    variance that D keeps is s^2 / (s^2 + y^2): this finds such a y. From there the probability flow
-    carries them, by DPM-Solver++(2M), to a y below s, where s^2 is what their variance has beyond
-    y^2.
+    States v = x_t / alpha with the noise y = sigma / alpha have the variance s^2 + y^2. Where y is
+    several times s, they are nearly normal, the mean of D is that of the data, and the share of
+    their variance that is left in D is s^2 / (s^2 + y^2), which gives s. At such a y normal states
+    are drawn, and the probability flow is solved by DPM-Solver++(2M) to a y below s, where s^2 is
+    their variance minus y^2.
     """
     assert model.sde is not None
     dtype, device = model.place()
@@ -146,10 +144,10 @@ def _levels(sde: AbstractDiffusion) -> tuple[float, float]:
 def _along_flow(
     model: AbstractModel, z: Tensor, largest: float, smallest: float
 ) -> tuple[Tensor, float]:
-    """Mean and standard deviation of the data; z are standard normals."""
+    """Mean and standard deviation of the data, from standard normals z."""
     start = max(
         _NOISE_RATIO, 2 * math.sqrt(z[0].numel())
-    )  # one direction may have half of the variance
+    )  # half of the variance may be in one direction
     y = largest
     mean = torch.zeros_like(z[0])
     std = 0.0
@@ -164,7 +162,7 @@ def _along_flow(
         next_level = min(y, max(start * std, y / _LARGEST_FACTOR))
         if next_level <= 0.7 * y:
             y = next_level
-        elif change <= _MEAN_TOLERANCE * std:  # D is far from the mean if the noise hides little
+        elif change <= _MEAN_TOLERANCE * std:  # with little noise D is far from the mean
             break
     v = mean + math.hypot(y, std) * z
     previous = None
@@ -178,7 +176,7 @@ def _along_flow(
         std = math.sqrt(max(_variance(v) - y * y, 0.0))
         if y < _FINAL_RATIO * std or y <= smallest:
             return mean, std
-    return mean, 0.0  # no noise is as small as that
+    return mean, 0.0  # s is smaller than all noise
 
 
 def _denoise(model: AbstractModel, v: Tensor, y: float) -> Tensor:
@@ -188,8 +186,8 @@ def _denoise(model: AbstractModel, v: Tensor, y: float) -> Tensor:
 
 
 def _std_from_denoiser(v: Tensor, data: Tensor, y: float) -> float:
-    """s, from the share of the variance of v that the denoiser keeps; y for more than half,
-    infinite for nearly all.
+    """s, from the share of the variance of v that is left in D; y if this is more than half, and
+    infinity if it is nearly all.
     """
     centred = (v - v.mean(dim=0)).to(torch.float64)
     share = float((centred * data).sum() / centred.square().sum())
@@ -199,5 +197,5 @@ def _std_from_denoiser(v: Tensor, data: Tensor, y: float) -> float:
 
 
 def _variance(v: Tensor) -> float:
-    """That of a coordinate."""
+    """The variance of a coordinate."""
     return float((v - v.mean(dim=0)).to(torch.float64).square().mean())

@@ -1,4 +1,4 @@
-"""Models made from models: a condition, guidance, other coordinates."""
+"""Models made from models, such as by a condition, guidance, or other coordinates."""
 
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self
@@ -17,7 +17,7 @@ def per_sample(*, or_one: bool = False) -> Any:  # noqa: ANN401 - stands for the
     """A field of an `AbstractDerivedModel` that holds one entry per sample, `(n, ...)`.
 
     Arguments:
-        or_one: whether it may also hold one tensor of the shape of a sample, for all of them.
+        or_one: whether it may also hold one tensor of the shape of a sample, for all samples.
 
     Example:
         >>> from dataclasses import dataclass
@@ -44,7 +44,7 @@ class AbstractDerivedModel(AbstractModel):
     diffusion.
 
     Arguments:
-        model: the model that it is made from, which provides what the subclass does not define.
+        model: the original model, which provides what the subclass does not define.
 
     Example:
         >>> from dataclasses import dataclass
@@ -133,7 +133,7 @@ class AbstractDerivedModel(AbstractModel):
 
 
 def innermost(model: AbstractModel) -> AbstractModel:
-    """The model from which others were made, one from the other."""
+    """The original model of a chain of derived models; a model that is not derived itself."""
     while isinstance(model, AbstractDerivedModel):
         model = model.model
     return model

@@ -1,5 +1,5 @@
-"""The mixture of images: one Gaussian around each of many points, with its exact score under every
-diffusion.
+"""Mixtures of one Gaussian around each of many points, such as images, with their exact score under
+every diffusion.
 """
 
 import math
@@ -26,26 +26,28 @@ _NEAREST = 16  # centres whose distance is a sum of squared differences
 
 
 class EmpiricalMixture(AbstractMixture):
-    """p_0 = sum_k w_k N(c_k, s^2 I), w_k = 1/n unless given, hence p_t = sum_k w_k N(alpha c_k, v
-    I), v = alpha^2 s^2 + sigma^2.
+    """p_0 = sum_k w_k N(c_k, s^2 I), hence p_t = sum_k w_k N(alpha c_k, v I) with
+    v = alpha^2 s^2 + sigma^2.
 
-    For s = 0 this is what a score network with unlimited capacity learns from n images. Equal to a
-    `GaussianMixture`, but for many centres in many dimensions: points are processed in blocks of
-    2^23 numbers.
+    For s = 0 this is the law that a score network of unlimited capacity learns from n images. It
+    equals a `GaussianMixture`, but is made for many centres in many dimensions: points are
+    processed in blocks of 2^23 numbers. It has no diffusion of its own: pass `sde=`.
 
-    Squared distances are |x|^2 - 2 alpha x . c + alpha^2 |c|^2, a matrix product, which in float32
-    is off by up to 1e-6 |x| |c|, and the logarithm of a weight by half of that over v; those to the
-    sixteen nearest centres, which are all that count where v is small, are summed from differences
-    in float64.
+    Squared distances are |x|^2 - 2 alpha x . c + alpha^2 |c|^2 by a matrix product. In float32 its
+    error is up to 1e-6 |x| |c|, and that of the logarithm of a weight half of this over v. The
+    distances to the 16 nearest centres, the only ones that matter where v is small, are computed
+    from differences in float64.
 
     Arguments:
-        centres: `(n, *event)`, in the dtype of the points; another dtype costs a copy of the
-            centres per call.
-        std: s; 0 for the points themselves, which have a score where sigma > 0.
-        weights: positive, summing to 1, `(n,)`.
+        centres: c_k, `(n, *event)`, in the dtype of the points; for points of another dtype each
+            call makes a copy of the centres.
+        std: s; 0 for the points themselves, which have a score only where sigma > 0.
+        weights: w_k, positive, with sum 1, `(n,)`; by default 1/n.
 
     Raises:
-        ValueError: for no centres, centres that are not floating or not finite, or a negative std.
+        TypeError: for centres that are not a tensor.
+        ValueError: for no centres, centres that are not floating or not finite, a negative std, or
+            weights of another shape, that are not positive or do not have the sum 1.
 
     Example:
         >>> model = sd.EmpiricalMixture(torch.tensor([[-1.0, 0.0], [1.0, 0.0]]))
@@ -83,7 +85,7 @@ class EmpiricalMixture(AbstractMixture):
         square = float(self.weights @ self._squares)
         spread = (square - float(mean.double().square().sum())) / self._centres.shape[1]
         self.data_mean = mean.reshape(self.shape)
-        # Where it is 0 any will do.
+        # For a single point any value is possible.
         self.data_std = math.sqrt(max(spread, 0.0) + self.std**2) or 1.0
 
     def __repr__(self) -> str:
@@ -96,19 +98,19 @@ class EmpiricalMixture(AbstractMixture):
 
     @property
     def centres(self) -> Tensor:
-        """`(n, *event)`."""
+        """c_k, `(n, *event)`."""
         return self._centres.reshape(-1, *self.shape)
 
     def marginal(self, t: float, sde: AbstractDiffusion | str) -> "EmpiricalMixture":
-        """The law p_t under a diffusion."""
+        """The law p_t under a diffusion, an object or a name."""
         alpha, sigma = self.under(sde).kernel(t)
         std = math.hypot(alpha * self.std, sigma)
         return EmpiricalMixture(alpha * self.centres, std, self.weights)
 
     def given(self, observation: AbstractObservation) -> AbstractMixture:
-        """The exact law given y = A x + N(0, R): of points, s = 0, the points with other weights;
-        with s > 0 a `GaussianMixture` of one covariance. Centres of less than e^-100 of the largest
-        weight are left out.
+        """The exact law given y = A x + N(0, R): for s = 0 the centres with other weights, for
+        s > 0 a `GaussianMixture` with one covariance for all components. Centres whose weight is
+        below e^-100 of the largest are omitted.
 
         Raises:
             TypeError, ValueError: as `GaussianMixture.given`.
@@ -145,7 +147,11 @@ class EmpiricalMixture(AbstractMixture):
         return self.std**2 * torch.eye(observed.matrix.shape[1]).to(observed.matrix)
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """log p_0(x) in nats: `(batch, *event)` to `(batch,)`."""
+        """log p_0(x) in nats: `(batch, *event)` to `(batch,)`.
+
+        Raises:
+            ValueError: for s = 0.
+        """
         alpha, v = self._kernel_columns(1.0, 0.0, x)
         blocks = self._blocks(alpha, v, self._flat(x))
         parts = [
@@ -157,7 +163,11 @@ class EmpiricalMixture(AbstractMixture):
         return (torch.cat(parts) - constant).to(x.dtype)
 
     def responsibilities(self, x: Tensor) -> Tensor:
-        """The probability of each centre given x: `(batch, *event)` to `(batch, n)`."""
+        """The probability of each centre given x from p_0: `(batch, *event)` to `(batch, n)`.
+
+        Raises:
+            ValueError: for s = 0.
+        """
         return torch.cat(
             [
                 torch.softmax(logits, dim=1)
@@ -166,19 +176,25 @@ class EmpiricalMixture(AbstractMixture):
         )
 
     def predict_data(self, l: Time, u: Tensor) -> Tensor:
-        """D(l, u) = m + a s^2 / v (u - a m), m = sum_k r_k c_k."""
+        """D(l, u) = m + a s^2 / v (u - a m) with v = a^2 s^2 + b^2, and m = sum_k r_k c_k the mean
+        of the centres given u.
+        """
         a, v = self._kernel_columns(signal_scale(l), noise_scale(l), u)
         mean = self._mean(a, v, u)
         return torch.addcmul(mean, a * self.std**2 / v, self._flat(u) - a * mean).reshape(u.shape)
 
     def predict_noise(self, l: Time, u: Tensor) -> Tensor:
-        """eps(l, u) = b (u - a m) / v."""
+        """eps(l, u) = b (u - a m) / v, with m and v as in `predict_data`."""
         b = noise_scale(l)
         a, v = self._kernel_columns(signal_scale(l), b, u)
         return ((self._flat(u) - a * self._mean(a, v, u)) / v).reshape(u.shape) * broadcast(b, u)
 
     def score(self, t: Time, x: Tensor, sde: AbstractDiffusion | str | None = None) -> Tensor:
-        """grad log p_t(x) = (alpha m - x) / v; where sigma = 0 too, for s > 0."""
+        """grad log p_t(x) = (alpha m - x) / v, for s > 0 also where sigma = 0.
+
+        Raises:
+            ValueError: without a diffusion, for t outside its range, and where v = 0.
+        """
         kernel = self.under(sde)
         t = kernel.checked(t)
         alpha, v = self._kernel_columns(kernel.alpha(t), kernel.sigma(t), x)
@@ -188,8 +204,8 @@ class EmpiricalMixture(AbstractMixture):
         return self._centres[k] + self.std * z
 
     def _block_size(self, numbers: int) -> int:
-        """How many points make a block, each of which takes some numbers besides its
-        coordinates.
+        """The number of points per block, where each point needs this many numbers, or those of its
+        coordinates if they are more.
         """
         return max(1, _BLOCK // max(numbers, self._centres.shape[1]))
 
@@ -223,9 +239,8 @@ class EmpiricalMixture(AbstractMixture):
         )
 
     def _blocks(self, alpha: Tensor, v: Tensor, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """By blocks of points, the least squared distance to an alpha c_k, `(block,)` in float64,
-        and the logarithms of w_k times the densities, relative to that of the nearest centre,
-        `(block, n)`.
+        """For each block of points, the smallest squared distance q to an alpha c_k, `(block,)` in
+        float64, and log w_k - (q_k - q) / (2 v) for the distances q_k to all, `(block, n)`.
         """
         centres = self._centres.to(x)
         squares = self._squares.to(x)
@@ -254,10 +269,14 @@ class EmpiricalMixture(AbstractMixture):
 
 
 def _checked_weights(weights: Tensor | Sequence[float], n: int) -> Tensor:
-    """Weights, refused unless there are n, positive, which sum to 1."""
+    """The weights in float64, after checks.
+
+    Raises:
+        ValueError: unless there are n weights, all positive, with sum 1.
+    """
     weights = torch.as_tensor(weights, dtype=torch.float64)
     if weights.shape != (n,):
-        raise ValueError(f"weights have shape {tuple(weights.shape)}; give one a centre, ({n},)")
+        raise ValueError(f"weights have shape {tuple(weights.shape)}; give one per centre, ({n},)")
     if not bool((weights > 0).all()) or abs(float(weights.sum()) - 1) > 1e-5:
         raise ValueError(
             f"weights must be positive and sum to 1, not {float(weights.sum()):g}; divide them by "

@@ -10,21 +10,20 @@ from torch import nn
 from sdekit_diffusion._models.model import AbstractModel
 
 _LOCK = Lock()  # held while flags change, never during a call
-# The number of calls during which a module is in evaluation mode.
+# For each module that the calls must restore, the number of calls that use it.
 _ACTIVE_CALLS: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 
 
 @contextmanager
 def evaluating(model: AbstractModel, n: int) -> Iterator[None]:
-    """The model without dropout, and afterwards as it was; what it was given by sample must be for
-    n samples.
+    """Puts the networks of a model into evaluation mode, and restores their mode afterwards.
 
-    Threads may share a model: the first call that finds a module in training mode changes that, and
-    the last one to end restores it. So a thread that trains the model meanwhile finds it in
-    evaluation mode; let it train a copy.
+    Threads may share a model: the first call changes the mode of modules in training mode, and the
+    last call to end restores it. A thread that trains the model meanwhile would find it in
+    evaluation mode, and should train a copy.
 
     Raises:
-        ValueError: where it was given for another number.
+        ValueError: where values per sample of the model are not for n samples.
     """
     for name, value in model.entries().items():
         if len(value) != n:
@@ -41,8 +40,8 @@ def evaluating(model: AbstractModel, n: int) -> Iterator[None]:
 def _enter(modules: list[nn.Module]) -> list[nn.Module]:
     """Puts modules into evaluation mode and returns those that the call must restore.
 
-    The wrapper that torch.compile makes has no flag of its own: it shows, and sets, that of the
-    module within.
+    Wrappers of torch.compile are left out: they have no flag of their own, but that of the module
+    inside.
     """
     flagged = [module for module in modules if not hasattr(module, "_orig_mod")]
     with _LOCK:

@@ -1,4 +1,4 @@
-"""Guidance: denoisers that follow a condition more closely than the model does."""
+"""Guidance: denoisers that follow a condition more closely than the model itself."""
 
 import math
 from collections.abc import Callable
@@ -22,30 +22,32 @@ from sdekit_diffusion._models.wrapped import modules_of
 
 @dataclass(frozen=True, eq=False)
 class Guided(AbstractDerivedModel):
-    """D_r + w (D - D_r): the denoiser D of a model, moved away from that of a reference.
+    """D_r + w (D - D_r): the denoiser D of a model, moved away from that of a reference, D_r.
 
-    With the same model without its conditions as reference this is classifier-free guidance: w = 0
-    is the unconditional model, w = 1 the conditional one, and w > 1 raises the density of what is
+    If the reference is the same model without its conditions, this is classifier-free guidance:
+    w = 0 is the unconditional model, w = 1 the conditional one, and w > 1 favours samples that are
     typical of the condition. Papers and libraries that write (1 + w') D - w' D_r, such as azula,
-    have w' = w - 1. With a weaker network as reference it is autoguidance.
+    have w' = w - 1. If the reference is a weaker network, this is autoguidance.
 
-    A guided model is a model: it can be sampled by every method, encoded, and has a likelihood.
-    Where it needs both, one evaluation is one call of the network with 2 B rows if the reference
-    shares the network, and else one of each.
+    A guided model is a model: it can be sampled by every method, has latents and a likelihood. An
+    evaluation of B samples that needs both denoisers is one call of the network with 2 B rows if
+    the reference has the same network, else one call of each network.
 
     Arguments:
-        model: with its condition, such as `model.given(label=labels)`.
+        model: the model with its condition, such as `model.given(label=labels)`.
         scale: w.
-        by: the reference; the same model without its conditions unless given, for which the network
-            must have been trained with some of them dropped (`Recipe(drop=...)`).
-        interval: the least and the largest sigma / alpha at which w applies; elsewhere it is 1.
-        rescale: 0 for none; phi mixes the network's output, at the scale w, with phi parts of the
-            same output at the standard deviation that it has at w = 1, sample by sample.
-        together: whether one call of 2 B rows is made, which takes twice the memory.
+        by: the reference; by default the same model without its conditions, for which the network
+            must have been trained with dropped conditions (`Recipe(drop=...)`).
+        interval: the smallest and the largest sigma / alpha at which w applies; at other levels it
+            is 1. None for all levels.
+        rescale: phi in [0, 1], which multiplies the output of the network, for each sample, by
+            phi std(output at w = 1) / std(output at w) + 1 - phi; 0 for no rescaling.
+        together: whether one call of 2 B rows is made if possible; it needs twice the memory.
 
     Raises:
-        ValueError: when no reference is given or known, for an interval without extent, or a
-            rescale outside [0, 1].
+        TypeError: for a reference that is not a model.
+        ValueError: when there is no reference, neither given nor unconditional, for a scale that is
+            not a finite number, an interval that is not increasing, or a rescale outside [0, 1].
 
     Example:
         >>> net = sd.nets.MLP(shape=(2,), width=8, classes=3)
@@ -96,7 +98,7 @@ class Guided(AbstractDerivedModel):
         return super().predict_noise(l, u)
 
     def _guided(self, prediction: Literal["data", "noise"], w: Time, l: Time, u: Tensor) -> Tensor:
-        """A prediction of the reference, and w times the difference to it."""
+        """The prediction of the reference plus w times the difference of the two predictions."""
         if isinstance(w, float) and w in (0.0, 1.0):
             return _predict(self.model if w else self._reference, prediction, l, u)
         own, reference = self._both(prediction, l, u)
@@ -108,7 +110,7 @@ class Guided(AbstractDerivedModel):
         return self.by
 
     def _scale_at(self, l: Time) -> Time:
-        """w at a level, or at one for each sample."""
+        """w at a level, a number, or at one level per sample."""
         if self.interval is None:
             return float(self.scale)
         low, high = self.interval
@@ -121,7 +123,7 @@ class Guided(AbstractDerivedModel):
     def _both(
         self, prediction: Literal["data", "noise"], l: Time, u: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """A prediction of the model and of the reference."""
+        """The predictions of the model and of the reference."""
         joined = _joined(self.model, self._reference, len(u)) if self.together else None
         if joined is None:
             return (
@@ -133,7 +135,7 @@ class Guided(AbstractDerivedModel):
         return own, reference
 
     def _rescaled(self, l: Time, u: Tensor, own: Tensor, guided: Tensor) -> Tensor:
-        """D with the network's output o = (D - a u) / b brought towards its spread at w = 1."""
+        """D with the output of the network rescaled towards its standard deviation at w = 1."""
         predicts = self.model.predicts if isinstance(self.model, ScoreModel) else "data"
         skip = DATA[predicts](signal_scale(l), noise_scale(l))[0]
         point = u * broadcast(skip, u)
@@ -145,23 +147,26 @@ class Guided(AbstractDerivedModel):
 
 @dataclass(frozen=True, eq=False)
 class ClassifierGuided(AbstractDerivedModel):
-    """D + w (sigma^2 / alpha) grad_x log p(y | x_t): a denoiser moved by a classifier of noisy
+    """D + w (sigma^2 / alpha) grad_x log p(y | x_t): a denoiser guided by a classifier of noisy
     samples.
 
-    With w = 1 and exact log p this is E[x_0 | x_t, y].
+    For w = 1 and an exact log p this is E[x_0 | x_t, y].
 
     Arguments:
         model: the unconditional model.
-        log_prob: `log_prob(x, t, y)` to log p(y | x_t = x), `(batch,)`, differentiable, with t
-            `(batch,)` a time of its diffusion; a module is put into evaluation mode. A constant
-            does not matter.
-        y: what is given, one entry per sample, `(n, ...)`.
+        log_prob: returns log p(y | x_t = x), `(batch,)`, from (x, t, y), differentiable in x, with
+            t `(batch,)` a time of `classifier_sde`. A module is put into evaluation mode. A
+            constant in log p does not matter.
+        y: the condition, one entry per sample, `(n, ...)`.
         scale: w.
-        classifier_sde: the diffusion of log_prob, an object or a name; the model's own unless
-            given.
+        classifier_sde: the diffusion for which log_prob was trained, an object or a name; by
+            default that of the model.
 
     Raises:
-        ValueError: when no diffusion is given or known.
+        TypeError: for a y that is not a tensor with one entry per sample.
+        ValueError: when there is no diffusion, neither given nor of the model, for a scale that is
+            not a finite number; while sampling, for a log_prob of another shape or without a
+            gradient.
 
     Example:
         >>> model = sd.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
@@ -171,7 +176,8 @@ class ClassifierGuided(AbstractDerivedModel):
         >>> bool((sd.sample(guided, 4, sde="vp", seed=0) > 0).all())
         True
 
-    Reference: Dhariwal and Nichol 2021, arXiv 2105.05233, algorithm 1.
+    References:
+        Dhariwal and Nichol 2021, arXiv 2105.05233, algorithm 1.
     """
 
     log_prob: Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -224,12 +230,16 @@ class ClassifierGuided(AbstractDerivedModel):
 
 
 def _stiffness(scale: float) -> float:
-    """|w - 1|; 0 where w is 0, which is no guidance."""
+    """|w - 1|; 0 for w = 0, which is the reference alone."""
     return abs(scale - 1) if scale else 0.0
 
 
 def _require_log_prob(found: object, n: int) -> None:
-    """Refuses what is not log p(y | x_t) of n samples, or has no gradient."""
+    """Refuses an output of log_prob that is not one number per sample, or has no gradient.
+
+    Raises:
+        ValueError: with what to return.
+    """
     if not isinstance(found, Tensor) or found.shape != (n,):
         shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
         raise ValueError(
@@ -249,7 +259,9 @@ def _predict(
 
 
 def _joined(model: AbstractModel, reference: AbstractModel, n: int) -> ScoreModel | None:
-    """A model of 2 n samples, those of both, if they share their network; else None."""
+    """A model of 2 n samples, n with the conditions of each model, if both have one network and
+    their conditions can be joined; else None.
+    """
     if not (isinstance(model, ScoreModel) and isinstance(reference, ScoreModel)):
         return None
     if model.net is not reference.net:
@@ -271,8 +283,8 @@ def _rows_of_both(
     n: int,
     device: torch.device,
 ) -> list[Any]:
-    """A condition of the n samples of two models, one after the other, if it is known: in a list
-    of one, else of none.
+    """A list with the values of a condition for the n samples of each of two models, one after the
+    other; an empty list if they cannot be joined.
     """
     if own is other and is_single(own):
         return [own]
@@ -293,10 +305,10 @@ def _rows_of_both(
 
 
 def _unconditional(model: AbstractModel) -> AbstractModel:
-    """The reference of a model that is given a condition: itself without.
+    """The default reference of a model with conditions: the same model without them.
 
     Raises:
-        ValueError: when there is none, or no condition.
+        ValueError: when there is no such model, or the model has no condition.
     """
     if not isinstance(model, ScoreModel):
         raise ValueError(
@@ -313,13 +325,13 @@ def _unconditional(model: AbstractModel) -> AbstractModel:
 
 
 def _require_number(name: str, value: object, allowed: str) -> None:
-    """Refuses what is no finite number."""
+    """Refuses anything but a finite number."""
     if not isinstance(value, Real) or not math.isfinite(value):
         raise ValueError(f"{name} is a finite number, {allowed}; not {value!r:.60}")
 
 
 def _require_interval(interval: Any) -> None:  # noqa: ANN401 - what a user gives
-    """Refuses what is no interval of sigma / alpha."""
+    """Refuses anything but an interval of sigma / alpha."""
     if interval is None:
         return
     try:
@@ -335,5 +347,5 @@ def _require_interval(interval: Any) -> None:  # noqa: ANN401 - what a user give
 
 
 def _spread(output: Tensor) -> Tensor:
-    """The standard deviation of the numbers of each sample, `(batch,)`."""
+    """The standard deviation over the coordinates of each sample, `(batch,)`."""
     return output.flatten(1).std(dim=1, correction=0)

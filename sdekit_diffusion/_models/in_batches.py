@@ -11,10 +11,10 @@ from sdekit_diffusion._models.model import AbstractModel
 def batches(
     model: AbstractModel, n: int, size: int | None, device: torch.device
 ) -> Iterator[tuple[int, Tensor, AbstractModel]]:
-    """Of n samples, `size` at a time, or all: the number of the first, `(batch,)` numbers, their
-    model.
+    """Batches of `size` of n samples, or one of all: the index of the first sample, the indices
+    `(batch,)`, and the model for these samples.
 
-    Of no samples there is one batch, an empty one.
+    For n = 0 there is one empty batch.
     """
     size = size or max(n, 1)
     for first in range(0, max(n, 1), size):

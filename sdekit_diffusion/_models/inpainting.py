@@ -12,27 +12,26 @@ from sdekit_diffusion._models.known import known_values
 
 @dataclass(frozen=True, eq=False)
 class Inpainted(AbstractDerivedModel):
-    """A model whose samples have known coordinates y: D is y where the mask is True.
+    """A model whose samples have known coordinates: D is y where the mask is True.
 
-    With this denoiser every method moves the known coordinates along
-    x_t = alpha y + sigma eps_t, whatever the other ones do: eps_t is the noise of x_T for the
-    probability flow, and that of the reverse process given x_0 = y with noise. The denoiser of the
-    other coordinates receives them as part of x_t. This is the replacement method with one noisy
-    path of y per sample, where Song et al. draw new noise in every step; for that see `RePaint`
-    with resamplings=1.
+    With this denoiser the known coordinates of every method are x_t = alpha y + sigma eps_t,
+    independently of the others. For the probability flow eps_t is the noise of x_T; for the reverse
+    SDE it is that of the reverse process given x_0 = y. The denoiser of the other coordinates
+    receives the known ones as part of x_t. This is the replacement method with one noisy path of y
+    per sample. Song et al. draw new noise in every step, as `RePaint` with resamplings=1 does.
 
-    It is an approximation: p(x_t | y) is replaced by the model's law of the other coordinates given
-    noisy known ones at each level, without what later levels say. Results end at y with the noise
-    `end` of `sample`, at y itself with denoise=True.
+    It is an approximation: the other coordinates at each level follow their law given the known
+    ones with the noise of this level, not given y. In the results the known coordinates are y with
+    the noise `end` of `sample`, and y itself with denoise=True.
 
     Arguments:
         model: the model.
-        y: the values, of the shape of one sample, or one per sample, `(n, *shape)`; what is not
-            known is ignored.
-        mask: True where they are known, in a shape that broadcasts against y, or per sample.
+        y: the known values, of the shape of one sample, or one per sample, `(n, *shape)`; values
+            where mask is False are ignored.
+        mask: True where y is known, in a shape that broadcasts against y.
 
     Raises:
-        TypeError: for a y that is no floating tensor, or a mask that is not boolean.
+        TypeError: for a y that is not a floating tensor, or a mask that is not boolean.
         ValueError: for shapes that do not fit, or known values that are not finite.
 
     Example:
@@ -68,5 +67,5 @@ class Inpainted(AbstractDerivedModel):
 
     def predict_data(self, l: Time, u: Tensor) -> Tensor:
         data = self.model.predict_data(l, u)
-        # 0 D is NaN where the output is not finite, which the mask would hide.
+        # 0 D is NaN where the output of the model is not finite, which the mask would hide.
         return torch.where(self.mask.to(u.device), self.y.to(u) + 0 * data, data)

@@ -1,4 +1,4 @@
-"""Known coordinates of samples: their values, and the mask that says which they are."""
+"""Known coordinates of samples: their values, and the mask that selects them."""
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ def known_values(y: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """y and the mask in the same shape and on the device of y; y is 0 where it is not known.
 
     Raises:
-        TypeError: for a y that is no floating tensor, or a mask that is not boolean.
+        TypeError: for a y that is not a floating tensor, or a mask that is not boolean.
         ValueError: for shapes that do not fit, or known values that are not finite.
     """
     require_tensor("y", y, "shape or (n, *shape)")

@@ -1,6 +1,4 @@
-"""Gaussian mixtures: the model whose score, denoiser and density are known exactly under every
-diffusion.
-"""
+"""Gaussian mixtures: models with exact score, denoiser and density under every diffusion."""
 
 import copy
 import math
@@ -20,15 +18,15 @@ from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._models.model import AbstractModel, noise_scale, signal_scale
 from sdekit_diffusion._models.observation import AbstractObservation, LinearObservation
 
-ROUNDING = 1e-13  # of a variance, below which what is left of it given y is 0
-NEGLIGIBLE = -100.0  # log of a weight relative to the largest, below which a component is dropped
+ROUNDING = 1e-13  # a variance given y is 0 if it is below this share of the variance before
+NEGLIGIBLE = -100.0  # log of a weight over the largest one, below which a component is omitted
 
 
 class AbstractMixture(AbstractModel):
-    """p_0 = sum_k w_k N(m_k, C_k): what all mixtures share, and their exact samples.
+    """p_0 = sum_k w_k N(m_k, C_k), with the methods of all mixtures.
 
     Attributes:
-        weights: `(K,)`.
+        weights: w_k, `(K,)`.
     """
 
     sde = None
@@ -37,7 +35,7 @@ class AbstractMixture(AbstractModel):
     weights: Tensor
 
     def sample(self, n: int = 1, *, seed: int | None = None, first: int = 0) -> Tensor:
-        """Exact samples, `(n, *event)`; sample i depends on (seed, first + i) alone."""
+        """n exact samples, `(n, *event)`; sample i depends only on (seed, first + i)."""
         seed = fresh_seed() if seed is None else seed
         (dtype, device) = self.place()
         index = torch.arange(first, first + n, device=device)
@@ -48,10 +46,10 @@ class AbstractMixture(AbstractModel):
 
     @abstractmethod
     def _component_points(self, k: Tensor, z: Tensor) -> Tensor:
-        """The points of components k `(n,)` whose standard normals are z: `(n, d)`, as z."""
+        """Draws `(n, d)` from the components k, `(n,)`, made from standard normals z, `(n, d)`."""
 
     def log_evidence(self, observation: AbstractObservation) -> Tensor:
-        """log p(y) in nats, float64, a number; one per entry where y has one per sample, `(n,)`.
+        """log p(y) in nats, float64: a tensor `()`, or `(n,)` if y has one entry per sample.
 
         Raises:
             TypeError, ValueError: as `given`.
@@ -60,7 +58,7 @@ class AbstractMixture(AbstractModel):
         return found if self._bound(observation).each else found[0]
 
     def _bound(self, observation: AbstractObservation) -> AbstractObservation:
-        """An observation of samples of this law."""
+        """The observation, bound to the shape, dtype and device of samples of this law."""
         if not isinstance(observation, AbstractObservation):
             raise TypeError(
                 "the law is given an observation, such as LinearObservation(operator, y, "
@@ -74,11 +72,11 @@ class AbstractMixture(AbstractModel):
         """log (w_k N(y; A m_k, A C_k A^T + R)), `(n, K)` in float64."""
 
     def _observed(self, observation: AbstractObservation, *, one: bool = False) -> "Observed":
-        """An observation as matrices.
+        """The matrices of an observation.
 
         Raises:
-            TypeError: for one that is not linear.
-            ValueError: where it does not fit; with `one`, for y of many samples.
+            TypeError: for an observation that is not linear.
+            ValueError: where it does not fit; with `one`, where y has several entries.
         """
         bound = self._bound(observation)
         if not isinstance(bound, LinearObservation):
@@ -97,8 +95,8 @@ class AbstractMixture(AbstractModel):
         """Points as vectors, `(batch, d)`.
 
         Raises:
-            TypeError: for points that are no tensor.
-            ValueError: for points that are not floating, or of another shape.
+            TypeError: for points that are not a tensor.
+            ValueError: for points that are not floating, or have another shape.
         """
         require_tensor("x", x)
         if not x.is_floating_point() or tuple(x.shape[1:]) != self.shape or not x.ndim:
@@ -111,7 +109,7 @@ class AbstractMixture(AbstractModel):
 
 @dataclass(frozen=True, eq=False)
 class Observed:
-    """A linear observation as matrices, float64.
+    """The matrices of a linear observation y = A x + N(0, R), in float64.
 
     matrix: A, `(m, d)`. covariance: R, `(m, m)`. y: `(n, m)`.
     """
@@ -146,11 +144,11 @@ class Observed:
         return factor
 
     def log_normal(self, means: Tensor, factor: Tensor) -> Tensor:
-        """log N(y; A m_k, S_k) of means `(K, d)` and factors of S_k, `(n, K)`."""
+        """log N(y; A m_k, S_k), `(n, K)`, from means m_k, `(K, d)`, and Cholesky factors of S_k."""
         residual = self.y[:, None] - means @ self.matrix.T
         log_det = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(dim=-1)
         constant = log_det + residual.shape[-1] * math.log(2 * math.pi)
-        if factor.ndim == 2:  # one for all, which would be copied for each
+        if factor.ndim == 2:  # one factor for all, which is not copied for each component
             rows = residual.flatten(0, 1).T
             white = torch.linalg.solve_triangular(factor, rows, upper=False).T
             squares = white.square().sum(dim=1).reshape(residual.shape[:2])
@@ -163,17 +161,17 @@ class Observed:
 class GaussianMixture(AbstractMixture):
     """p_0 = sum_k w_k N(m_k, C_k), hence p_t = sum_k w_k N(alpha m_k, alpha^2 C_k + sigma^2 I).
 
-    Usable wherever a trained model is. It has no diffusion of its own: give `sde=`.
+    It can be used like a trained model. It has no diffusion of its own: pass `sde=`.
 
     Arguments:
-        weights: positive, summing to 1, shape `(K,)`.
-        means: shape `(K, *event)`.
-        covariances: full, `(K, d, d)` with d the number of coordinates of an event; diagonal,
-            `(K, d)`; or isotropic, `(K,)`, variances in each case.
+        weights: w_k, positive, with sum 1, `(K,)`.
+        means: m_k, `(K, *event)`.
+        covariances: C_k, of the d coordinates of a flattened sample: matrices `(K, d, d)`,
+            variances of each coordinate `(K, d)`, or one variance per component `(K,)`.
 
     Raises:
-        ValueError: for weights that do not sum to 1, shapes that do not fit, or a covariance that
-            is not symmetric and positive definite.
+        ValueError: for weights that are not positive or do not have the sum 1, shapes that do not
+            fit, or a covariance that is not symmetric and positive definite.
 
     Example:
         >>> model = sd.GaussianMixture([0.3, 0.7], [[-1.0, 0.0], [1.0, 0.0]], [0.05, 0.05])
@@ -214,7 +212,9 @@ class GaussianMixture(AbstractMixture):
     def of_parts(
         cls, weights: Tensor, means: Tensor, variances: Tensor, axes: Tensor | None
     ) -> "GaussianMixture":
-        """A mixture from its parts, `(K, d)` and the axes `(K, d, d)`; variances may be 0."""
+        """A mixture from variances `(K, d)`, which may be 0, along axes `(K, d, d)`; axes may be
+        None, for the coordinates.
+        """
         shape = tuple(means.shape[1:])
         law = cls(weights, means, torch.ones_like(weights))
         law._variances = variances
@@ -232,17 +232,17 @@ class GaussianMixture(AbstractMixture):
 
     @property
     def means(self) -> Tensor:
-        """Of the components, `(K, *event)`."""
+        """The means of the components, `(K, *event)`."""
         return self._means.reshape(-1, *self.shape)
 
     @property
     def covariances(self) -> Tensor:
-        """Of the components' flattened events, `(K, d, d)`."""
+        """The covariances of the components, of flattened samples, `(K, d, d)`."""
         full = torch.diag_embed(self._variances.expand_as(self._means))
         return full if self._axes is None else self._axes @ full @ self._axes.mT
 
     def marginal(self, t: float, sde: AbstractDiffusion | str) -> "GaussianMixture":
-        """The law p_t under a diffusion."""
+        """The law p_t under a diffusion, an object or a name."""
         alpha, sigma = self.under(sde).kernel(t)
         law = copy.copy(self)
         law._means = alpha * self._means
@@ -252,11 +252,11 @@ class GaussianMixture(AbstractMixture):
         return law
 
     def mean(self) -> Tensor:
-        """The mean, shape `event`."""
+        """The mean of the law, shaped like one sample."""
         return (self.weights @ self._means).reshape(self.shape)
 
     def covariance(self) -> Tensor:
-        """The covariance of the flattened event, `(d, d)`."""
+        """The covariance of the law, of flattened samples, `(d, d)`."""
         centred = self._means - self.weights @ self._means
         return torch.einsum(
             "k,kij->ij", self.weights, self.covariances + centred[:, :, None] * centred[:, None, :]
@@ -268,13 +268,13 @@ class GaussianMixture(AbstractMixture):
             S_k = A C_k A^T + R,  weights w_k N(y; A m_k, S_k),
             means m_k + C_k A^T S_k^{-1} (y - A m_k),  covariances C_k - C_k A^T S_k^{-1} A C_k.
 
-        Components of less than e^-100 of the largest weight are left out. Without noise the law has
-        no density, but it has samples and a denoiser.
+        Components whose weight is below e^-100 of the largest are omitted. Without noise the law
+        has no density, but it has samples and a denoiser.
 
         Raises:
             TypeError: for an observation that is not linear.
-            ValueError: for y of many samples, one that does not fit, or rows of A that depend on
-                others without noise.
+            ValueError: where y has several entries, for an observation that does not fit, or
+                without noise for linearly dependent rows of A.
 
         Example:
             >>> law = sd.GaussianMixture([0.5, 0.5], [[-1.0, 0.0], [1.0, 0.0]], [0.1, 0.1])
@@ -315,13 +315,13 @@ class GaussianMixture(AbstractMixture):
         """log p_0(x) in nats: `(batch, *event)` to `(batch,)`.
 
         Raises:
-            ValueError: for a law without a density, given y without noise.
+            ValueError: for a law without a density, such as one given y without noise.
         """
         self._require_density()
         return torch.logsumexp(self._components(1.0, 0.0, x)[2], dim=1)
 
     def responsibilities(self, x: Tensor) -> Tensor:
-        """The probability of each component given x: `(batch, *event)` to `(batch, K)`.
+        """The probability of each component given x from p_0: `(batch, *event)` to `(batch, K)`.
 
         Raises:
             ValueError: for a law without a density.
@@ -330,10 +330,10 @@ class GaussianMixture(AbstractMixture):
         return torch.softmax(self._components(1.0, 0.0, x)[2], dim=1)
 
     def _require_density(self) -> None:
-        """Refuses a law whose variances are 0 in some direction.
+        """Refuses a law with a variance of 0 in some direction.
 
         Raises:
-            ValueError: says why.
+            ValueError: with the reason.
         """
         if not bool((self._variances > 0).all()):
             raise ValueError(
@@ -342,21 +342,26 @@ class GaussianMixture(AbstractMixture):
             )
 
     def predict_data(self, l: Time, u: Tensor) -> Tensor:
-        """D(l, u) = sum_k r_k [m_k + a C_k (a^2 C_k + b^2)^{-1} (u - a m_k)]."""
+        """D(l, u) = sum_k r_k [m_k + a C_k (a^2 C_k + b^2 I)^{-1} (u - a m_k)], r_k the probability
+        of component k given u.
+        """
         a = signal_scale(l)
         z, variances, logits = self._components(a, noise_scale(l), u)
         gain = broadcast(a, z) * self._variances.to(u) / variances
         return self._mix(logits, gain * z, self._means.to(u)).reshape(u.shape)
 
     def predict_noise(self, l: Time, u: Tensor) -> Tensor:
-        """eps(l, u) = b sum_k r_k (a^2 C_k + b^2)^{-1} (u - a m_k)."""
+        """eps(l, u) = b sum_k r_k (a^2 C_k + b^2 I)^{-1} (u - a m_k)."""
         b = noise_scale(l)
         z, variances, logits = self._components(signal_scale(l), b, u)
         return self._mix(logits, broadcast(b, z) * z / variances, None).reshape(u.shape)
 
     def score(self, t: Time, x: Tensor, sde: AbstractDiffusion | str | None = None) -> Tensor:
-        """grad log p_t(x) = -sum_k r_k (alpha^2 C_k + sigma^2)^{-1} (x - alpha m_k), where
-        sigma = 0 too.
+        """grad log p_t(x) = -sum_k r_k (alpha^2 C_k + sigma^2 I)^{-1} (x - alpha m_k), also where
+        sigma = 0.
+
+        Raises:
+            ValueError: without a diffusion, or for t outside its range.
         """
         kernel = self.under(sde)
         t = kernel.checked(t)
@@ -364,8 +369,8 @@ class GaussianMixture(AbstractMixture):
         return self._mix(logits, -z / variances, None).reshape(x.shape)
 
     def _components(self, alpha: Time, sigma: Time, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x - alpha m_k along each component's axes, its variances there, and log (w_k N_k(x)): (B,
-        K, d) twice, (B, K).
+        """x - alpha m_k along the axes of each component, `(batch, K, d)`, the variances along
+        them, and log (w_k N_k(x)), `(batch, K)`.
         """
         z = self._flat(x).unsqueeze(1)
         alpha = broadcast(alpha, z)
@@ -380,7 +385,7 @@ class GaussianMixture(AbstractMixture):
         return z, variances, self.weights.to(x).log() - 0.5 * squares.sum(dim=-1)
 
     def _mix(self, logits: Tensor, components: Tensor, offset: Tensor | None) -> Tensor:
-        """sum_k r_k (axes_k along_k + offset_k), r the responsibilities."""
+        """sum_k r_k (axes_k components_k + offset_k), with r = softmax(logits)."""
         r = torch.softmax(logits, dim=1)
         components = components * r[:, :, None]
         mixture = (
@@ -392,8 +397,12 @@ class GaussianMixture(AbstractMixture):
 
 
 def _spectrum(covariances: Tensor, k: int, d: int) -> tuple[Tensor, Tensor | None]:
-    """Variances, `(K, d)` or `(K, 1)`, and the axes along which they are taken, `(K, d, d)`, None
-    for the standard ones.
+    """Variances, `(K, d)` or `(K, 1)`, and the axes along which they are, `(K, d, d)`, or None for
+    the coordinates.
+
+    Raises:
+        ValueError: for shapes that do not fit, or matrices that are not symmetric and positive
+            definite.
     """
     shape = tuple(covariances.shape)
     if shape not in ((k,), (k, d), (k, d, d)):

@@ -1,4 +1,4 @@
-"""Models: whatever knows the mean of the data given a noisy point, under any diffusion."""
+"""Models: the mean of the data given noisy data, under any diffusion."""
 
 from abc import ABC, abstractmethod
 from typing import Literal, Self
@@ -14,9 +14,9 @@ from sdekit_diffusion._models.affine import Affine, NetworkCall
 
 
 def signal_scale(l: Time) -> Time:
-    """a = e^l / sqrt(1 + e^{2 l}), the factor of x_0 in u = a x_0 + b eps.
+    """a = e^l / sqrt(1 + e^{2 l}), the factor of x_0 in u = a x_0 + b eps at the log-SNR l.
 
-    With a^2 + b^2 = 1 and log(a / b) = l; b is `noise_scale`. l is a number or a tensor.
+    a^2 + b^2 = 1 and log(a / b) = l; b is `noise_scale`. l is a number or a tensor.
 
     Example:
         >>> round(sd.signal_scale(0.0) ** 2, 6)  # as much signal as noise
@@ -26,7 +26,7 @@ def signal_scale(l: Time) -> Time:
 
 
 def noise_scale(l: Time) -> Time:
-    """b = 1 / sqrt(1 + e^{2 l}), the factor of eps, see `signal_scale`.
+    """b = 1 / sqrt(1 + e^{2 l}), the factor of eps in u = a x_0 + b eps, see `signal_scale`.
 
     Example:
         >>> round(sd.signal_scale(0.5) ** 2 + sd.noise_scale(0.5) ** 2, 6)
@@ -36,29 +36,31 @@ def noise_scale(l: Time) -> Time:
 
 
 class AbstractModel(ABC):
-    """A denoiser: the mean of the data given a noisy point, E[x_0 | u] with u = a x_0 + b eps,
+    """A denoiser: the mean of the data given noisy data, D = E[x_0 | u] with u = a x_0 + b eps,
     a^2 + b^2 = 1.
 
-    The noise level is the log-SNR l = log(a / b). Every diffusion x_t = alpha x_0 + sigma eps is u
-    up to a scale, so that a model does not depend on diffusions: samplers and likelihoods convert
-    to u once.
+    The noise level is the log-SNR l = log(a / b). The states x_t = alpha x_0 + sigma eps of every
+    diffusion are u up to a factor, so that a model does not depend on the diffusion: samplers and
+    likelihoods convert x_t to u.
 
-    A subclass defines `predict_data`, and `predict_noise` where it knows the noise more accurately
+    A subclass defines `predict_data`, and `predict_noise` if it predicts the noise more accurately
     than from the data.
 
     Attributes:
-        shape: the shape of one sample; None where it is not known.
-        sde: the diffusion it was trained under; None where it has none.
+        shape: the shape of one sample; None if it is not known.
+        sde: the diffusion that the model was trained under; None if it has none.
         data_mean: the mean of the data, a number or shaped like one sample.
-        data_std: the root mean square of a coordinate of the data less their mean; None where it is
-            not known, and is estimated when a solve begins. Solves run in coordinates in which the
-            data have mean 0 and standard deviation 1; neither need be exact.
-        predicts_noise: whether it has a network that predicts the noise, whose errors in the data
-            grow with the noise; the default sampler has rules and a grid for them.
-        stiffness: |w - 1| under guidance of scale w, and 0 without; from 1 on the flow is stiff,
-            and the default sampler uses shorter rules.
-        starts_at_mean: whether solves start around D at the noisy end, for a law that is not
-            centred where that of the data is, as of data given an observation; one evaluation more.
+        data_std: the standard deviation of a coordinate of the data, as a root mean square over the
+            coordinates; None if it is not known, then it is estimated when a solve begins. Solves
+            use coordinates in which the data have mean 0 and standard deviation 1; neither value
+            has to be exact.
+        predicts_noise: whether the model has a network that predicts the noise, whose errors in the
+            data grow with the noise; the default sampler has rules and a grid for such models.
+        stiffness: |w - 1| under guidance of scale w, and 0 without guidance; from 1 on the flow is
+            stiff, and the default sampler uses shorter rules.
+        starts_at_mean: whether draws from the prior are shifted to the mean that D has at the noisy
+            end, by one more evaluation; for laws whose mean is not `data_mean`, such as that of
+            data given an observation.
 
     Example:
         >>> from sdekit.elementary import scaled
@@ -86,7 +88,7 @@ class AbstractModel(ABC):
 
         Arguments:
             l: log(a / b), a float or `(batch,)`; -infinity is pure noise, infinity is the data.
-            u: points a x_0 + b eps, `(batch, *shape)`.
+            u: states a x_0 + b eps, `(batch, *shape)`.
         """
 
     def predict_noise(self, l: Time, u: Tensor) -> Tensor:
@@ -95,17 +97,16 @@ class AbstractModel(ABC):
         return u * broadcast(1 / b, u) - self.predict_data(l, u) * broadcast(signal_scale(l) / b, u)
 
     def network_call(self) -> NetworkCall | None:
-        """How its network is called, if predictions are affine functions of one network's output;
-        else None.
+        """How the network is called, if predictions are affine functions of the output of one
+        network; else None.
         """
         return None
 
     def affine(self, l: Tensor, prediction: Literal["data", "noise"]) -> Affine:
-        """A prediction at levels of any shape, float64, as that function.
+        """A prediction at levels l of any shape, float64, as an affine function of the network's
+        output, for models with a `network_call`.
 
-        For models with a `network_call`.
-
-        The coefficients are computed once for a whole solve, or the stages of an adaptive step.
+        The coefficients are computed once for a whole solve, or for the stages of an adaptive step.
 
         Raises:
             NotImplementedError: for other models.
@@ -113,7 +114,12 @@ class AbstractModel(ABC):
         raise NotImplementedError
 
     def denoise(self, t: Time, x: Tensor, sde: AbstractDiffusion | str | None = None) -> Tensor:
-        """D(x, t) = E[x_0 | x_t = x] at time t of a diffusion; the model's own unless given.
+        """D(x, t) = E[x_0 | x_t = x], shaped like x, at time t of a diffusion.
+
+        Arguments:
+            t: a float or `(batch,)`.
+            x: `(batch, *shape)`.
+            sde: the diffusion, an object or a name; by default that of the model.
 
         Raises:
             ValueError: when t is outside the diffusion's range, or without a diffusion.
@@ -122,7 +128,7 @@ class AbstractModel(ABC):
         return self.predict_data(*self.under(sde).normalised(t, x))
 
     def score(self, t: Time, x: Tensor, sde: AbstractDiffusion | str | None = None) -> Tensor:
-        """grad log p_t(x) = -eps / sigma at time t of a diffusion; the model's own unless given.
+        """grad log p_t(x) = -eps / sigma, shaped like x; arguments are those of `denoise`.
 
         Raises:
             ValueError: as `denoise`, and where sigma = 0.
@@ -138,7 +144,7 @@ class AbstractModel(ABC):
         return self.predict_noise(*kernel.normalised(t, x)) * broadcast(-1 / sigma, x)
 
     def under(self, sde: AbstractDiffusion | str | None) -> AbstractDiffusion:
-        """The given diffusion, an object or a name, or else the model's own.
+        """The given diffusion, an object or a name; by default that of the model.
 
         Raises:
             ValueError: when there is neither, or for an unknown name.
@@ -152,7 +158,7 @@ class AbstractModel(ABC):
         return diffusion(selected)
 
     def rows(self, index: Tensor) -> Self:
-        """The same model for some of the samples; itself if only x is per sample."""
+        """The model for the samples of an index; itself if it has no values per sample."""
         return self
 
     def entries(self) -> dict[str, Tensor]:
@@ -164,7 +170,7 @@ class AbstractModel(ABC):
         return []
 
     def place(self) -> tuple[torch.dtype, torch.device]:
-        """The dtype and the device of its parameters; those of new tensors on the CPU where it has
-        none.
+        """The dtype and the device of its parameters; without parameters torch's default dtype, on
+        the CPU.
         """
         return torch.get_default_dtype(), torch.device("cpu")

@@ -16,20 +16,20 @@ from sdekit_diffusion._common.counters import MEASUREMENT
 from sdekit_diffusion._common.inputs import require_tensor
 from sdekit_diffusion._models.operators import MAX_GRAM, gram, operator_of, require_linear
 
-_ROUNDING = 1e-12  # of the largest number of A A^T: what is not on the diagonal
-# What does not depend on y, computed once.
+_ROUNDING = 1e-12  # of elements of A A^T off the diagonal, relative to the largest on it
+# Cached values that do not depend on y, which `rows` keeps.
 _KEPT = ("spectrum", "log_volume", "noise_covariance", "_factor", "largest_gain")
 _POWER_STEPS = 30
 
 
 class AbstractObservation(ABC):
-    """What is observed of a sample: y, and log p(y | x).
+    """An observation y of a sample x, with its log-likelihood log p(y | x).
 
-    y belongs to all samples, or has one entry per sample, `(n, *measured)`; n samples of a model
-    given the latter are samples of n posteriors.
+    y is the same for all samples, or has one entry per sample, `(n, *measured)`: then n samples of
+    a model given y are from n posteriors.
 
     Attributes:
-        y: what is observed.
+        y: the observed values.
         each: whether y has one entry per sample.
 
     Example:
@@ -43,10 +43,10 @@ class AbstractObservation(ABC):
 
     @abstractmethod
     def log_prob(self, x: Tensor) -> Tensor:
-        """log p(y | x) in nats, of each sample, `(batch,)`, differentiable."""
+        """log p(y | x) in nats of each sample, `(batch, *event)` to `(batch,)`, differentiable."""
 
     def rows(self, index: Tensor) -> Self:
-        """The observations of some of the samples; itself where y belongs to all."""
+        """The observation of the samples of an index; itself where y is the same for all."""
         return self
 
     def entries(self) -> dict[str, Tensor]:
@@ -54,29 +54,32 @@ class AbstractObservation(ABC):
         return {"y": self.y} if self.each else {}
 
     def bound(self, event: tuple[int, ...], like: Tensor | None = None) -> "AbstractObservation":
-        """The observation of samples of a shape, after checks.
+        """The observation for samples of a shape, after checks.
 
         Arguments:
-            like: of the dtype and on the device in which samples will be; y unless given.
+            event: the shape of one sample.
+            like: a tensor with the dtype and the device of the samples.
 
         Raises:
-            ValueError: when it does not fit.
+            ValueError: when the observation does not fit such samples.
         """
         return self
 
 
 @dataclass(frozen=True, eq=False)
 class Observation(AbstractObservation):
-    """Any observation, by its likelihood: Poisson counts, saturation, phases that are lost.
+    """Any observation, given by its log-likelihood, such as Poisson counts, saturated measurements,
+    or magnitudes without phases.
 
     Arguments:
-        y: what is observed, of a shape of your own; with each=True one entry per sample.
-        log_likelihood: `log_likelihood(x, y)` to log p(y | x), `(batch,)`, differentiable in x; y
-            has the batch in front if each is True. A factor of y alone changes the evidence alone.
+        y: the observed values, of any shape; with each=True one entry per sample.
+        log_likelihood: returns log p(y | x), `(batch,)`, from (x, y), differentiable in x; with
+            each=True y has the batch first. A factor of p(y | x) that depends only on y changes
+            only the evidence.
         each: whether y has one entry per sample.
 
     Raises:
-        TypeError: for a y that is no tensor, or a log_likelihood that is no function.
+        TypeError: for a y that is not a tensor, or a log_likelihood that is not a function.
         ValueError: while sampling, for a result of another shape or without a gradient.
 
     Example:
@@ -134,18 +137,20 @@ class LinearObservation(AbstractObservation):
     """y = A x + noise, with normal noise of mean 0.
 
     Arguments:
-        operator: A: a matrix `(m, d)` for the flattened sample; a linear function of a batch, or a
-            pair of it and its adjoint; or `Mask`, `Downsampling`, `Blur`, `FourierSampling`,
-            `Radon`, or another `AbstractOperator`.
-        y: what is observed, of the shape that A returns, `(*measured)`, or one entry per sample,
+        operator: A: a matrix `(m, d)` for flattened samples; a linear function of a batch, or a
+            pair of such a function and its adjoint; or an `AbstractOperator` such as `Mask`,
+            `Downsampling`, `Blur`, `FourierSampling` or `Radon`.
+        y: the observed values, in the shape of A x, `(*measured)`, or with one entry per sample,
             `(n, *measured)`.
-        covariance: of the noise: a number r for r I, variances `(m,)`, or a matrix `(m, m)`. 0 is
-            for mixtures: their posterior is exact without noise too, but no path has a weight.
+        covariance: the covariance of the noise: a number r for r I, variances `(m,)`, or a matrix
+            `(m, m)`. With 0 mixtures still have an exact posterior, `given`, but `log_prob` and
+            the weights of `sample_posterior` are not defined.
 
     Raises:
-        TypeError, ValueError: for what is no operator, floating tensor or covariance; in `bound`,
-            which `given` and `sample_posterior` call, for shapes that do not fit, or a function
-            that is not linear.
+        TypeError: for an operator, y or covariance of the wrong type.
+        ValueError: for a y that is not floating and finite, or a covariance that is not positive;
+            in `bound`, which `given` and `sample_posterior` call, for shapes that do not fit, or a
+            function that is not linear.
 
     Example:
         >>> law = sd.GaussianMixture([0.5, 0.5], [[-1.0, 0.0], [1.0, 0.0]], [0.1, 0.1])
@@ -206,7 +211,7 @@ class LinearObservation(AbstractObservation):
             )
         found = replace(self, y=y.to(like), event=event, measured=measured)
         if not found.noiseless:
-            # Now, because what is computed within a derivative cannot be kept.
+            # Computed here, because values that are computed in a derivative cannot be cached.
             assert isinstance(found.log_volume, float)
         return found
 
@@ -242,7 +247,7 @@ class LinearObservation(AbstractObservation):
         return self.operator.adjoint(v.reshape(len(v), *self.measured), self.event)
 
     def whitened(self, v: Tensor) -> Tensor:
-        """R^{-1/2} v of v `(batch, m)`, R = L L^T with L lower triangular."""
+        """L^{-1} v of v `(batch, m)`, where R = L L^T with L lower triangular."""
         covariance = self.noise_covariance.to(v.device)
         if covariance.ndim < 2:
             return v / covariance.sqrt().to(v)
@@ -250,7 +255,7 @@ class LinearObservation(AbstractObservation):
         return torch.linalg.solve_triangular(factor, v.T, upper=False).T
 
     def unwhitened(self, v: Tensor) -> Tensor:
-        """R^{-T/2} v, the adjoint of `whitened`."""
+        """L^{-T} v of v `(batch, m)`, the adjoint of `whitened`."""
         covariance = self.noise_covariance.to(v.device)
         if covariance.ndim < 2:
             return v / covariance.sqrt().to(v)
@@ -269,10 +274,10 @@ class LinearObservation(AbstractObservation):
         return float(m * self.noise_covariance.log().sum())
 
     def require_noise(self) -> None:
-        """Refuses noise 0.
+        """Refuses a covariance of 0.
 
         Raises:
-            ValueError: says what it is for.
+            ValueError: with where it is supported.
         """
         if self.noiseless:
             raise ValueError(
@@ -288,7 +293,7 @@ class LinearObservation(AbstractObservation):
 
     @property
     def many(self) -> bool:
-        """Whether A A^T is not computed, and not known either."""
+        """Whether A A^T is too large to compute, and not known to be a multiple of I."""
         assert self.event is not None
         number = self.operator.gram_diagonal(self.event)
         known = number is not None and self.noise_covariance.ndim < 2
@@ -309,7 +314,7 @@ class LinearObservation(AbstractObservation):
 
     @cached_property
     def spectrum(self) -> "Spectrum":
-        """A A^T in the directions in which it is diagonal, of whitened measurements."""
+        """The eigenvalues and eigenvectors of A A^T of whitened measurements."""
         assert self.event is not None
         return Spectrum.of(self)
 
@@ -323,7 +328,12 @@ class LinearObservation(AbstractObservation):
         seed: int | None = None,
         first: int = 0,
     ) -> Self:
-        """What is observed of each sample x, with noise that is drawn as in `simulate`.
+        """The observation with one y per sample of x, drawn as in `simulate`.
+
+        Arguments:
+            operator, covariance: as in the class.
+            x: the samples, `(n, *event)`.
+            seed, first: as in `simulate`.
 
         Example:
             >>> y = sd.LinearObservation.simulated(sd.Downsampling(2), torch.zeros(3, 1, 8, 8), 0.1)
@@ -335,8 +345,11 @@ class LinearObservation(AbstractObservation):
         return replace(clean, y=clean.simulate(x, seed=seed, first=first)).bound(x.shape[1:], x)
 
     def simulate(self, x: Tensor, *, seed: int | None = None, first: int = 0) -> Tensor:
-        """y given x: A x + noise, `(batch, *measured)`; that of sample i depends on (seed, first +
-        i).
+        """Draws of y given x: A x + noise, `(batch, *event)` to `(batch, *measured)`.
+
+        Arguments:
+            seed, first: the noise of sample i depends only on (seed, first + i); None draws a new
+                seed.
         """
         bound = self.bound(tuple(x.shape[1:]), x)
         seed = fresh_seed() if seed is None else seed
@@ -349,7 +362,7 @@ class LinearObservation(AbstractObservation):
 
 
 def _require_one_each(observation: AbstractObservation, x: Tensor) -> None:
-    """Refuses samples of another number than y has entries.
+    """Refuses another number of samples than y has entries, if it has one entry per sample.
 
     Raises:
         ValueError: with both numbers.
@@ -362,10 +375,11 @@ def _require_one_each(observation: AbstractObservation, x: Tensor) -> None:
 
 
 def _covariance(value: Any) -> Tensor:  # noqa: ANN401 - what a user gives
-    """A number, variances or a matrix, float64.
+    """The covariance of noise, float64: a number, variances or a matrix.
 
     Raises:
-        ValueError: unless it is that of noise.
+        TypeError: for anything else.
+        ValueError: for another shape, or values that are not those of a covariance of noise.
     """
     try:
         covariance = torch.as_tensor(value, dtype=torch.float64)
@@ -392,16 +406,16 @@ def _covariance(value: Any) -> Tensor:  # noqa: ANN401 - what a user gives
 
 @dataclass(frozen=True, eq=False)
 class Spectrum:
-    """Measurements that are independent given isotropic x: with R = L L^T,
+    """Measurements U^T L^{-1} y that are independent for isotropic normal x, where R = L L^T and
     U^T L^{-1} A A^T L^{-T} U = diag(gains).
 
-    Without noise L is 1, and the noise of all is 0.
+    Without noise L is replaced by I.
 
     Attributes:
-        observation: of what.
-        gains: `(m,)`, or a number.
-        noise: the variance of the noise of each, 1 or 0.
-        directions: U, `(m, m)`; None for the unit vectors.
+        observation: the observation.
+        gains: the eigenvalues, `(m,)`, or a number.
+        noise: the variance of the noise of each of these measurements, 1 or 0.
+        directions: U, `(m, m)`; None for I.
     """
 
     observation: LinearObservation
@@ -411,7 +425,7 @@ class Spectrum:
 
     @staticmethod
     def of(observation: LinearObservation) -> "Spectrum":
-        """Of an observation of samples of known shape."""
+        """The spectrum of an observation that is bound to a shape of samples."""
         event = observation.event
         assert event is not None
         covariance = observation.noise_covariance
@@ -437,7 +451,7 @@ class Spectrum:
         return v if self.directions is None else v @ self.directions.to(v)
 
     def lift(self, v: Tensor) -> Tensor:
-        """(U^T L^{-1} A)^T v, of the shape of samples."""
+        """(U^T L^{-1} A)^T v of v `(batch, m)`, in the shape of samples."""
         v = v if self.directions is None else v @ self.directions.to(v).T
         v = self.observation.unwhitened(v) if self.noise else v
         return self.observation.adjoint(v)
@@ -447,15 +461,16 @@ class Spectrum:
 class Joint(AbstractObservation):
     """Several observations of one x with independent noise: p(y | x) is the product of theirs.
 
-    All have one y, or all one per sample. Linear ones are one `LinearObservation`, of all
-    measurements in a row, when it is known of what samples they are.
+    All have one y for all samples, or all have one y per sample. If all are linear, `bound`, which
+    `given` and `sample_posterior` call, makes them one `LinearObservation`.
 
     Arguments:
-        parts: the observations.
+        parts: the observations, at least one.
 
     Raises:
-        TypeError: for something else than observations.
-        ValueError: for none; in `bound`, where some have a y per sample and some have not.
+        TypeError: for anything but a tuple of observations, or an empty one.
+        ValueError: in `bound`, where only some have a y per sample, or only some of linear ones
+            have noise.
 
     Example:
         >>> law = sd.GaussianMixture([1.0], [[0.0, 0.0]], [1.0])
@@ -507,7 +522,11 @@ class Joint(AbstractObservation):
 
 
 def _stacked(parts: Sequence[LinearObservation]) -> LinearObservation:
-    """Several as one, whose measurements are those of all in a row."""
+    """One observation with the flattened measurements of all, concatenated.
+
+    Raises:
+        ValueError: where only some of them have noise.
+    """
 
     def measured(x: Tensor) -> Tensor:
         return torch.cat([one.apply(x) for one in parts], dim=1)

@@ -1,4 +1,4 @@
-"""Linear maps from a sample to what is measured of it: A of y = A x + noise."""
+"""Linear maps from samples to measurements: A in y = A x + noise."""
 
 import math
 from abc import ABC, abstractmethod
@@ -13,14 +13,15 @@ from torch.nn import functional
 
 from sdekit_diffusion._common.inputs import require_tensor
 
-_TOLERANCE = 1e-3  # of the size of the results, for maps that must be linear
-MAX_GRAM = 4096  # measurements of which A A^T is computed
+_TOLERANCE = 1e-3  # of the check of linearity, relative to the size of the results
+MAX_GRAM = 4096  # the largest number of measurements for which A A^T is computed
 
 
 class AbstractOperator(ABC):
-    """A linear map A, applied to each sample of a batch; a subclass defines `__call__`.
+    """A linear map A that is applied to each sample of a batch; a subclass defines `__call__`.
 
-    The adjoint is computed by autograd unless a subclass defines it.
+    `adjoint` uses autograd unless the subclass defines it. A subclass with A A^T = c I should also
+    define `gram_diagonal`.
 
     Example:
         >>> class Sum(sd.AbstractOperator):
@@ -42,17 +43,21 @@ class AbstractOperator(ABC):
             return pull(v)[0]
 
     def gram_diagonal(self, event: tuple[int, ...]) -> float | None:
-        """c where A A^T = c I, so that it need not be computed; None for other maps."""
+        """c if A A^T = c I, which is then not computed; None for other maps."""
         return None
 
 
 @dataclass(frozen=True, eq=False)
 class Matrix(AbstractOperator):
-    """A matrix, applied to the flattened sample: `(m, d)`.
+    """The product of a matrix with flattened samples.
+
+    Arguments:
+        matrix: `(m, d)`, floating, with one row per measurement.
 
     Raises:
-        TypeError: for something else than a tensor.
-        ValueError: for another shape, and when applied to samples of other than d coordinates.
+        TypeError: for a matrix that is not a tensor.
+        ValueError: for a matrix that is not floating and finite or has another shape; when applied
+            to samples that do not have d coordinates.
 
     Example:
         >>> sd.Matrix(torch.tensor([[1.0, -1.0]]))(torch.tensor([[3.0, 1.0]]))
@@ -89,8 +94,9 @@ class LinearMap(AbstractOperator):
     """A function of a batch that is linear in each sample, and its adjoint.
 
     Arguments:
-        function: `(batch, *event)` to `(batch, *measured)`, differentiable.
-        transpose: the adjoint, `(batch, *measured)` to `(batch, *event)`; by autograd unless given.
+        function: `(batch, *event)` to `(batch, *measured)`; differentiable, unless there is a
+            transpose.
+        transpose: the adjoint, `(batch, *measured)` to `(batch, *event)`; None for autograd.
 
     Example:
         >>> halves = sd.LinearMap(lambda x: x[:, :2] + x[:, 2:])
@@ -112,10 +118,11 @@ class LinearMap(AbstractOperator):
 
 @dataclass(frozen=True, eq=False)
 class Mask(AbstractOperator):
-    """The coordinates where a mask is True, in one row: inpainting.
+    """The coordinates where a mask is True, as a vector: inpainting.
 
     Arguments:
-        mask: boolean, of the shape of a sample, or one that broadcasts to it, such as `(1, 8, 8)`.
+        mask: boolean, of the shape of a sample, or a shape that broadcasts to it, such as
+            `(1, 8, 8)`.
 
     Raises:
         TypeError: for a mask that is not a boolean tensor.
@@ -159,13 +166,14 @@ class Mask(AbstractOperator):
 
 @dataclass(frozen=True, eq=False)
 class Downsampling(AbstractOperator):
-    """The means of blocks of pixels: an image of 1 / factor the width and height.
+    """The means of factor x factor blocks of pixels: an image whose width and height are divided by
+    the factor.
 
     Arguments:
-        factor: the side of a block, which divides both sides of the image.
+        factor: the side of a block in pixels, a divisor of both sides of the image.
 
     Raises:
-        ValueError: when applied to images that such blocks do not fill.
+        ValueError: when applied to samples that are not images, or images with other sides.
 
     Example:
         >>> sd.Downsampling(2)(torch.ones(3, 1, 8, 8)).shape
@@ -193,13 +201,16 @@ class Downsampling(AbstractOperator):
 
 @dataclass(frozen=True, eq=False)
 class Blur(AbstractOperator):
-    """The convolution of each channel with a normal density, of weights that sum to 1; 0 outside.
+    """The convolution of each channel with a Gaussian kernel; images are 0 outside their borders.
+
+    The weights have the sum 1 and are 0 beyond 3 std.
 
     Arguments:
-        std: of the density, in pixels; it is cut off at three of them.
+        std: the standard deviation of the kernel, in pixels.
 
     Raises:
-        ValueError: for a std that is not positive, and when applied to what is no image.
+        ValueError: for a std that is not positive and finite; when applied to samples that are not
+            images.
 
     Example:
         >>> sd.Blur(1.0)(torch.ones(3, 1, 8, 8)).shape
@@ -229,12 +240,19 @@ class Blur(AbstractOperator):
 
 @dataclass(frozen=True, eq=False)
 class FourierSampling(AbstractOperator):
-    """Some coefficients of the orthonormal discrete Fourier transform of each channel, real and
-    imaginary parts in two rows: magnetic resonance imaging.
+    """Some coefficients of the orthonormal discrete Fourier transform of each channel: magnetic
+    resonance imaging.
+
+    The result is `(batch, 2, n)`: the real parts of the n coefficients of all channels, and their
+    imaginary parts.
 
     Arguments:
-        mask: boolean, `(height, width)`, True where the coefficient is measured, the constant first
-            as in `torch.fft.fft2`.
+        mask: boolean, `(height, width)`, True where a coefficient is measured; frequencies are in
+            the order of `torch.fft.fft2`, with 0 first.
+
+    Raises:
+        TypeError: for a mask that is not a boolean tensor.
+        ValueError: when applied to samples that are not images.
 
     Example:
         >>> mask = torch.zeros(8, 8, dtype=torch.bool)
@@ -256,13 +274,16 @@ class FourierSampling(AbstractOperator):
 
 @dataclass(frozen=True, eq=False)
 class Radon(AbstractOperator):
-    """Sums along parallel lines at several angles, of images that are 0 outside: tomography.
+    """Sums along parallel lines at several angles, of images that are 0 outside their borders:
+    tomography.
+
+    The result is `(batch, channels, angles, side)`.
 
     Arguments:
-        angles: in radians; at 0 the sums are over columns.
+        angles: in radians; at 0 each sum is over a column.
 
     Raises:
-        ValueError: when applied to images that are not square.
+        ValueError: when applied to samples that are not square images.
 
     Example:
         >>> sd.Radon([0.0, 0.5])(torch.ones(3, 1, 8, 8)).shape
@@ -287,7 +308,7 @@ class Radon(AbstractOperator):
 
 
 def _require_image(x: Tensor, operator: object) -> None:
-    """Refuses samples that are no images.
+    """Refuses samples that are not images.
 
     Raises:
         ValueError: with their shape.
@@ -303,7 +324,7 @@ def operator_of(value: Any) -> AbstractOperator:  # noqa: ANN401 - what a user g
     """An operator, a matrix, a function, or a pair of a function and its adjoint, as an operator.
 
     Raises:
-        TypeError: for something else.
+        TypeError: for anything else.
     """
     if isinstance(value, AbstractOperator):
         return value
@@ -321,14 +342,15 @@ def operator_of(value: Any) -> AbstractOperator:  # noqa: ANN401 - what a user g
 def require_linear(
     operator: AbstractOperator, event: tuple[int, ...], like: Tensor
 ) -> tuple[int, ...]:
-    """The shape of what is measured, after a check that the map is linear and its adjoint fits.
+    """The shape of the measurements of a sample, after checks of linearity and of the adjoint.
 
     Arguments:
-        like: of the dtype and on the device in which the operator is applied.
+        event: the shape of one sample.
+        like: a tensor with the dtype and the device of samples.
 
     Raises:
-        ValueError: when it is not linear, treats samples differently, measures nothing, or its
-            adjoint is another's.
+        ValueError: when the map is not linear, depends on the position in the batch, or measures
+            nothing, or when `adjoint` is not its adjoint.
     """
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, *event, generator=generator).to(like)
@@ -366,7 +388,7 @@ def gram(
     """A A^T, `(m, m)` in float64.
 
     Raises:
-        ValueError: for more measurements than that matrix is computed for.
+        ValueError: for more than MAX_GRAM measurements.
     """
     m = math.prod(measured)
     if m > MAX_GRAM:

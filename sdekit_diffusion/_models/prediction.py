@@ -1,4 +1,4 @@
-"""What a network may predict, and what its output says of the data and the noise."""
+"""Predictions of networks, and the data and the noise in terms of them."""
 
 from collections.abc import Callable, Mapping
 from typing import Literal
@@ -10,7 +10,7 @@ from sdekit.elementary import Time
 
 Prediction = Literal["noise", "data", "score", "velocity", "flow", "reverse_flow"]
 
-# diffusers' names of predictions, which `predicts` takes as well.
+# The names of diffusers, which `predicts` also accepts.
 ALIASES: dict[str, Prediction] = {
     "epsilon": "noise",
     "sample": "data",
@@ -18,7 +18,7 @@ ALIASES: dict[str, Prediction] = {
     "flow_prediction": "flow",
 }
 
-# Names that papers and programs give.
+# Names in papers and programs, for suggestions in messages.
 PUBLISHED_NAMES: dict[str, Prediction] = {
     **dict.fromkeys(("x0", "x_0", "x0_prediction", "x_prediction", "sample_prediction"), "data"),
     **dict.fromkeys(("eps", "eps_prediction", "epsilon_prediction", "noise_prediction"), "noise"),
@@ -27,8 +27,8 @@ PUBLISHED_NAMES: dict[str, Prediction] = {
 
 
 def _inverse(value: Time) -> Time:
-    """1 / value, and 0 for 0: a point says nothing of x_0 where alpha = 0, nor of eps where
-    sigma = 0; their mean is 0.
+    """1 / value, and 0 for 0: a point has no information on x_0 where alpha = 0, nor on eps where
+    sigma = 0, and their mean is 0.
     """
     if isinstance(value, Tensor):
         return torch.where(value == 0, 0.0, 1 / value)
@@ -53,8 +53,8 @@ def _over_sum(first: Time, second: Time, alpha: Time, sigma: Time) -> tuple[Time
 
 Coefficients = Callable[[Time, Time], tuple[Time, Time]]
 
-# Of alpha and sigma: a and b such that x_0 = a x + b o, for an output o at x = alpha x_0 + sigma
-# eps.
+# Functions of (alpha, sigma): a and b in x_0 = a x + b o, for the output o at
+# x = alpha x_0 + sigma eps.
 DATA: Mapping[Prediction, Coefficients] = {
     "noise": lambda alpha, sigma: _scaled_inverse(-sigma, alpha),
     "data": lambda alpha, sigma: (0.0, 1.0),

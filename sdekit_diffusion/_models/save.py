@@ -1,7 +1,7 @@
 """Checkpoints from models.
 
-config.json is replaced last, in one move: a folder that a checkpoint is written into is always the
-old one or the new one. No file is removed but those that a config.json of this format names.
+config.json is replaced last, and atomically, so that a folder always contains either the old or the
+new checkpoint. Only files that a config.json of this format names are removed.
 """
 
 import dataclasses
@@ -50,18 +50,23 @@ def save(
 ) -> Path:
     """Writes config.json and weights-*.safetensors into a folder, which is created if missing.
 
-    The checkpoint is written atomically: the folder contains either the old or the new one. The
-    files of the old checkpoint are removed, and no others.
+    The checkpoint is written atomically: at any time the folder contains either the old or the new
+    one. The files of the old checkpoint are removed, and no others.
 
     Arguments:
-        model: its network either has a `config` of constructor arguments and a class in
+        model: the model. Its network either has a `config` of constructor arguments and a class in
             `nets.registry`, or must be passed to `load`.
-        notes: what else to store, as JSON, such as the name of the data.
-        state: of a training run, to resume it, in a third file.
+        folder: the folder, which may have a checkpoint that is replaced.
+        notes: other values to store, which JSON must be able to represent, such as the name of the
+            data.
+        state: tensors from which a training run is resumed, stored in a third file.
+
+    Returns:
+        the folder.
 
     Raises:
-        TypeError: when the network is a plain function, which has no weights to save, or the model
-            is wrapped.
+        TypeError: when the network is a plain function, which has no weights to save, the model is
+            in a wrapper, or the class of its diffusion is not in `DIFFUSIONS`.
         ValueError: when the model has conditions, which a checkpoint does not contain.
         CheckpointError: when the folder has a config.json that is not one of `save`, or is damaged;
             nothing is written then.
@@ -84,7 +89,11 @@ def save(
 
 
 def config_to_save(model: ScoreModel, notes: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The config of a model but for its files; what cannot be saved is refused, as by `save`."""
+    """The config of a model without its files.
+
+    Raises:
+        TypeError, ValueError: for models that cannot be saved, as in `save`.
+    """
     require_own(
         model,
         ScoreModel,
@@ -96,11 +105,11 @@ def config_to_save(model: ScoreModel, notes: Mapping[str, Any] | None) -> dict[s
 
 
 def config_of(model: ScoreModel) -> dict[str, Any]:
-    """The config of a model but for its files and notes.
+    """The config of a model without its files and notes.
 
     Raises:
         TypeError: when its diffusion has no name.
-        ValueError: when it was given conditions.
+        ValueError: when it has conditions.
     """
     if model.conditions:
         names = ", ".join(model.conditions)
@@ -148,7 +157,7 @@ def write(
     """`save` into a folder that no other process writes to."""
     assert isinstance(model.net, nn.Module)
     old_files = files_of(folder)
-    # None twice in memory.
+    # Clones, since safetensors refuses tensors that share memory.
     weights = {name: value.clone() for name, value in model.net.state_dict().items()}
     if isinstance(model.data_mean, Tensor):
         weights[MEAN] = model.data_mean.clone()
@@ -161,7 +170,7 @@ def write(
         config["sha256"] = checksum(config)
         with replace_atomically(folder / CONFIG) as path:
             path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-            # Named in what stands beside by now: `files_of` knows them after a kill.
+            # The temporary config names them already, so that `files_of` finds them after a kill.
             for part, file in files.items():
                 os.replace(folder / TEMPORARY[part], folder / file["name"])
             flush(folder)
@@ -171,7 +180,9 @@ def write(
 
 
 def _stage(tensors: dict[str, Tensor], folder: Path, part: str) -> dict[str, str]:
-    """Writes a file that is to be named by its content; returns that name and its checksum."""
+    """Writes tensors to a temporary file; returns its final name, from its content, and its
+    checksum.
+    """
     content = serialised({name: value.detach().contiguous() for name, value in tensors.items()})
     sha256 = hashlib.sha256(content).hexdigest()
     name = f"{part}-{sha256[:12]}.safetensors"
@@ -183,7 +194,7 @@ def _stage(tensors: dict[str, Tensor], folder: Path, part: str) -> dict[str, str
 
 
 def _remove_unreferenced(folder: Path, names: Iterable[str]) -> None:
-    """Removes those of some files that config.json does not name; where it is damaged all stay."""
+    """Removes those of the named files that config.json does not name; none if it is damaged."""
     try:
         files = read_config(folder)["files"] if (folder / CONFIG).exists() else {}
     except CheckpointError:

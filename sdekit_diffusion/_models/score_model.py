@@ -48,54 +48,64 @@ _CONDITIONINGS = ("time", "log_snr", "standardised", "sigma")
 
 @dataclass
 class _DataMoments:
-    """Mean and standard deviation of the data, which the copies of a model share."""
+    """Mean and standard deviation of the data, shared by the copies of a model."""
 
     mean: Tensor | float = 0.0
     std: float | None = None
 
 
 class ScoreModel(nn.Module, AbstractModel):
-    """A network with the diffusion it is trained under and what its output means.
+    """A denoiser from a network, with the diffusion that it is trained under and the meaning of its
+    output.
 
-    With x = alpha x_0 + sigma eps a network predicts eps ("noise"), x_0 ("data"), -eps / sigma
-    ("score"), alpha eps - sigma x_0 ("velocity"), eps - x_0 ("flow", the velocity of flow
-    matching), or x_0 - eps ("reverse_flow", the same where its time runs from the noise, 0, to the
-    data, 1: then under "flow" with conditioning=(-1, 1)). Under another diffusion the network is
-    evaluated at the same signal-to-noise ratio, at the point with the same x / alpha. A network
-    that ignores t and predicts "noise" has the score -net(x) / sigma: where alpha = 1, up to the
-    sign, Song and Ermon's (2020) third technique.
+    For x = alpha x_0 + sigma eps the output predicts one of
+
+    - "noise": eps,
+    - "data": x_0,
+    - "score": -eps / sigma,
+    - "velocity": alpha eps - sigma x_0,
+    - "flow": eps - x_0, the velocity of flow matching,
+    - "reverse_flow": x_0 - eps, the same with a time that runs from the noise at 0 to the data at
+      1; use it under "flow" with conditioning=(-1, 1).
+
+    Under another diffusion the network is evaluated at the same signal-to-noise ratio, at the point
+    with the same x / alpha. A network that ignores t and predicts "noise" has the score
+    -net(x) / sigma: where alpha = 1 this is, up to the sign, technique 3 of Song and Ermon (2020).
 
     Arguments:
         net: `net(x, t)`, shaped like x, t of shape `(batch,)`; a module or a plain function.
         sde: the diffusion, or its name in `DIFFUSIONS`, such as "vp".
-        predicts: what the output means; diffusers' names "epsilon", "sample", "v_prediction" and
-            "flow_prediction" are "noise", "data", "velocity" and "flow".
+        predicts: the meaning of the output. The names of diffusers, "epsilon", "sample",
+            "v_prediction" and "flow_prediction", stand for "noise", "data", "velocity" and "flow".
         shape: the shape of one sample.
-        conditioning: "time" calls `net(x, t)`; a pair (a, b) `net(x, a t + b)`, so that (N, -1)
-            counts DDPM's N steps from 0, and (1 - L, L - 1) NCSN's L levels from the noisiest;
-            "sigma" `net(x, sigma(t))`. "log_snr" calls `net(u, l)` with l = log(alpha / sigma) and
-            the point scaled to unit noise-plus-signal, u = x / sqrt(alpha^2 + sigma^2): then the
-            network does not depend on the diffusion, and its output means the same for u = alpha'
-            x_0 + sigma' eps, alpha'^2 + sigma'^2 = 1. "standardised" is "log_snr" for x_0 / s,
-            s = data_std: `net(x / sqrt(alpha^2 s^2 + sigma^2), log(alpha s / sigma))`, whose output
-            concerns x_0 / s. With "velocity" this is EDM's preconditioning, x_0 = c_skip x + c_out
-            F(c_in x, .), up to the sign of F.
-        data_mean, data_std: of the data: the mean, a number or shaped like one sample, and the root
-            mean square of a coordinate less its mean. Training records them; where they are not
-            known they are estimated from the network when a solve begins.
-        data_range: the least and the largest value that the data can have, such as (-1, 1); None
-            where there is no bound.
-        scale: from the data in their own range and dtype to those of this model, and back:
-            `model.scale.decode(x)`. It is stored and saved, and applied only by callers; all other
-            arguments concern data as the model sees them.
-        null: for each condition that the network may be asked without, a number that stands for an
-            unknown one, such as `{"class_labels": 1000}`: training drops conditions to it, and
-            guidance compares with it. Networks of `sdekit_diffusion.nets` know theirs.
+        conditioning: the arguments of the network. "time" calls `net(x, t)`, "sigma"
+            `net(x, sigma(t))`, and a pair (a, b) `net(x, a t + b)`: (N, -1) counts DDPM's N steps
+            from 0, and (1 - L, L - 1) NCSN's L levels from the noisiest. "log_snr" calls
+            `net(u, l)` with l = log(alpha / sigma) and u = x / sqrt(alpha^2 + sigma^2). Then the
+            network does not depend on the diffusion, and its output is as above for
+            u = a x_0 + b eps, a^2 + b^2 = 1. "standardised" is "log_snr" for data x_0 / s with
+            s = data_std: it calls `net(x / sqrt(alpha^2 s^2 + sigma^2), log(alpha s / sigma))`, and
+            the output is as above for x_0 / s. With "velocity" this is EDM's preconditioning,
+            x_0 = c_skip x + c_out F(c_in x, .), up to the sign of F.
+        data_mean, data_std: the mean of the data, a number or shaped like one sample, and the
+            standard deviation of a coordinate, as a root mean square over the coordinates. Training
+            records them; a data_std of None is estimated from the network when a solve begins.
+        data_range: the smallest and the largest value that the data can have, such as (-1, 1); None
+            for no bounds.
+        scale: the conversion of the data from their own range and dtype to those of this model, and
+            back: `model.scale.decode(x)`. The model only stores and saves it, and callers apply it;
+            all other arguments are for data in the range of the model.
+        null: for each condition that the network can be called without, a number that stands for an
+            unknown value, such as `{"class_labels": 1000}`: training replaces dropped conditions by
+            it, and guidance uses it for the reference. Networks of `sdekit_diffusion.nets` have
+            their own.
 
     Raises:
-        ValueError: for a name that is not one of these, or when the network returns another shape
-            than its input's.
-        TypeError: for a net that is a model itself or not callable, or a shape that is not one.
+        ValueError: for an unknown name, a data_std that is not positive, a data_mean that is not
+            finite or of another shape, or a data_range that is not increasing; when called, for a
+            network that returns another shape than that of x.
+        TypeError: for a net that is a model itself, is not callable, or takes (t, x), a shape that
+            is not one, or a null that does not have numbers.
 
     Example:
         >>> net = sd.nets.MLP(shape=(2,), width=16)
@@ -148,7 +158,7 @@ class ScoreModel(nn.Module, AbstractModel):
         self.scale = scale
         self.given_null = null
         self.null = null_of(net, null)
-        # As training records: conditions, and the levels log(alpha / sigma) of a student.
+        # Recorded by training: conditions, and the levels log(alpha / sigma) of a student.
         self.never_dropped: tuple[str, ...] = ()
         self.trained_levels: tuple[float, ...] = ()
         self.conditions: Mapping[str, Any] = {}
@@ -172,7 +182,7 @@ class ScoreModel(nn.Module, AbstractModel):
         self.record_scale(self.data_mean, std)
 
     def record_scale(self, mean: Tensor | float, std: float | None) -> None:
-        """Sets `data_mean` and `data_std`, also of the copies that `given` has made.
+        """Sets `data_mean` and `data_std`, also those of copies that `given` has made.
 
         Raises:
             ValueError: for a standard deviation that is not positive, or a mean that is not finite
@@ -200,14 +210,14 @@ class ScoreModel(nn.Module, AbstractModel):
         self._moments.std = std
 
     def given(self, **conditions: Any) -> Self:  # noqa: ANN401 - whatever the network takes
-        """The same model with further arguments of its network: `net(x, t, **conditions)`.
+        """The same model with conditions, which its network receives as `net(x, t, **conditions)`.
 
-        A tensor with a dimension has one entry per sample, such as labels `(batch,)`; a number is
-        the same for all where the network knows what an unknown one is (`null`); everything else
-        is passed unchanged.
+        A tensor of one or more dimensions has one entry per sample, such as labels `(batch,)`. A
+        number is repeated for all samples if the condition has a value in `null`. Everything else
+        is passed unchanged. The result shares the network.
 
         Raises:
-            ValueError: for a condition that the network's signature does not have.
+            ValueError: for a condition that is not in the signature of the network.
         """
         for name in conditions.keys() - self.conditions.keys() - self.null.keys():
             require_name(name, self.net, self.null)
@@ -216,12 +226,12 @@ class ScoreModel(nn.Module, AbstractModel):
         return model
 
     def unconditional(self) -> Self:
-        """The same model where each condition that can be unknown is.
+        """The same model with an unknown value for each condition in `null`.
 
-        A warning is raised where training never dropped one of them.
+        A warning is raised if training never dropped one of them.
 
         Raises:
-            ValueError: when the network cannot be asked without its conditions.
+            ValueError: when the network has no values for unknown conditions.
         """
         if not self.null:
             raise ValueError(
@@ -233,7 +243,7 @@ class ScoreModel(nn.Module, AbstractModel):
         return self.given(**(dict.fromkeys(self.null) if self.given_null is None else self.null))
 
     def warn_of_missing(self, given: Mapping[str, Any], *, stacklevel: int = 2) -> None:
-        """Warns where conditions that training never dropped are not given."""
+        """Warns if conditions that training never dropped are not given."""
         if missing := [name for name in self.never_dropped if name not in given]:
             names = ", ".join(missing)
             warnings.warn(
@@ -243,7 +253,7 @@ class ScoreModel(nn.Module, AbstractModel):
             )
 
     def condition_names(self) -> tuple[str, ...] | None:
-        """The conditions that the network takes; None where its signature does not tell."""
+        """The names of the conditions that the network takes; None if its signature accepts any."""
         return names_of(self.net, self.null)
 
     def with_network(self, net: Callable[..., Tensor]) -> "ScoreModel":
@@ -299,13 +309,18 @@ class ScoreModel(nn.Module, AbstractModel):
         )
 
     def forward(self, point: Tensor, label: Time | None = None) -> Tensor:
-        """The network's output at points and labels that are its own, in the dtype of the points.
+        """The output of the network, in the dtype of its input.
+
+        Arguments:
+            point: the first argument of the network, `(batch, *shape)`, as `conditioning` says.
+            label: its second argument, a number or `(batch,)`.
 
         Raises:
-            TypeError: when its signature does not fit, or it does not return a tensor of real
-                floating numbers.
-            ValueError: when its shape is not that of the points.
-            TypeError: when a plain score returns another model's output.
+            TypeError: when the signature of the network does not fit, when it does not return a
+                tensor of real floating numbers, or when a plain score returns the output of a
+                model.
+            ValueError: when the output has another shape than the input, or a condition has another
+                number of entries.
             RuntimeError: when the network changes its input in place.
         """
         require_tensor("x", point)
@@ -339,8 +354,8 @@ class ScoreModel(nn.Module, AbstractModel):
         return out
 
     def _call_network(self, dtype: torch.dtype | None, point: Tensor, label: Tensor) -> Tensor:
-        """The network's output in the point's dtype, computed in another or, if that is None, in
-        that of the point; refused if it is not shaped like the point.
+        """The output of the network in the dtype of the point, computed in `dtype`, or in that of
+        the point if it is None; refused if it is not shaped like the point.
         """
         x = point if dtype is None or point.dtype == dtype else point.to(dtype)
         checked = bool(self.conditions) or x.requires_grad or has_no_version_counter(x)
@@ -364,7 +379,7 @@ class ScoreModel(nn.Module, AbstractModel):
         return out if out.dtype == point.dtype else out.to(point.dtype)
 
     def _arguments(self, point: Tensor) -> dict[str, Any]:
-        """The conditions as the network receives them with these points."""
+        """The conditions as the network receives them for these points."""
         return expanded(self.conditions, self.null, len(point), point.device)
 
     def _explain(self, error: Exception, point: Tensor, label: Tensor) -> None:
@@ -439,25 +454,23 @@ class ScoreModel(nn.Module, AbstractModel):
         return _combine(a, point, b, self(point, label))
 
     def _data(self, alpha: Time, sigma: Time) -> tuple[Time, Time]:
-        """The coefficients of the point and of the output in x_0."""
+        """a and b in x_0 = a point + b output."""
         a, b = DATA[self.predicts](alpha, sigma)
         unit = self._unit()
         return (a, b) if unit == 1 else (unit * a, unit * b)
 
     def _unit(self) -> float:
-        """The standard deviation of the data for which the network is asked."""
+        """s of "standardised" conditioning, else 1."""
         return (self.data_std or 1.0) if self.conditioning == "standardised" else 1.0
 
     def _inputs(self, l: Time, u: Tensor) -> tuple[Tensor, Time, Time, Time]:
-        """The point and the label that the network expects, with the alpha and sigma of that
-        point.
-        """
+        """The arguments of the network, point and label, and alpha and sigma of the point."""
         size, label, alpha, sigma = self._levels(l)
         point = scaled(size, u) if isinstance(size, Tensor) or size != 1 else u
         return point, label, alpha, sigma
 
     def _levels(self, l: Time) -> tuple[Time, Time, Time, Time]:
-        """The point's factor, the label, alpha and sigma at which the network is asked."""
+        """The factor point / u, the label, and alpha and sigma of the point."""
         if self.conditioning == "log_snr":
             l = clip(l, -LARGEST, LARGEST)
             return 1.0, l, signal_scale(l), noise_scale(l)
@@ -478,7 +491,7 @@ class ScoreModel(nn.Module, AbstractModel):
         return size, self._label(t, sigma), alpha, sigma
 
     def _label(self, t: Time, sigma: Time) -> Time:
-        """The label that the network receives at time t of its diffusion."""
+        """The label at time t of the model's diffusion, for conditioning on time or sigma."""
         if isinstance(self.conditioning, tuple):
             return self.conditioning[0] * t + self.conditioning[1]
         return sigma if self.conditioning == "sigma" else t
@@ -500,7 +513,11 @@ _SWAPPED_ARGUMENTS = (
 
 
 def _checked_conditioning(conditioning: Conditioning) -> Conditioning:
-    """As it is, a pair as a tuple of floats."""
+    """The conditioning, a pair as a tuple of floats.
+
+    Raises:
+        ValueError: for another value.
+    """
     if isinstance(conditioning, str) and conditioning in _CONDITIONINGS:
         return conditioning
     pair = _pair(conditioning)
@@ -514,7 +531,11 @@ def _checked_conditioning(conditioning: Conditioning) -> Conditioning:
 
 
 def _range(given: object) -> tuple[float, float]:
-    """The least and the largest value of data."""
+    """The smallest and the largest value of data, as floats.
+
+    Raises:
+        ValueError: unless they are two increasing numbers.
+    """
     pair = _pair(given)
     if pair is None or not pair[0] < pair[1]:
         raise ValueError(
@@ -524,7 +545,7 @@ def _range(given: object) -> tuple[float, float]:
 
 
 def _pair(given: Any) -> tuple[float, float] | None:  # noqa: ANN401
-    """Two numbers, None where it is something else."""
+    """Two numbers as floats; None for anything else."""
     try:
         first, second = given
         if isinstance(first, str) or isinstance(second, str):
@@ -549,12 +570,12 @@ def as_model(
     *,
     stacklevel: int = 3,
 ) -> tuple[AbstractModel, AbstractDiffusion]:
-    """A model and the diffusion to use it under, from what a user passes: a model, or a score
-    `(x, t)` of a given sde.
+    """The model and its diffusion from what a user passes: a model, perhaps with another diffusion,
+    or a score `(x, t)` with its diffusion.
 
     Raises:
-        TypeError: when the model is neither, or is wrapped in a way that is not known.
-        ValueError: when the diffusion is neither given nor the model's.
+        TypeError: when the model is neither, or is in a wrapper that is not supported.
+        ValueError: when there is no diffusion, neither given nor of the model.
     """
     model = cast(
         AbstractModel | Callable[[Tensor, Tensor], Tensor], unwrapped(model, AbstractModel)

@@ -1,4 +1,4 @@
-"""Models within torch's wrappers: unwrapped if that is safe, else refused by name."""
+"""Models in wrappers of torch: unwrapped if that is safe, else refused with advice."""
 
 import functools
 import inspect
@@ -8,12 +8,12 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 
 def unwrapped(model: object, kind: type) -> object:
-    """The model of a kind that a wrapper of torch holds, with its network wrapped in its place;
-    anything else as it is.
+    """The model, an instance of `kind`, in a wrapper of torch, with its network wrapped instead;
+    anything else unchanged.
 
-    `torch.compile(model)` gives a model with a compiled network, `DataParallel(model)` one whose
-    network runs on the same devices. `DistributedDataParallel` averages gradients, of which there
-    are none here, so that its model is taken as it is.
+    `torch.compile(model)` becomes a model with a compiled network, and `DataParallel(model)` one
+    whose network runs on the same devices. `DistributedDataParallel` only averages gradients, which
+    are not computed here: its model is returned unchanged.
     """
     if not isinstance(model, nn.Module) or isinstance(model, kind):
         return model
@@ -32,18 +32,18 @@ def unwrapped(model: object, kind: type) -> object:
 
 
 def _wrapped_module(model: nn.Module) -> object:
-    """The module within a wrapper of torch; None if the module is not a wrapper."""
+    """The module in a wrapper of torch; None if the module is not a wrapper."""
     if isinstance(model, DataParallel | DistributedDataParallel):
         return model.module
     return getattr(model, "_orig_mod", None)
 
 
 def require_plain(score: object, kind: type) -> None:
-    """Refuses a score that is a model of a kind in disguise: its output is no score, and it knows
-    its diffusion itself.
+    """Refuses a score function that calls a model, an instance of `kind`: its output is not a
+    score, and the model has its own diffusion.
 
     Raises:
-        TypeError: for a module that holds a model, for a method of one, and for a partial of
+        TypeError: for a module that contains a model, for a method of a model, and for a partial of
             either.
     """
     inner = score
@@ -57,7 +57,7 @@ def require_plain(score: object, kind: type) -> None:
         )
     name = type(inner).__name__
     if isinstance(inner, nn.Module):
-        # Torch.jit keeps but the names of classes.
+        # torch.jit keeps only the names of classes.
         scripted = {sub.__name__ for sub in kind.__subclasses__()}
         places = [
             place
@@ -83,8 +83,8 @@ def require_plain(score: object, kind: type) -> None:
 
 
 def _owner(function: object) -> object:
-    """Whose method a function is, through `functools.partial` and `functools.wraps`; None for a
-    plain function.
+    """The object that a method belongs to, through `functools.partial` and `functools.wraps`; None
+    for a plain function.
     """
     while isinstance(function, functools.partial) or hasattr(function, "__wrapped__"):
         function = (
@@ -96,8 +96,8 @@ def _owner(function: object) -> object:
 
 
 def modules_of(function: object) -> list[nn.Module]:
-    """The modules that a function calls, as far as it shows them: through `functools.partial`, as
-    the module of a method, or as variables that it uses.
+    """The modules that a function calls, as far as they can be found: through `functools.partial`,
+    as the owner of a method, or among the variables that it uses.
     """
     values: list[object] = []
     while isinstance(function, functools.partial):
@@ -111,7 +111,7 @@ def modules_of(function: object) -> list[nn.Module]:
 
 
 def require_own(model: object, kind: type, remedy: str) -> None:
-    """Refuses a wrapper of a model where only the model itself will do.
+    """Refuses a wrapper of a model where the model itself is needed.
 
     Raises:
         TypeError: with what to do instead.
