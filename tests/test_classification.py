@@ -113,7 +113,7 @@ def test_the_standard_error_is_that_of_the_softmax():
 def test_what_is_refused():
     with pytest.raises(TypeError, match="a list with one model per class"):
         classify(MODELS[0], X, sde="vp")
-    with pytest.raises(ValueError, match="from two on; 1 model"):
+    with pytest.raises(ValueError, match="two models or more, one per class; not 1"):
         classify(MODELS[:1], X, sde="vp")
     with pytest.raises(TypeError, match="must be floating"):
         classify(MODELS, X.long(), sde="vp")

@@ -716,7 +716,7 @@ def test_inception_weights_that_are_none(digits, moons, inception, tmp_path, cap
         capsys, "report", digits, "--inception", tmp_path / "list.pth"
     )
     assert "does not fit" in error(capsys, "report", digits, "--inception", inception / "none.pth")
-    assert "weights cannot be had" in error(
+    assert "weights are not available" in error(
         capsys, "report", digits, "--inception", tmp_path / "missing.pth"
     )
     assert "holds no images" in error(

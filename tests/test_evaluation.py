@@ -379,7 +379,7 @@ def test_failed_samples_are_left_out_of_the_mean_and_of_its_parts():
     assert numbers["parts"]["data"] == pytest.approx(math.sqrt(7 / 3 - 0.03))
     assert numbers["evaluations"] == 25
     said = found.sentences()
-    assert said[-1] == "1 samples were given up and are not in the mean"
+    assert said[-1] == "1 samples failed and are not in the mean"
     assert "3.0000 ± 1.5275 bits/dim (standard error, over 4 held-out samples)" in said[0]
     alone = held_out.summed(
         replace(

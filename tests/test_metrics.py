@@ -521,7 +521,7 @@ def test_the_standard_network_is_asked_for_as_it_must_be(tmp_path):
     images = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
     with pytest.raises(ValueError, match=r"takes uint8 \(N, 3, H, W\); give levels"):
         inception_scores(grey, grey)
-    with pytest.raises(OSError, match=r"weights cannot be had .* give weights= a file"):
+    with pytest.raises(OSError, match=r"weights are not available .* give weights= a file"):
         inception_scores(images, images, weights=tmp_path / "missing.pth")
     with pytest.raises(ValueError, match="two or more of each"):
         inception_scores(images[:1], images, network=Projection(2))

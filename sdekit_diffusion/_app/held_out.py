@@ -66,7 +66,7 @@ class HeldOut:
             f"{self.evaluations:.0f} evaluations per sample",
         ]
         return lines + (
-            [f"{self.failed} samples were given up and are not in the mean"] if self.failed else []
+            [f"{self.failed} samples failed and are not in the mean"] if self.failed else []
         )
 
     def numbers(self) -> dict[str, Any]:

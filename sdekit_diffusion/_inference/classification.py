@@ -184,7 +184,7 @@ def _require(
             "range(10)]"
         )
     if len(models) < 2:
-        raise ValueError(f"classes are told apart from two on; {len(models)} model was given")
+        raise ValueError(f"classify needs two models or more, one per class; not {len(models)}")
     require_tensor("x", x)
     if not x.is_floating_point():
         raise TypeError(f"x must be floating, in the scale of the models, not {x.dtype}")

@@ -80,7 +80,7 @@ def decoder_of(
         return Density()
     if low is None or high is None or levels is None:
         raise TypeError(
-            f"x of {x.dtype} are levels of something: pass low, high and levels, such as -1.0, 1.0 "
+            f"integers, here {x.dtype}, are levels: pass low, high and levels, such as -1.0, 1.0 "
             "and 256"
         )
     if not (high > low and levels >= 2):

@@ -140,8 +140,8 @@ class Particles(AbstractWeighting):
         numbers = isinstance(self.method, OnClock) and not callable(self.method.eta)
         if not numbers or not self.method.eta:
             raise ValueError(
-                "paths have weights where steps have noise: give a method OnClock(eta=1.0), with "
-                f"a number eta > 0, not {self.method!r:.60}"
+                "Particles needs steps with noise: give a method OnClock(eta=1.0), with a number "
+                f"eta > 0, not {self.method!r:.60}"
             )
 
     def run(self, problem: PosteriorProblem) -> WeightedSamples:

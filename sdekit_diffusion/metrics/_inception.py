@@ -197,8 +197,8 @@ def _require_tensors(weights: str | Path) -> None:
 
 def _unavailable_weights(error: Exception) -> OSError:
     return OSError(
-        f"the standard Inception network's weights cannot be had ({error}); give weights= a file "
-        "that holds them, or a network= of your own"
+        f"the standard Inception network's weights are not available ({error}); give weights= a "
+        "file that holds them, or a network= of your own"
     )
 
 
