@@ -171,7 +171,7 @@ class GeometricInSigma(AbstractGrid):
     """sigma_i = sigma_0 (sigma_N / sigma_0)^{i / N}, with the sigma of the diffusion.
 
     Where alpha = 1 this is uniform in l. Under variance-preserving diffusions the first steps are
-    long in t, because sigma is nearly constant there.
+    long, in t and in l, because sigma is nearly constant there.
 
     Example:
         >>> model = sd.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
