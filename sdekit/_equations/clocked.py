@@ -23,13 +23,13 @@ Prepare = Callable[[Sequence[float], Callable[[], Coefficients]], Sequence[Slope
 
 @dataclass(frozen=True, eq=False)
 class AbstractClocked(AbstractSDE, ABC):
-    """dy = F(l, x) dA(l) + dB with x = y scale(l), in a time tau in which B is a standard Brownian
-    motion:
+    """An equation on a clock: dy = F(l, x) dA(l) + dB with x = y scale(l), in a time tau in which B
+    is a standard Brownian motion:
 
         dy = F dA/dtau dtau + dB_tau.
 
-    The parameter l increases from noise to data in a diffusion, where it is log(alpha / sigma). tau
-    is the time of the equation, that of a solve's ts.
+    tau is the time of the equation, that of the ts of a solve. l is a parameter of this time; for a
+    diffusion it is log(alpha / sigma), which increases from noise to data.
 
     Arguments:
         integrand: `F(l, x)`, shaped like x; l is a float or `(batch,)`.
@@ -118,7 +118,8 @@ class AbstractClocked(AbstractSDE, ABC):
 
 @dataclass(frozen=True, eq=False)
 class Clocked(AbstractClocked):
-    """dy = F(l, x) dA(l) + dB_{Q(l)} with x = y scale(l), A(l) = e^{a l}, Q(l) = e^{q l}.
+    """An equation on an exponential clock: dy = F(l, x) dA(l) + dB_{Q(l)} with x = y scale(l),
+    A(l) = e^{a l} and Q(l) = e^{q l}.
 
     This is a semi-linear equation in a variable y in which the linear part is gone. Its time is its
     clock: tau = Q(l), in which the noise is a standard Brownian motion, or tau = A(l) without
@@ -192,8 +193,8 @@ class Clocked(AbstractClocked):
 
 @dataclass(frozen=True, eq=False)
 class AngleClocked(AbstractClocked):
-    """dy = F(l, x) dA(l) with x = y scale(l) and A(l) = -arctan(e^{-l} / c), an angle from -pi/2 to
-    0; no noise.
+    """An equation without noise on the clock of an angle: dy = F(l, x) dA(l) with x = y scale(l)
+    and A(l) = -arctan(e^{-l} / c), from -pi/2 to 0.
 
     Its time is A. Multistep rules interpolate F as a polynomial in A, which they use in place of l,
     in `smooth` or in `own`.

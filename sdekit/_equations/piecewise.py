@@ -16,8 +16,8 @@ from sdekit.elementary import Time, axpy, broadcast
 
 @dataclass(frozen=True, eq=False)
 class PiecewiseClocked(AbstractSDE):
-    """dy = F(l, x) dA(l) + dB_{Q(l)} with x = y scale(l), where log A and log Q are linear on each
-    step of a grid of l.
+    """An equation on a clock that changes from step to step: dy = F(l, x) dA(l) + dB_{Q(l)} with
+    x = y scale(l), where log A and log Q are linear on each step of a grid of l.
 
     This is `Clocked` with exponents that change from step to step. Its time is l, because Q may be
     constant on a step. With planned rules, such as `AdamsBashforth`, the weights and the noise of a

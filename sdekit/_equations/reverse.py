@@ -85,8 +85,8 @@ _SWAPPED_ARGUMENTS = (
 
 @dataclass(frozen=True, eq=False)
 class ReverseSDE(AbstractSDE):
-    """dx = [f - (1 + eta^2)/2 (div(g g^T) + g g^T s)] dt + eta g dW, to be solved from late to
-    early times.
+    """The reverse SDE dx = [f - (1 + eta^2)/2 (div(g g^T) + g g^T s)] dt + eta g dW, to be solved
+    from late to early times.
 
     With s(t, x) = grad log p_t(x) its solution has the forward equation's marginals for every eta:
     eta = 1 is Anderson's equation, eta = 0 the probability flow.
@@ -177,7 +177,8 @@ class ReverseSDE(AbstractSDE):
 
 @dataclass(frozen=True, eq=False)
 class ProbabilityFlow(AbstractSDE):
-    """dx = [f - (div(g g^T) + g g^T s) / 2] dt: the ODE with the marginals of the forward equation.
+    """The probability flow dx = [f - (div(g g^T) + g g^T s) / 2] dt, the ODE with the marginals of
+    the forward equation.
 
     It may be solved in both directions of time.
 

@@ -164,7 +164,7 @@ def _require_square(matrix: Tensor) -> None:
 class PathWeights(NamedTuple):
     """Paths of a proposal at their last time, and their weights under a target.
 
-    Attributes:
+    Arguments:
         x: the states at the last time, `(batch, *event)`.
         log_weight: the logarithm of the ratio of the density of the path under the target to that
             under the proposal, `(batch,)` in float64; the mean of its exponential is 1.

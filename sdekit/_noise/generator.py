@@ -53,7 +53,7 @@ PROBES = -(1 << 20)
 
 
 def fresh_seed() -> int:
-    """A seed in [0, 2^63) from torch's default generator, which is read nowhere else.
+    """A new seed in [0, 2^63) from torch's default generator, which is used for nothing else here.
 
     Example:
         >>> 0 <= sdekit.fresh_seed() < 2**63

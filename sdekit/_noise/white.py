@@ -22,7 +22,7 @@ _DRAWS = 1 << 10  # counters of one step: W, H, then fresh normals
 class Increment(NamedTuple):
     """The noise of a step over [t0, t1]; None for what the problem or the solver does not use.
 
-    Attributes:
+    Arguments:
         w: the increment of W, `(batch, *noise_shape)`, of variance |t1 - t0|.
         h: its space-time Levy area H, the mean over the step of W(t) minus the straight line
             between both ends, shaped like w, of variance |t1 - t0| / 12 and independent of w.

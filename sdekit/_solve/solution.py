@@ -13,7 +13,7 @@ from torch import Tensor
 class Point(NamedTuple):
     """A state of a solve on a fixed grid.
 
-    Attributes:
+    Arguments:
         step: the number of steps before it, 0 for the initial state.
         t: its time.
         x: the state, `(batch, *event)`.

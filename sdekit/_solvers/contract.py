@@ -30,7 +30,7 @@ class Order(NamedTuple):
 class Step(NamedTuple):
     """The result of a step; each part is a tensor or a tuple of tensors with the batch first.
 
-    Attributes:
+    Arguments:
         x: the state at t1.
         error: an estimate of the error of the step, shaped like x, or whatever `quotient` of the
             solver takes; None without an estimate.

@@ -271,8 +271,8 @@ _E3 = tuple(b - b3 for b, b3 in zip(_B, _B3, strict=True))
 
 @dataclass(frozen=True, eq=False)
 class Dopri8(AbstractEmbeddedRungeKutta):
-    """DOP853: order eight with embedded errors of orders five and three, twelve evaluations per
-    step; for small tolerances.
+    """DOP853, the method of Dormand and Prince of order eight with embedded error estimates of
+    orders five and three, twelve evaluations per step; for small tolerances.
 
     With e_5 and e_3 the estimates of both errors relative to the tolerance, the step has
     q = e_5^2 / sqrt(e_5^2 + 0.01 e_3^2), which is O(dt^8). States within a step are of order seven

@@ -13,7 +13,7 @@ from sdekit.elementary import Time
 
 @dataclass(frozen=True, eq=False)
 class EulerMaruyama(AbstractSolver):
-    """x_1 = x_0 + f(t_0, x_0) dt + g(t_0, x_0) dW, for Ito equations; Euler's method without noise.
+    """The Euler-Maruyama method for Ito equations: x_1 = x_0 + f(t_0, x_0) dt + g(t_0, x_0) dW.
 
     Example:
         >>> sde = sdekit.SDE(lambda t, x: 0.1 * x, lambda t, x: 0.3 * x)

@@ -48,13 +48,14 @@ def _multiply(a: Time, x: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class ExponentialEuler(AbstractSolver):
-    """x_1 = e^z x_0 + phi_1(z) N dt + sqrt(phi_1(2 z)) g dW, with z = A dt and
-    N = f(t_0, x_0) - A x_0, for Ito equations.
+    """The exponential Euler-Maruyama method for Ito equations with a stiff linear part A x:
 
-    phi_1(z) = (e^z - 1) / z. f is the whole drift, and A its linear part or an approximation of it:
-    the orders hold for every A, and steps are stable for all z <= 0 if N is not stiff. The noise of
-    a step has the exact variance, phi_1(2 z) |dt| g^2, and converges path by path: for constant N
-    and g the solution has the exact law on every grid.
+        x_1 = e^z x_0 + phi_1(z) N dt + sqrt(phi_1(2 z)) g dW
+
+    with z = A dt, N = f(t_0, x_0) - A x_0 and phi_1(z) = (e^z - 1) / z. f is the whole drift, and A
+    its linear part or an approximation of it: the orders hold for every A, and steps are stable for
+    all z <= 0 if N is not stiff. The noise of a step has the exact variance, phi_1(2 z) |dt| g^2,
+    and converges path by path: for constant N and g the solution has the exact law on every grid.
 
     Arguments:
         linear: A, a float or a tensor that broadcasts against the event.
@@ -95,7 +96,7 @@ def _add_noise(
 
 @dataclass(frozen=True, eq=False)
 class ExponentialHeun(AbstractSolver):
-    """Exponential time differencing of order two:
+    """Exponential time differencing of order two, ETD2RK, for a stiff linear part A x:
 
         x~ = e^z x_0 + phi_1(z) N_0 dt + sqrt(phi_1(2 z)) g dW,
         x_1 = x~ + phi_2(z) (N(t_1, x~) - N_0) dt.

@@ -27,11 +27,13 @@ def _half(w: Tensor | None) -> Tensor | None:
 
 @dataclass(frozen=True, eq=False)
 class Heun(AbstractSolver):
-    """x~ = x_0 + f_0 dt + g_0 dW, then
-    x_1 = (x_0 + x~) / 2 + f(t_1, x~) dt / 2 + g(t_1, x~) dW / 2.
+    """Heun's method for Stratonovich equations, the explicit trapezoidal rule:
 
-    The explicit trapezoidal rule, for Stratonovich equations. With additive noise the weak order is
-    two; for general noise that commutes the strong order is one.
+        x~ = x_0 + f_0 dt + g_0 dW,
+        x_1 = (x_0 + x~) / 2 + f(t_1, x~) dt / 2 + g(t_1, x~) dW / 2.
+
+    With additive noise the weak order is two; for general noise that commutes the strong order is
+    one.
 
     Example:
         >>> sde = sdekit.SDE(lambda t, x: -x, lambda t, x: 1.0, "additive")
@@ -59,10 +61,12 @@ class Heun(AbstractSolver):
 
 @dataclass(frozen=True, eq=False)
 class EulerHeun(AbstractSolver):
-    """x~ = x_0 + g_0 dW, then x_1 = (x_0 + x~) / 2 + f_0 dt + g(t_1, x~) dW / 2.
+    """The Euler-Heun method for Stratonovich equations, one evaluation of the drift per step:
 
-    For Stratonovich equations, with one evaluation of the drift per step. For general noise that
-    commutes the strong order is one.
+        x~ = x_0 + g_0 dW,
+        x_1 = (x_0 + x~) / 2 + f_0 dt + g(t_1, x~) dW / 2.
+
+    For general noise that commutes the strong order is one.
 
     Example:
         >>> sde = sdekit.SDE(lambda t, x: 0.1 * x, lambda t, x: 0.3 * x, sde_type="stratonovich")
@@ -88,11 +92,12 @@ class EulerHeun(AbstractSolver):
 
 @dataclass(frozen=True, eq=False)
 class Midpoint(AbstractSolver):
-    """x~ = x_0 + f_0 dt / 2 + g_0 dW / 2, then x_1 = x_0 + f(t, x~) dt + g(t, x~) dW, with
-    t = (t_0 + t_1) / 2.
+    """The explicit midpoint rule for Stratonovich equations:
 
-    The explicit midpoint rule, for Stratonovich equations. For general noise that commutes the
-    strong order is one.
+        x~ = x_0 + f_0 dt / 2 + g_0 dW / 2,
+        x_1 = x_0 + f(t, x~) dt + g(t, x~) dW,  t = (t_0 + t_1) / 2.
+
+    For general noise that commutes the strong order is one.
 
     Example:
         >>> sde = sdekit.SDE(lambda t, x: 0.1 * x, lambda t, x: 0.3 * x, sde_type="stratonovich")

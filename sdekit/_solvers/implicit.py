@@ -15,7 +15,8 @@ from sdekit.elementary import Time, axpy, broadcast, sqrt
 
 @dataclass(frozen=True, eq=False)
 class ImplicitEulerMaruyama(AbstractSolver):
-    """x_1 = x_0 + f(t_1, x_1) dt + g(t_0, x_0) dW, for Ito equations with a stiff drift.
+    """The drift-implicit Euler-Maruyama method, x_1 = x_0 + f(t_1, x_1) dt + g(t_0, x_0) dW, for
+    Ito equations with a stiff drift.
 
     The equation for x_1 is solved by Newton's method with the Jacobian of f for each sample. Its LU
     factors are reused, in later steps too, while the iteration converges fast. If it does not
@@ -73,7 +74,7 @@ class ImplicitEulerMaruyama(AbstractSolver):
 
 @dataclass(frozen=True, eq=False)
 class ImplicitPlaten(AbstractSolver):
-    """Weak order two, with the trapezoidal rule for the drift:
+    """Platen's drift-implicit method of weak order two, with the trapezoidal rule for the drift:
 
         x_1 = x_0 + (f(t_0, x_0) + f(t_1, x_1)) dt / 2 + k,
         k = (a + b + 2 g_0) dW / 4 + (a - b) (dW^2 - |dt|) / (4 sqrt|dt|),

@@ -18,8 +18,10 @@ from sdekit.elementary import Time
 
 @dataclass(frozen=True, eq=False)
 class LogODE(AbstractSolver):
-    """x~ = x_0 + f dt / 2 + g dW / 2, then x_1 = x_0 + f~ dt + g~ dW + sum_jk D g~^k[g~^j] A^jk,
-    for Stratonovich equations.
+    """The log-ODE method for Stratonovich equations, the midpoint rule with Levy areas:
+
+        x~ = x_0 + f dt / 2 + g dW / 2,
+        x_1 = x_0 + f~ dt + g~ dW + sum_jk D g~^k[g~^j] A^jk.
 
     f~ and g~ are evaluated at x~ and the middle t of the step, D is the derivative with respect to
     x, g^j multiplies the j-th Brownian motion, and A^jk is the Levy area between the coordinates j

@@ -153,7 +153,9 @@ def load_forward_mode() -> None:
 
 @dataclass(frozen=True, eq=False)
 class Milstein(AbstractSolver):
-    """x_1 = x_0 + f dt + g dW + D(g dW)[g dW] / 2 - |dt| / 2 sum_j D g^j[g^j], for Ito equations.
+    """Milstein's method for Ito equations:
+
+        x_1 = x_0 + f dt + g dW + D(g dW)[g dW] / 2 - |dt| / 2 sum_j D g^j[g^j].
 
     f and g are evaluated at (t_0, x_0), D is the derivative with respect to x, and g^j multiplies
     the j-th Brownian motion. torch differentiates g. A solve first checks that it can: x.detach()
@@ -204,7 +206,7 @@ class Milstein(AbstractSolver):
 
 @dataclass(frozen=True, eq=False)
 class StratonovichMilstein(Milstein):
-    """x_1 = x_0 + f dt + g dW + D(g dW)[g dW] / 2: `Milstein` for Stratonovich equations.
+    """Milstein's method for Stratonovich equations, x_1 = x_0 + f dt + g dW + D(g dW)[g dW] / 2.
 
     General noise costs one directional derivative per step; the rest is as in `Milstein`.
 

@@ -20,7 +20,8 @@ Variable = Literal["l", "smooth"]
 
 @dataclass(frozen=True, eq=False)
 class AbstractMultistep(AbstractPlanned):
-    """x_1 = x_0 + sum_j w_j f_j + g((t_0 + t_1)/2) dW, with f_j the drifts at the last k times.
+    """A multistep method: x_1 = x_0 + sum_j w_j f_j + g((t_0 + t_1)/2) dW, with f_j the drifts at
+    the last k times.
 
     A subclass defines `rule`, which computes the weights from the times, and `accuracy`, the order
     for each k. If its `corrects` is True, f is evaluated at the predicted x_1, and the same rule is
@@ -252,8 +253,8 @@ class AbstractAdams(AbstractMultistep, ABC):
 
 @dataclass(frozen=True, eq=False)
 class AdamsBashforth(AbstractAdams):
-    """x_1 = x_0 + the integral over [t_0, t_1] of the polynomial through the last k values of f
-    + g((t_0 + t_1)/2) dW.
+    """The Adams-Bashforth method: x_1 = x_0 + the integral over [t_0, t_1] of the polynomial
+    through the last k values of f + g((t_0 + t_1)/2) dW.
 
     One evaluation per step. The polynomial is one in t; for a `Clocked` problem it is one in the
     parameter l or the variable `smooth` of the problem, and is integrated against its clock, which
@@ -289,8 +290,8 @@ class AdamsBashforth(AbstractAdams):
 
 @dataclass(frozen=True, eq=False)
 class AdamsMoulton(AbstractAdams):
-    """Predictor-corrector: `AdamsBashforth(k)`, then the same with k + 1 values of f, of which the
-    new one is that at the predicted x_1.
+    """The Adams-Bashforth-Moulton predictor-corrector: `AdamsBashforth(k)`, then the same with
+    k + 1 values of f, of which the new one is that at the predicted x_1.
 
     One evaluation per step, and two more in a solve with k = 3 without noise; f is not evaluated
     again at the corrected point. Without noise the order is k + 1, but three for k = 4, whose first

@@ -49,16 +49,17 @@ class AbstractCorrector(ABC):
 
 @dataclass(frozen=True, eq=False)
 class Langevin(AbstractCorrector):
-    """Langevin corrector: x <- x + e s + sqrt(2 e) z with the score s at (t_0, x) and
+    """The Langevin corrector x <- x + e s + sqrt(2 e) z with the score s and a step size e for each
+    sample:
 
         e = 2 a (snr sigma)^2 (|z|^2 + m) / (sigma^2 |s|^2 + m).
 
-    The norms are those of one sample; sigma = sigma(t_0) and a = alpha(t_0)^2 / alpha(t_1)^2 are
-    those of the forward equation. With m = 0 this is the published step, 2 a (snr |z| / |s|)^2,
-    except that its norms are averages over the batch. The norms of one sample are close to such
-    averages only in many dimensions: in two, |s| may be near 0, the step becomes large, and mode
-    weights are wrong by tens of standard errors. So m coordinates are added to both squared norms,
-    each with the mean of a squared coordinate, 1.
+    s is evaluated at (t_0, x). The norms are those of one sample. The forward equation gives
+    sigma = sigma(t_0) and a = alpha(t_0)^2 / alpha(t_1)^2. With m = 0 this is the published step,
+    2 a (snr |z| / |s|)^2, except that its norms are averages over the batch. The norms of one
+    sample are close to such averages only in many dimensions: in two, |s| may be near 0, the step
+    becomes large, and mode weights are wrong by tens of standard errors. So m coordinates are added
+    to both squared norms, each with the mean of a squared coordinate, 1.
 
     Arguments:
         snr: the ratio of the norms of signal and noise in a move; Song et al. use 0.16 on CIFAR-10
@@ -119,7 +120,7 @@ class Langevin(AbstractCorrector):
 
 @dataclass(frozen=True, eq=False)
 class PredictorCorrector(AbstractSolver):
-    """The corrector at t_0, then the predictor from t_0 to t_1.
+    """A predictor-corrector sampler: the corrector at t_0, then the predictor from t_0 to t_1.
 
     Arguments:
         predictor: any solver; multistep rules do not keep their order, because they use values from

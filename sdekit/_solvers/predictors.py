@@ -51,7 +51,8 @@ class AbstractPredictor(AbstractSolver, ABC):
 
 @dataclass(frozen=True, eq=False)
 class ReverseDiffusion(AbstractPredictor):
-    """x_1 = x_0 - (r - 1) x_0 + v s + sqrt(v) z: the increments of the forward chain, reversed.
+    """The reverse-diffusion predictor x_1 = x_0 - (r - 1) x_0 + v s + sqrt(v) z: the increments of
+    the forward chain, reversed.
 
     The forward chain has the drift increment (r - 1) x and the variance v, see `AbstractPredictor`.
     For VP the step is x + (1 - sqrt(1 - beta_i)) x + beta_i s + sqrt(beta_i) z with
@@ -84,8 +85,8 @@ class ReverseDiffusion(AbstractPredictor):
 
 @dataclass(frozen=True, eq=False)
 class Ancestral(AbstractPredictor):
-    """x_1 = (x_0 + v s) / r + sqrt(w) z, a sample of q(x_1 | x_0, D) with the denoised state
-    D = (x_0 + sigma^2 s) / alpha.
+    """The ancestral predictor x_1 = (x_0 + v s) / r + sqrt(w) z, a sample of q(x_1 | x_0, D) with
+    the denoised state D = (x_0 + sigma^2 s) / alpha.
 
     For VP it is (x + beta_i s) / sqrt(1 - beta_i) + sqrt(beta_i) z, DDPM's sampler with the larger
     of its two variances. For VE it is x + v s + sqrt(w) z with v = sigma_i^2 - sigma_{i-1}^2 and

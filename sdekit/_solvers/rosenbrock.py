@@ -47,14 +47,15 @@ class RosenbrockTableau:
 
 @dataclass(frozen=True, eq=False)
 class AbstractRosenbrock(AbstractSolver, ABC):
-    """A stiffly accurate Rosenbrock method: with J = f_x and f_t at the start of a step,
+    """A stiffly accurate Rosenbrock method, with the Jacobian J = f_x of each sample:
 
         (1 / (gamma h) - J) k_i = f(t_0 + t_i h, x_0 + sum_j a_ij k_j) + sum_j (c_ij / h) k_j
                                   + h d_i f_t.
 
-    x_1 is the argument of the last f plus the last k, and the last k is the error estimate. f
-    receives t as with adaptive steps, `(batch, 1, ...)`, also on a grid. f of a sample must not
-    depend on the others. A subclass defines `tableau`, `order` and `embedded`.
+    J and f_t are those at the start of the step, and h is its length. x_1 is the argument of the
+    last f plus the last k, and the last k is the error estimate. f receives t as with adaptive
+    steps, `(batch, 1, ...)`, also on a grid. f of a sample must not depend on the others. A
+    subclass defines `tableau`, `order` and `embedded`.
 
     Arguments:
         direct: the largest number d of coordinates of a sample for which J is computed, by d
@@ -130,7 +131,8 @@ class AbstractRosenbrock(AbstractSolver, ABC):
 
 @dataclass(frozen=True, eq=False)
 class Rodas4(AbstractRosenbrock):
-    """Order four with an embedded error of order three, for stiff ordinary equations; L-stable.
+    """The Rosenbrock method RODAS of order four with an embedded error estimate of order three, for
+    stiff ordinary equations; L-stable.
 
     A step has six evaluations of f, and one Jacobian and one factorisation of a d x d matrix for
     each sample of up to 2,000 coordinates; for larger samples it uses GMRES. States within a step

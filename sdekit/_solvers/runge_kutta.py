@@ -50,7 +50,8 @@ class Tableau:
 
 
 class AbstractRungeKutta(AbstractSolver, ABC):
-    """x_1 = x_0 + dt sum_i b_i k_i, k_i = f(t_0 + c_i dt, x_0 + dt sum_j a_ij k_j).
+    """An explicit Runge-Kutta method for ordinary equations: x_1 = x_0 + dt sum_i b_i k_i with
+    k_i = f(t_0 + c_i dt, x_0 + dt sum_j a_ij k_j).
 
     A subclass defines `tableau` and `order`.
 
@@ -213,7 +214,8 @@ class HeunEuler(AbstractEmbeddedRungeKutta):
 
 @dataclass(frozen=True, eq=False)
 class Fehlberg2(AbstractEmbeddedRungeKutta):
-    """Order two with an embedded error of order one, three evaluations per step.
+    """Fehlberg's method of order two with an embedded error estimate of order one, three
+    evaluations per step.
 
     The embedded formula has only 1/256 of the error of Euler's method, and the estimate is of this
     error. The result, of order two, has larger errors: some thousand times the tolerance.
@@ -243,7 +245,8 @@ class Fehlberg2(AbstractEmbeddedRungeKutta):
 
 @dataclass(frozen=True, eq=False)
 class Bosh3(AbstractEmbeddedRungeKutta):
-    """Order three with an embedded error of order two, three evaluations per step.
+    """The method of Bogacki and Shampine of order three with an embedded error estimate of order
+    two, three evaluations per step.
 
     Example:
         >>> ode = sdekit.ODE(lambda t, x: -x)
@@ -269,7 +272,8 @@ class Bosh3(AbstractEmbeddedRungeKutta):
 
 @dataclass(frozen=True, eq=False)
 class Dopri5(AbstractEmbeddedRungeKutta):
-    """Order five with an embedded error of order four, six evaluations per step.
+    """The method of Dormand and Prince of order five with an embedded error estimate of order four,
+    six evaluations per step.
 
     Example:
         >>> ode = sdekit.ODE(lambda t, x: -x)
@@ -311,8 +315,8 @@ class Dopri5(AbstractEmbeddedRungeKutta):
 
 @dataclass(frozen=True, eq=False)
 class Tsit5(AbstractEmbeddedRungeKutta):
-    """Order five with an embedded error of order four, six evaluations per step; smaller errors
-    than `Dopri5`.
+    """The method of Tsitouras of order five with an embedded error estimate of order four, six
+    evaluations per step; its errors are smaller than those of `Dopri5`.
 
     Example:
         >>> ode = sdekit.ODE(lambda t, x: -x)

@@ -16,8 +16,8 @@ from sdekit._solvers.planned import AbstractPlanned, Row
 
 @dataclass(frozen=True, eq=False)
 class AbstractSingleStep(AbstractPlanned):
-    """x_1 = x_0 + the integral over [t_0, t_1] of the straight line through the slopes at the start
-    and at the last stage + g((t_0 + t_1)/2) dW.
+    """A one-step method: x_1 = x_0 + the integral over [t_0, t_1] of the straight line through the
+    slopes at the start and at the last stage + g((t_0 + t_1)/2) dW.
 
     Stages lie at fractions `c` of the step, in t, or for a `Clocked` problem in its parameter l.
     Each is computed in the same way, with the line through the slopes at the start and at the stage

@@ -16,14 +16,14 @@ _DAMPING = 0.05
 
 @dataclass(frozen=True, eq=False)
 class SKROCK(AbstractSolver):
-    """The stabilised method SK-ROCK: s stages by Chebyshev's recurrence, with Q = g(t_0, x_0) dW,
+    """The stabilised method SK-ROCK for stiff Ito equations, s stages by Chebyshev's recurrence:
 
         k_1 = x_0 + m_1 f(t_0, x_0 + n Q) dt + c Q,
         k_i = m_i f(t_i, k_(i-1)) dt + v_i k_(i-1) + (1 - v_i) k_(i-2), k_0 = x_0, x_1 = k_s.
 
-    Here t_i is the time of k_(i-1). With the Chebyshev polynomials T_i, a = 1 + 0.05 / s^2 and
-    b = T_s(a) / T_s'(a), the coefficients are m_1 = b / a, n = s b / 2, c = s b / a,
-    m_i = 2 b T_(i-1)(a) / T_i(a) and v_i = 2 a T_(i-1)(a) / T_i(a).
+    Here Q = g(t_0, x_0) dW, and t_i is the time of k_(i-1). With the Chebyshev polynomials T_i,
+    a = 1 + 0.05 / s^2 and b = T_s(a) / T_s'(a), the coefficients are m_1 = b / a, n = s b / 2,
+    c = s b / a, m_i = 2 b T_(i-1)(a) / T_i(a) and v_i = 2 a T_(i-1)(a) / T_i(a).
 
     For Ito equations with a drift whose Jacobian has negative real eigenvalues, such as those of
     discretised diffusion in space. With s evaluations, steps are stable if |l dt| <= 1.93 s^2 for

@@ -223,8 +223,8 @@ class SPaRK(AbstractStochasticRungeKutta):
 
 @dataclass(frozen=True, eq=False)
 class SlowRK(AbstractStochasticRungeKutta):
-    """Strong order 1.5 for Stratonovich equations with noise that commutes, two evaluations of the
-    drift and five of g per step.
+    """A Runge-Kutta method of strong order 1.5 for Stratonovich equations with noise that commutes,
+    two evaluations of the drift and five of g per step.
 
     For noise that does not commute the strong order is 0.5.
 

@@ -37,7 +37,7 @@ def iterated(dt: Time, noise: Increment) -> tuple[Tensor, ...]:
 class Stage(NamedTuple):
     """The point t_0 + c dt, x_0 + dt sum_j a_j f_j + sum_j g_j (b_j1 N_1 + b_j2 N_2 + ...).
 
-    Attributes:
+    Arguments:
         evaluates: what is evaluated at this point, "f", "g", "fg", or "" for nothing.
         c: the time of the point, in steps.
         a: the weights of the drifts f_j evaluated so far.
