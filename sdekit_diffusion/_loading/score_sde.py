@@ -52,15 +52,17 @@ def from_score_sde(
 ) -> ScoreModel:
     """A `ScoreModel` from a checkpoint of score_sde_pytorch and a network of its architecture.
 
-    The conventions of these networks, with N levels where training was discrete:
+    The conventions of these networks, where discrete training has N levels, and VE is
+    sigma(t) = sigma_min (sigma_max / sigma_min)^t:
 
-        VP, sub-VP:   receive 999 t and return eps, so that the score is -net / sigma;
-        discrete VP:  the chain `DDPM(linear_betas(N, beta_min / N, beta_max / N))`, whose steps
-                      the network counts from 0;
-        VE:           sigma(t) = sigma_min (sigma_max / sigma_min)^t, `VESDE(exact=False)`; receive
-                      sigma and return the score;
-        discrete VE:  `NCSN` with sigmas in geometric progression; receive the number of the level,
-                      an integer, 0 for the noisiest, and return the score.
+    | training | diffusion | input | output |
+    | --- | --- | --- | --- |
+    | VP, sub-VP | `VPSDE`, `SubVPSDE` | 999 t | eps |
+    | discrete VP | `DDPM(linear_betas(N, beta_min / N, beta_max / N))` | step, from 0 | eps |
+    | VE | `VESDE(exact=False)` | sigma | score |
+    | discrete VE | `NCSN`, N sigmas in geometric progression | integer, 0 noisiest | score |
+
+    A network that returns eps has the score -net / sigma.
 
     Arguments:
         weights: a .pth file, whose pickle is read as data and never executed, or its content: a

@@ -47,11 +47,13 @@ def dsm_loss(
 
     Here x_t = alpha x_0 + sigma eps with a random time and random noise eps for each sample, d is
     the number of coordinates of a sample, l = log(alpha s / sigma), and s is the standard deviation
-    of the data. The same loss for other predictions, where a hat marks the prediction:
+    of the data. In terms of other predictions, where a hat marks the prediction, the same loss is
 
-        the score, -eps_hat / sigma:           w sigma^2 |score_hat - grad log p(x_t | x_0)|^2 / d,
-        the standardised data z = x_0 / s:     w e^{2l} |z_hat - z|^2 / d,
-        the velocity of z, see AbstractWeight: w / (1 + e^{-2l}) |v_hat - v|^2 / d.
+        w sigma^2 |score_hat - grad log p(x_t | x_0)|^2 / d for the score, -eps_hat / sigma;
+
+        w e^{2l} |z_hat - z|^2 / d for the standardised data z = x_0 / s;
+
+        w / (1 + e^{-2l}) |v_hat - v|^2 / d for the velocity v of z, see `AbstractWeight`.
 
     With discrete levels and "plain" its expectation is DDPM's E |eps - eps_hat(x_i, i)|^2 / d, i
     uniform on 1, ..., N; and twice NCSN's mean over the levels of

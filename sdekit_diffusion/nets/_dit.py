@@ -16,11 +16,15 @@ class DiT(nn.Module):
 
     Position embeddings are sines and cosines of the row and the column of a patch. It differs from
     the published network in the embedding of time, which is that of the other networks here, and
-    in the initial weights, which are torch's defaults where they are not 0. Published sizes, each
-    with patches of 2, 4 or 8 pixels:
+    in the initial weights, which are torch's defaults where they are not 0. The published sizes,
+    each with patches of 2, 4 or 8 pixels:
 
-        S: width=384, depth=12, heads=6       B: width=768, depth=12, heads=12
-        L: width=1024, depth=24, heads=16     XL: width=1152, depth=28, heads=16
+    | size | width | depth | heads |
+    | --- | --- | --- | --- |
+    | S | 384 | 12 | 6 |
+    | B | 768 | 12 | 12 |
+    | L | 1024 | 24 | 16 |
+    | XL | 1152 | 28 | 16 |
 
     Args:
         channels: channels of the images.

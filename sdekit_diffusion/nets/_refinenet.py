@@ -138,11 +138,13 @@ class NCSNv2(AbstractRefineNet):
     `sdekit_diffusion.NCSN`, has the score -net(x) / sigma.
 
     Each stage from the second on halves the resolution if its dilation is 1, and keeps it
-    otherwise. The published networks have width 128 and, for images of so many pixels,
+    otherwise. The published networks have width 128 and, by the size of the images in pixels,
 
-        32 and 64:  multipliers=(1, 2, 2, 2),       dilations=(1, 1, 2, 4)
-        96 and 128: multipliers=(1, 2, 2, 4, 4),    dilations=(1, 1, 1, 2, 4)
-        256:        multipliers=(1, 2, 2, 2, 4, 4), dilations=(1, 1, 1, 1, 2, 4)
+    | size | multipliers | dilations |
+    | --- | --- | --- |
+    | 32, 64 | (1, 2, 2, 2) | (1, 1, 2, 4) |
+    | 96, 128 | (1, 2, 2, 4, 4) | (1, 1, 1, 2, 4) |
+    | 256 | (1, 2, 2, 2, 4, 4) | (1, 1, 1, 1, 2, 4) |
 
     For 8 pixels (1, 2, 2) with (1, 2, 4) is sufficient.
 
