@@ -1,5 +1,7 @@
 """Checks of users' functions: their signatures, changes in place, and what they return."""
 
+# pyright: reportPrivateUsage=false
+
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -7,8 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C import _get_tracing_state as tracing_state  # pyright: ignore[reportPrivateUsage]
-from torch._C import _len_torch_dispatch_stack as modes  # pyright: ignore[reportPrivateUsage]
+from torch._C import _get_tracing_state as tracing_state
+from torch._C import _len_torch_dispatch_stack as modes
 from torch._C._functorch import get_unwrapped, is_batchedtensor, is_functorch_wrapped_tensor
 from torch.autograd import forward_ad
 
@@ -181,7 +183,7 @@ def has_hidden_values(x: Tensor) -> bool:
 
 def is_differentiating() -> bool:
     """Whether torch takes derivatives, in reverse or in forward mode."""
-    return torch.is_grad_enabled() or forward_ad._current_level >= 0  # pyright: ignore[reportPrivateUsage]
+    return torch.is_grad_enabled() or forward_ad._current_level >= 0
 
 
 def is_recorded(x: Tensor) -> bool:

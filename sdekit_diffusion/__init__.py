@@ -14,7 +14,7 @@ Example:
     torch.Size([4, 1])
 """
 
-import sdekit_diffusion._training.interrupt as _interrupt  # noqa: F401 # pyright: ignore - first
+import sdekit_diffusion._training.interrupt as _interrupt  # first: torch takes long to import
 from sdekit_diffusion import data, metrics, nets
 from sdekit_diffusion._diffusions import names as _names
 from sdekit_diffusion._diffusions.ddpm import cosine_betas, linear_betas
@@ -100,6 +100,8 @@ from sdekit_diffusion._training.loss import dsm_loss
 from sdekit_diffusion._training.loss_weights import *  # noqa: F403
 from sdekit_diffusion._training.recipe import Recipe
 from sdekit_diffusion.data._batches import AbstractSource, Batch
+
+del _interrupt
 
 __all__ = [
     "COVARIANCES",

@@ -120,8 +120,8 @@ class _Once(torch.autograd.Function):
         return value.clone()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # noqa: ANN401 # pyright: ignore[reportIncompatibleMethodOverride]
-        return _FirstDerivative.apply(grad, *ctx.saved_tensors)
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:  # noqa: ANN401
+        return _FirstDerivative.apply(*grads, *ctx.saved_tensors)
 
 
 class _FirstDerivative(torch.autograd.Function):
@@ -132,7 +132,7 @@ class _FirstDerivative(torch.autograd.Function):
         return grad.clone()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:  # noqa: ANN401 # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, *grads: Tensor) -> Any:  # noqa: ANN401
         raise RuntimeError(
             "the time of an event has first derivatives only; for second ones solve its equation, "
             "event_fn(t, y(t)) = 0, by Newton steps that autograd records"

@@ -281,7 +281,8 @@ class _Adjoint(torch.autograd.Function):
         return xs
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:  # noqa: ANN401 # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, *grads: Tensor) -> Any:  # noqa: ANN401
+        (grad,) = grads
         solve: Solve = ctx.solve
         xs, *params = ctx.saved_tensors
         adjoint = AdjointSDE(solve.problem, params, xs.shape[1:])

@@ -167,14 +167,20 @@ def _weighting(
     weighting = POSTERIOR_METHODS[method] if isinstance(method, str) else method
     if not isinstance(weighting, AbstractWeighting):
         raise TypeError(f"method is a name or an object such as Particles(), not {method!r:.60}")
-    given = {"particles": particles, "steps": steps}
-    given = {name: value for name, value in given.items() if value is not None}
-    if given and not isinstance(weighting, Particles):
+    numbers = {"particles": particles, "steps": steps}
+    given = [name for name, value in numbers.items() if value is not None]
+    if not given:
+        return weighting
+    if not isinstance(weighting, Particles):
         raise ValueError(
             f"{' and '.join(given)} are those of method='particles'; {method!r:.40} chooses its "
             "own steps"
         )
-    return replace(weighting, **given) if given else weighting  # pyright: ignore[reportArgumentType]
+    return replace(
+        weighting,
+        particles=weighting.particles if particles is None else particles,
+        steps=weighting.steps if steps is None else steps,
+    )
 
 
 def _posterior(

@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -17,6 +17,7 @@ from sdekit_diffusion._sampling.start import warn_of_prior, warn_of_states
 INITIAL_STATE = -1  # the counter of `sdekit.normal` that belongs to initial states
 
 
+@dataclass(frozen=True, eq=False)
 class AbstractStart(ABC):
     """The states and the level at which a solve begins.
 
@@ -107,7 +108,7 @@ class GivenStates(AbstractStart):
         "give latents of encode(model, x), or prior(...) of the diffusion, or leave x_T out"
     )
 
-    x: Tensor  # pyright: ignore[reportIncompatibleVariableOverride]
+    x: Tensor = field()
 
     def require(self, model: AbstractModel) -> None:
         require_states(self.name, self.x, model, self.advice)

@@ -57,7 +57,7 @@ class Noised(AbstractStart):
 
     name = "x of start"
 
-    x: Tensor  # pyright: ignore[reportIncompatibleVariableOverride]
+    x: Tensor = field()
     strength: float | None = field(default=None, kw_only=True)
     level: float | None = field(default=None, kw_only=True)
     add_noise: bool = field(default=True, kw_only=True)

@@ -1,8 +1,8 @@
 """Sources that read torch's data sets and loaders."""
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from typing import Any, cast
 
 import torch
 from torch.utils.data import (
@@ -48,7 +48,7 @@ class Loaded(AbstractSource):
     ) -> None:
         self._loader = loader if isinstance(loader, DataLoader) else DataLoader(loader)
         self._named = named
-        self._n = 0 if self._own_order() else len(self._loader.dataset)  # pyright: ignore[reportArgumentType]
+        self._n = 0 if self._own_order() else len(cast(Sized, self._loader.dataset))
         first = next(self.batches(1))
         size = f"{self._n} items" if self._n else "a stream"
         parts = {"x": first.x, **first.conditions}
