@@ -54,7 +54,7 @@ class SDE(AbstractSDE):
             diagonal g may also be a number, or broadcast against x as torch does.
         noise_type: "additive", "diagonal", "scalar" or "general".
         sde_type: the calculus, "ito" or "stratonovich".
-        noise_size: m, the number of Brownian motions; required for general noise, and only there.
+        noise_size: m, the number of Brownian motions of general noise; None for other noise.
 
     Raises:
         ValueError: for an unknown noise type or calculus, noise_size without general noise, or

@@ -102,7 +102,7 @@ class BrownianPath(AbstractSeededNoise):
             raise ValueError(
                 f"times from {float(t.min())} to {float(t.max())} are not all on the path, which "
                 f"is defined on [{self.knots[0]}, {self.knots[-1]}]; give BrownianPath knots that "
-                "contain the whole solve"
+                "span the whole solve"
             )
         return ticks
 

@@ -17,8 +17,8 @@ class TorchsdeBrownian(original("torchsde._brownian.brownian_base", "BaseBrownia
     W(t) - W(t_0) with the first time t_0 of the path.
 
     Arguments:
-        path: a `BrownianPath` whose knots contain the times of the solve, or other noise that is
-            one path.
+        path: a `BrownianPath` with knots at the times of the solve, which are then not rounded, or
+            other noise that is one path.
         size: the shape of W, `(batch, m)` for torchsde.
         dtype, device: those of the increments; None means torch's defaults.
 
