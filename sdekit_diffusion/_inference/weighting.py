@@ -167,13 +167,13 @@ class Particles(AbstractWeighting):
 
 @dataclass(frozen=True, eq=False)
 class FlowWeights(AbstractWeighting):
-    """Weights by likelihoods, w = p(x) p(y | x) / q(x): the samples are drawn by the probability
-    flow of the conditioned model, q is its density, and p that of the flow of the model.
+    """Weights by likelihoods, w = p(x) p(y | x) / q(x), from the densities of probability flows.
 
-    Both densities are exact up to the tolerances and the noise of the probes. That noise, of
-    variance v in log w, would increase the mean of w by the factor e^{v/2}, and is corrected for.
-    Each sample costs several hundred evaluations with their derivatives: for few dimensions, and
-    for an accurate log p(y).
+    The samples are drawn by the flow of the conditioned model; q is its density, and p that of the
+    flow of the model. Both densities are exact up to the tolerances and the noise of the probes.
+    That noise, of variance v in log w, would increase the mean of w by the factor e^{v/2}, and is
+    corrected for. Each sample costs several hundred evaluations with their derivatives: for few
+    dimensions, and for an accurate log p(y).
 
     Arguments:
         method: tolerances and solver; unless given, tolerances of 0.003 times the noise of y, at

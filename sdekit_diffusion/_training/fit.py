@@ -66,9 +66,9 @@ def fit(
             of the last record is the number of updates. Needs a folder.
         log: what is written to the folder, and how often; `Log()` unless given.
         measures: pairs (every, function). The function is called after each multiple of `every`
-            updates, and at the end, with the model, which has the averaged weights, and the number
-            of updates. It returns numbers by name for metrics.jsonl, such as `validation_loss`, or
-            an empty dictionary.
+            updates, and after the last of the recipe, with the model, which has the averaged
+            weights, and the number of updates. It returns numbers by name for metrics.jsonl, such
+            as `validation_loss`, or an empty dictionary.
         notes: a dictionary to save with the model, as JSON.
         callback: called with each record.
         progress: show a bar.

@@ -131,7 +131,7 @@ def mmd(
     kernel: Literal["rbf", "polynomial"] = "rbf",
     bandwidth: float | None = None,
 ) -> float:
-    """The unbiased estimate of the squared maximum mean discrepancy between two sets of samples,
+    """The unbiased estimate of the squared maximum mean discrepancy between two sets of samples:
 
         E k(a, a') + E k(b, b') - 2 E k(a, b),
 
@@ -143,8 +143,8 @@ def mmd(
         kernel: "rbf", k(x, y) = exp(-|x - y|^2 / (2 h^2)), or "polynomial", (x.y/d + 1)^3 with the
             dimension d, which gives the KID if a and b are Inception features.
         bandwidth: h. Unless given, the median distance within b, which is the same for all sets
-            that are compared with b; with more than 2000 samples, within about 2000 evenly spaced
-            ones.
+            that are compared with b; of more than 2000 samples, at most 2000 evenly spaced ones are
+            used.
 
     Raises:
         ValueError: for fewer than two samples, values that are not finite, samples of unequal size,
