@@ -168,6 +168,23 @@ def test_rescaling_is_that_of_diffusers(predicts):
         torch.testing.assert_close(guided.predict_noise(l, U), noise, rtol=1e-5, atol=1e-5)
 
 
+def test_rescaling_does_not_depend_on_the_unit_of_the_data():
+    """Networks of standardised data, for data with standard deviations of 1 and of 2."""
+    first, second = (
+        Guided(
+            model("velocity", conditioning="standardised", data_std=std).given(label=LABELS),
+            3.0,
+            rescale=0.7,
+        )
+        for std in (1.0, 2.0)
+    )
+    l = 0.4
+    size = math.hypot(2 * signal_scale(l), noise_scale(l))
+    with torch.no_grad():
+        expected = 2 * first.predict_data(l + math.log(2), U / size)
+        torch.testing.assert_close(second.predict_data(l, U), expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("method", "steps", "tolerance"),
     [("default", 200, 1e-5), ("ddim", 2000, 1e-2), ("heun", 400, 1e-3), ("ode", None, 1e-4)],

@@ -15,7 +15,6 @@ from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._models.condition_values import is_single, unknown_like
 from sdekit_diffusion._models.derived import AbstractDerivedModel, per_sample
 from sdekit_diffusion._models.model import AbstractModel, noise_scale, signal_scale
-from sdekit_diffusion._models.prediction import DATA
 from sdekit_diffusion._models.score_model import ScoreModel
 from sdekit_diffusion._models.wrapped import modules_of
 
@@ -136,8 +135,7 @@ class Guided(AbstractDerivedModel):
 
     def _rescaled(self, l: Time, u: Tensor, own: Tensor, guided: Tensor) -> Tensor:
         """D with the output of the network rescaled towards its standard deviation at w = 1."""
-        predicts = self.model.predicts if isinstance(self.model, ScoreModel) else "data"
-        skip = DATA[predicts](signal_scale(l), noise_scale(l))[0]
+        skip = self.model.affine(l, "data").skip if isinstance(self.model, ScoreModel) else 0.0
         point = u * broadcast(skip, u)
         spread = _spread(guided - point)
         ratio = torch.where(spread > 0, _spread(own - point) / spread, 1.0)

@@ -102,7 +102,7 @@ class AbstractModel(ABC):
         """
         return None
 
-    def affine(self, l: Tensor, prediction: Literal["data", "noise"]) -> Affine:
+    def affine(self, l: Time, prediction: Literal["data", "noise"]) -> Affine:
         """A prediction at levels l of any shape, float64, as an affine function of the network's
         output, for models with a `network_call`.
 

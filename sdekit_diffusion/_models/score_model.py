@@ -435,7 +435,7 @@ class ScoreModel(nn.Module, AbstractModel):
         dtype, device = (None, None) if parameter is None else self.place()
         return NetworkCall(network, dtype, device, key)
 
-    def affine(self, l: Tensor, prediction: Literal["data", "noise"]) -> Affine:
+    def affine(self, l: Time, prediction: Literal["data", "noise"]) -> Affine:
         size, label, alpha, sigma = self._levels(l)
         if prediction == "data":
             skip, out = self._data(alpha, sigma)
