@@ -129,3 +129,6 @@ def test_what_is_refused():
         classify(MODELS, X, sde="vp", log_weights=torch.zeros(2))
     with pytest.raises(ValueError, match="no diffusion of its own"):
         classify(MODELS, X)
+    for end in (0.0, -1.0, math.nan, 1e6):
+        with pytest.raises(ValueError, match="below the largest of the diffusion"):
+            classify(MODELS, X, sde="vp", end=end)

@@ -508,6 +508,11 @@ def test_bad_input():
         sdekit.log_likelihood(
             sdekit.SDE(lambda t, x: x, lambda t, x: x), X, [0.0, 1.0], lambda x: x[:, 0]
         )
+    flow = ODE(lambda t, x: x)
+    with pytest.raises(ValueError, match="SRA1 does not solve equations without noise"):
+        sdekit.log_likelihood(flow, X, [0.0, 1.0], lambda x: x[:, 0], solver=sdekit.SRA1())
+    with pytest.raises(TypeError, match="solver must be an object such as"):
+        sdekit.log_likelihood(flow, X, [0.0, 1.0], lambda x: x[:, 0], solver="dopri5")
     empty = log_likelihood(MIXTURE, X[:0], sde="vp")
     assert empty.value.shape == empty.stderr.shape == (0,)
     assert bits_per_dim(MIXTURE, X[:0], low=-1, high=1, levels=17, sde="vp").value.shape == (0,)

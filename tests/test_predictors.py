@@ -23,9 +23,14 @@ from sdekit import (
     AbstractCorrector,
     AbstractSDE,
     Ancestral,
+    BrownianPath,
+    Checkpointed,
     EulerMaruyama,
+    ImplicitEulerMaruyama,
     Increment,
     Langevin,
+    LogODE,
+    Midpoint,
     PredictorCorrector,
     ReverseDiffusion,
     ReverseSDE,
@@ -291,6 +296,39 @@ def test_every_corrector_has_normals_of_its_own():
     noise = Increment(torch.zeros(1, 1), None, torch.tensor([1.0, 10.0]).reshape(2, 1, 1))
     assert solver.normals == 2
     assert solver.step(still, 1.0, 0.9, torch.zeros(1, 1), noise, ()).x.item() == 11
+
+
+class Still(AbstractCorrector):
+    normals = 0
+
+    def correct(self, problem, t0, t1, x, z):
+        return x
+
+
+def test_a_predictor_gets_all_that_it_asks_for():
+    """The areas of the path too, without which LogODE is Midpoint."""
+    columns = lambda t, x: torch.stack([x.cos(), x.flip(-1).sin()], -1)  # noqa: E731
+    equation = SDE(lambda t, x: -x, columns, "general", "stratonovich", noise_size=2)
+    x = torch.ones(3, 2, dtype=torch.float64)
+    alone, as_predictor, without = (
+        solve(equation, x, uniform(0.0, 1.0, 4), solver=solver, noise=BrownianPath(1)).x
+        for solver in (LogODE(), PredictorCorrector(LogODE(), Still()), Midpoint())
+    )
+    assert torch.equal(as_predictor, alone)
+    assert not torch.allclose(without, alone)
+
+
+def test_what_a_predictor_cannot_do_is_known():
+    implicit = PredictorCorrector(ImplicitEulerMaruyama(), Still())
+    assert (implicit.differentiates, implicit.iterates) == (True, True)
+    with pytest.raises(ValueError, match="use derivatives of f, and Checkpointed cannot repeat"):
+        solve(
+            SDE(lambda t, x: -x, lambda t, x: 1.0, "additive"),
+            torch.ones(2, 1),
+            [0.0, 1.0],
+            solver=implicit,
+            gradient=Checkpointed(),
+        )
 
 
 @pytest.mark.parametrize("solver", [ReverseDiffusion(), Ancestral()], ids=str)

@@ -378,7 +378,11 @@ def test_recipes_refuse():
     for density in ("time", "log_normal", LogNormal()):
         with pytest.raises(ValueError, match="bounds the likelihood with density = 'uniform' only"):
             Recipe(weighting="likelihood", density=density)
-    Recipe(weighting="likelihood", density="uniform")
+        with pytest.raises(ValueError, match="bounds the likelihood with density = 'uniform' only"):
+            Recipe(weighting=WEIGHTS["likelihood"], density=density)
+    for density in ("uniform", DENSITIES["uniform"]):
+        Recipe(weighting="likelihood", density=density)
+        Recipe(weighting=WEIGHTS["likelihood"], density=density)
 
 
 # Standardised conditioning

@@ -225,8 +225,14 @@ def test_the_noise_of_a_clock_is_that_of_the_clock():
         (equation("diagonal"), AdamsBashforth(1), ValueError, "of AdamsBashforth with noise of"),
         (equation("additive"), SRA1(), TypeError, "SRA1 are not normal with a known mean"),
         (equation("additive"), RK4(), ValueError, "a step of RK4 with noise of type"),
+        (
+            SDE(drift, lambda t, x: x, "diagonal", "stratonovich"),
+            EulerMaruyama(),
+            ValueError,
+            "solves ito equations and this one is stratonovich",
+        ),
     ],
-    ids=["none", "scalar", "rule and noise", "stages", "solver and noise"],
+    ids=["none", "scalar", "rule and noise", "stages", "solver and noise", "calculus"],
 )
 def test_what_has_no_known_density_is_refused(sde, solver, error, message):
     with pytest.raises(error, match=message):

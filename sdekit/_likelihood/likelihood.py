@@ -14,6 +14,7 @@ from torch import Tensor
 from sdekit._equations.sde import AbstractSDE
 from sdekit._likelihood.divergence import AbstractTrace, Exact, by_row, skewness
 from sdekit._likelihood.integral import DivergenceIntegral
+from sdekit._solve.arguments import require_kinds, require_pairing
 from sdekit._solve.control import PIDController
 from sdekit._solve.integrate import solve
 from sdekit._solve.solution import Solution, Status, UnfinishedError, finite, require_state
@@ -178,6 +179,8 @@ def log_likelihood(
     _require_kinds(flow, x, log_prior, trace)
     trace = trace or Exact()
     solver = solver or Dopri5()
+    require_kinds(flow, solver, None, control, None)
+    require_pairing(flow, solver)
     ends = [float(t) for t in (ts[0], ts[-1])]
     flow = flow.within(*ends)
     # In inference mode the derivatives would silently be lost.

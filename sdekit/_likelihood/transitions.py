@@ -11,7 +11,7 @@ from torch import Tensor
 from sdekit._equations.sde import AbstractSDE
 from sdekit._grid import times
 from sdekit._noise.white import AbstractNoise, NoiseQuery, WhiteNoise
-from sdekit._solve.arguments import require_kinds
+from sdekit._solve.arguments import require_kinds, require_pairing
 from sdekit._solve.counted import Counted
 from sdekit._solve.solution import require_state
 from sdekit._solvers import AbstractSolver
@@ -37,9 +37,9 @@ class Transitions:
 
     Raises:
         TypeError: for a solver with other steps, or times that are not numbers.
-        ValueError: for an equation without noise, with scalar noise or with noise that the solver
-            does not support; for times that are not strictly monotone; in `log_prob` and
-            `log_ratio`, for a general g that is not square.
+        ValueError: for an equation without noise, with scalar noise, with noise that the solver
+            does not support or in another calculus than its own; for times that are not strictly
+            monotone; in `log_prob` and `log_ratio`, for a general g that is not square.
 
     Example:
         >>> sde = sdekit.SDE(lambda t, x: -x, lambda t, x: 0.5)
@@ -61,6 +61,7 @@ class Transitions:
                 "density that is known here: take additive noise, or EulerMaruyama() for diagonal "
                 "noise and general noise with a square g"
             )
+        require_pairing(self.problem, self.solver)
         object.__setattr__(self, "ts", times(self.ts))
         object.__setattr__(self, "solver", self.solver.plan(self.problem, self.ts))
         for i in range(len(self)):

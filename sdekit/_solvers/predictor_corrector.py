@@ -161,6 +161,14 @@ class PredictorCorrector(AbstractSolver):
     def sde_type(self) -> SDEType:
         return self.predictor.sde_type
 
+    @computed
+    def differentiates(self) -> bool:
+        return self.predictor.differentiates
+
+    @computed
+    def iterates(self) -> bool:
+        return self.predictor.iterates
+
     def plan(self, problem: AbstractSDE, ts: Sequence[float]) -> Self:
         return replace(self, predictor=self.predictor.plan(problem, ts))
 
@@ -175,7 +183,7 @@ class PredictorCorrector(AbstractSolver):
         z = x.new_empty(0, *x.shape) if noise.z is None else noise.z  # None: neither needs normals
         count = self.predictor.normals
         x = self.corrector.correct(problem, t0, t1, x, z[count:])
-        increment = Increment(noise.w, noise.h, z[:count])
+        increment = noise._replace(z=z[:count])
         return self.predictor.step(problem, t0, t1, x, increment, state)
 
     def output(self, t0: float, x: Tensor, state: Tree) -> Tensor:

@@ -110,7 +110,8 @@ def classify(
     Raises:
         TypeError: when x is not a floating tensor, or models is a single model.
         ValueError: for fewer than two models, counts that are not whole numbers from 1 on,
-            log_weights of another length, or points of another shape than the models'.
+            log_weights of another length, points of another shape than the models', or an end that
+            is not positive or not below the largest noise.
 
     Example:
         >>> models = [sd.GaussianMixture([1.0], [[m]], [0.1]) for m in (-1.0, 1.0)]
@@ -124,8 +125,7 @@ def classify(
     """
     _require(models, x, draws, levels, batch_size)
     diffusion = models[0].under(sde)
-    std = models[0].data_std or 1.0
-    span = (float(diffusion.log_snr(diffusion.latest(std))), -math.log(end * std))
+    span = _span(diffusion, models[0].data_std or 1.0, end)
     weights = torch.zeros(len(models)) if log_weights is None else torch.as_tensor(log_weights)
     if weights.shape != (len(models),):
         raise ValueError(
@@ -143,6 +143,18 @@ def classify(
                 ]
             columns.append(torch.cat(parts, dim=1))
     return Classification(torch.stack(columns, dim=2), weights.to(columns[0]))
+
+
+def _span(diffusion: AbstractDiffusion, std: float, end: float) -> tuple[float, float]:
+    """The range of l, from the largest noise of the diffusion to sigma / alpha = end std."""
+    low = float(diffusion.log_snr(diffusion.latest(std)))
+    largest = math.exp(-low) / std
+    if not 0 < end < largest:
+        raise ValueError(
+            "end is sigma / alpha of the last level in standard deviations of the data, above 0 "
+            f"and below the largest of the diffusion, {largest:.3g}; not {end}"
+        )
+    return low, -math.log(end * std)
 
 
 def _estimates(

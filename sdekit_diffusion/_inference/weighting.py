@@ -244,10 +244,10 @@ def _require_few(variance: Tensor) -> None:
     Raises:
         ValueError: says what to change.
     """
-    largest = float(variance.mean()) if len(variance) else 0.0
-    if not largest <= _MAX_PROBE_VARIANCE:
+    average = float(variance.mean()) if len(variance) else 0.0
+    if not average <= _MAX_PROBE_VARIANCE:
         raise ValueError(
-            f"the probes make log-weights vary by {largest:.3g} nats^2, and only up to "
+            f"the probes make log-weights vary by {average:.3g} nats^2, and only up to "
             f"{_MAX_PROBE_VARIANCE} can be corrected for: take more probes, "
             "FlowWeights(trace=Hutchinson(probes=64)), exact traces, or method='particles'"
         )

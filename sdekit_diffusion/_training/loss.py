@@ -190,14 +190,15 @@ def require_density(weighting: Weighting, density: Density | None, discrete: boo
     """Refuses a density of noise levels where the weighting or discrete levels determine it.
 
     Raises:
-        ValueError: as `dsm_loss`.
+        TypeError, ValueError: as `dsm_loss`.
     """
-    if discrete and (density is not None or weighting == "likelihood"):
+    bounds = weight_of(weighting) == WEIGHTS["likelihood"]
+    if discrete and (density is not None or bounds):
         raise ValueError(
             "discrete levels are all equally likely: leave out density, and take another "
             "weighting than 'likelihood', which has a density of its own"
         )
-    if weighting == "likelihood" and density not in (None, "uniform"):
+    if bounds and density is not None and density_of(density) != DENSITIES["uniform"]:
         raise ValueError(
             f"weighting = 'likelihood' bounds the likelihood with density = 'uniform' only, "
             f"not {density!r}; leave out density, or take weighting = 'plain'"
