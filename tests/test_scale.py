@@ -172,6 +172,27 @@ def test_only_images_are_flipped():
         sd.Training(model, torch.zeros(5, 2), sd.Recipe(flip=True))
 
 
+class Conditioned(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(8, 8)
+
+    def forward(self, x, t, image):
+        return self.layer(x)
+
+
+@pytest.mark.parametrize("image", [(1, 2, 8), (3, 4, 16), (2, 8)])
+def test_images_are_not_flipped_without_those_they_are_conditioned_on(image):
+    """Of the size of x or of another one; other conditions are no images."""
+    model = sd.ScoreModel(Conditioned(), "vp", shape=(1, 2, 8))
+    x = torch.randn(16, 1, 2, 8)
+    recipe = sd.Recipe(steps=1, batch_size=8, flip=True)
+    with pytest.raises(ValueError, match=r"mirrors the samples and not image, .*leave out flip"):
+        sd.Training(model, {"x": x, "image": torch.randn(16, *image)}, recipe)
+    sd.Training(model, {"x": x, "image": torch.randn(16, *image)}, sd.Recipe(steps=1, batch_size=8))
+    sd.Training(model, {"x": x, "image": torch.randn(16, 5, 8)}, recipe)  # tokens
+
+
 def test_a_model_keeps_its_scale(tmp_path):
     scale = Scale((100.0, 0.1), (20.0, 1.0), dtype="float64")
     model = sd.ScoreModel(sd.nets.MLP((2,), width=8, depth=1), "vp", shape=(2,), scale=scale)

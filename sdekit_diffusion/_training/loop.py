@@ -96,9 +96,9 @@ class Training(Iterator[Record]):
         TypeError: for integers without transform, a model without weights, or a wrapper of a model.
         ValueError: for a model that was given a condition with one entry per sample, such as
             labels, which belong to the data; for conditions that the network does not take, or
-            misses; for no data, data of another shape, flips of data that are not images, a batch
-            with fewer samples than parts, weights of half precision, or weights in float64 with
-            precision "bfloat16".
+            misses; for no data, data of another shape, flips of data that are not images, or
+            that have images as conditions; a batch with fewer samples than parts, weights of half
+            precision, or weights in float64 with precision "bfloat16".
         ArithmeticError: while iterating, when the loss or the weights are not finite.
 
     Example:
@@ -134,7 +134,7 @@ class Training(Iterator[Record]):
         self.source = source_of(data, model.condition_names())
         row = Batch.of(next(self.source.batches(1)))
         require_rows(row.x, model, self.recipe, transformed=transform is not None)
-        require_conditions(row.conditions, model, self.recipe)
+        require_conditions(row, model, self.recipe)
         require_labels(self.source, model)
         model.trained_levels = trained_levels(self.source, model)
         model.never_dropped = never_dropped(row.conditions, model, self.recipe)

@@ -52,7 +52,8 @@ class Recipe:
         drop: the probability with which a condition is replaced by the null value of the network,
             so that guidance has an unconditional model to compare with: a number for all conditions
             with a null value, or a dictionary of numbers by name.
-        flip: mirror images left to right, each with probability 1/2 whenever it is used.
+        flip: mirror images left to right, each with probability 1/2 whenever it is used;
+            not where a condition is an image too.
         precision: "full", the precision of the weights; or "bfloat16", autocast of the network,
             with the weights in their own precision.
         compile: compile the network with torch.compile; where that fails, a warning is raised and

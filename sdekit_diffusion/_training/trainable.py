@@ -14,6 +14,7 @@ from sdekit_diffusion.data._batches import (
     GIVEN_LEVEL,
     GIVEN_NOISE,
     AbstractSource,
+    Batch,
     Shuffled,
     given_draws,
 )
@@ -82,14 +83,15 @@ def require_rows(rows: Tensor, model: ScoreModel, recipe: Recipe, transformed: b
         )
 
 
-def require_conditions(conditions: Mapping[str, Tensor], model: ScoreModel, recipe: Recipe) -> None:
+def require_conditions(rows: Batch, model: ScoreModel, recipe: Recipe) -> None:
     """Refuses data with conditions that the network does not take, data without a condition that it
-    takes, drop probabilities for other conditions, and settings that data with noise or levels of
-    their own exclude.
+    takes, drop probabilities for other conditions, flips of samples with images as conditions, and
+    settings that data with noise or levels of their own exclude.
 
     Raises:
         ValueError: as `Training`.
     """
+    conditions = rows.conditions
     names = model.condition_names()
     draws = given_draws(names)
     _require_recipe(recipe, [name for name in conditions if name in draws])
@@ -104,7 +106,26 @@ def require_conditions(conditions: Mapping[str, Tensor], model: ScoreModel, reci
                 f"{name} is given by the data, and to the model by given(): leave out one of them"
             )
     require_given(conditions, model)
+    if recipe.flip:
+        _require_no_images(rows, draws)
     recipe.drop_of([name for name in conditions if name in model.null])
+
+
+def _require_no_images(rows: Batch, draws: Sequence[str]) -> None:
+    """Refuses conditions that are images, `(batch, C, H, W)` or of the height and width of x, which
+    would not be mirrored with their samples.
+
+    Raises:
+        ValueError: names the condition.
+    """
+    for name, value in rows.conditions.items():
+        image = value.ndim == 4 or (value.ndim == 3 and value.shape[-2:] == rows.x.shape[-2:])
+        if image and name not in draws:
+            raise ValueError(
+                f"flip mirrors the samples and not {name}, an image of each sample of shape "
+                f"{tuple(value.shape[1:])}: leave out flip, and add the mirrored pairs to the data "
+                "if they are wanted"
+            )
 
 
 def _require_recipe(recipe: Recipe, draws: Sequence[str]) -> None:
