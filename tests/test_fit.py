@@ -984,6 +984,16 @@ def test_validation_dequantises():
     assert torch.cat(seen[:2]).unique().numel() == 600
 
 
+def test_validation_refuses_levels_without_their_scale():
+    """As `fit` and `dsm_loss` do; the loss of bytes was 50 times that of the model's inputs."""
+    levels = torch.randint(0, 17, (30, 2), dtype=torch.uint8)
+    for data in (levels, (levels, levels[:, 0]), {"x": levels, "label": levels[:, 0]}):
+        with pytest.raises(
+            TypeError, match=r"data of torch.uint8 need transform=, .*scale\.encode"
+        ):
+            validation_loss(data, RECIPE)
+
+
 def test_schedules():
     for schedule, middle in (("cosine", 0.5), ("linear", 0.5), ("constant", 1.0)):
         recipe = Recipe(steps=110, warmup=10, lr=2.0, schedule=schedule)

@@ -21,7 +21,7 @@ from sdekit_diffusion._training.loop import Record, Training
 from sdekit_diffusion._training.recipe import Recipe
 from sdekit_diffusion._training.recipe_loss import RecipeLoss, Transform
 from sdekit_diffusion._training.run import VALIDATION, run_in
-from sdekit_diffusion._training.trainable import require_given
+from sdekit_diffusion._training.trainable import require_floating, require_given
 from sdekit_diffusion.data._batches import Batch, require_finite
 from sdekit_diffusion.data._given import Data, Labelled, named
 
@@ -208,13 +208,14 @@ def validation_loss(
     Arguments:
         data: the samples, `(n, *shape)`; or, with conditions that have one entry per sample, a pair
             (x, labels) or a dictionary such as {"x": x, "label": y}.
-        recipe, transform: those of the training run.
+        recipe, transform: those of the training run; for a `sdekit_diffusion.data.Dataset` that it
+            trains on, transform is the `scale.encode` of that.
 
     Returns:
         a function of the model and the number of updates that returns {"validation_loss": loss}.
 
     Raises:
-        TypeError: when the samples are not a tensor.
+        TypeError: when the samples are not a tensor, or integers without transform.
         ValueError: for no samples, or samples that are not finite; when called, for conditions that
             do not have one entry per sample, or that the network does not take or misses.
 
@@ -227,6 +228,7 @@ def validation_loss(
     recipe = replace(recipe or Recipe(), flip=False, drop=0.0)
     x = _samples(data)
     require_tensor("x", x)
+    require_floating(x, transformed=transform is not None)
     if len(x) < 1:
         raise ValueError("there are no samples to find a validation loss of; hold some out")
     require_finite(x, range(len(x)))

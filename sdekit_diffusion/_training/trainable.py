@@ -60,11 +60,7 @@ def require_rows(rows: Tensor, model: ScoreModel, recipe: Recipe, transformed: b
         raise ValueError(
             f"only images (C, H, W) can be flipped, not samples of shape {shape}; leave out flip"
         )
-    if not transformed and not rows.is_floating_point():
-        raise TypeError(
-            f"data of {rows.dtype} need transform=, such as a data set's scale.encode; or scale "
-            "them and use .float()"
-        )
+    require_floating(rows, transformed)
     dtype = model.place()[0]
     if dtype.itemsize < 4:
         raise ValueError(
@@ -80,6 +76,19 @@ def require_rows(rows: Tensor, model: ScoreModel, recipe: Recipe, transformed: b
     if model.shape is not None and shape != model.shape:
         raise ValueError(
             f"samples of shape {shape} do not fit a model of samples of shape {model.shape}"
+        )
+
+
+def require_floating(rows: Tensor, transformed: bool) -> None:
+    """Refuses integers that no transform brings to the scale of the model.
+
+    Raises:
+        TypeError: says what to pass.
+    """
+    if not transformed and not rows.is_floating_point():
+        raise TypeError(
+            f"data of {rows.dtype} need transform=, such as a data set's scale.encode; or scale "
+            "them and use .float()"
         )
 
 
