@@ -170,3 +170,40 @@ def test_shapes_are_checked(shapes, message):
 def test_weights_are_checked():
     with pytest.raises(ValueError, match=r"give one per sample, \(5, 3\)"):
         sbc(torch.zeros(5, 3, 2), torch.zeros(5, 2), torch.zeros(5))
+
+
+@pytest.mark.parametrize("value", [-math.inf, math.inf, math.nan])
+def test_observations_without_weights_are_refused(value):
+    """Not counted as observations whose truth is outside the credible regions."""
+    log_weights = torch.zeros(6, 3)
+    log_weights[:, 1:] = -math.inf  # one sample with a weight is enough
+    sbc(torch.randn(6, 3, 1), torch.randn(6, 1), log_weights)
+    log_weights[:2, 0] = value
+    for check in (sbc, tarp):
+        with pytest.raises(ValueError, match="2 of 6 observations have no weights"):
+            check(torch.randn(6, 3, 1), torch.randn(6, 1), log_weights)
+    with pytest.raises(ValueError, match="2 of 6 observations have no weights"):
+        predictive(torch.randn(6, 3, 1), torch.randn(6, 1), lambda x: x, sum, log_weights)
+
+
+def _distance(y, x):
+    return (y - x).abs().sum(1)
+
+
+def test_a_y_of_another_length_is_refused():
+    x = torch.zeros(5, 1, 1)
+    with pytest.raises(ValueError, match="samples of 5 posteriors and 1 of y"):
+        predictive(x, torch.ones(1, 1), lambda x: x, _distance)
+
+
+def test_discrepancies_are_one_number_for_each_sample():
+    x, y = torch.zeros(5, 1, 1), torch.ones(5, 1)
+    column = predictive(x, y, lambda x: x + 2, lambda y, x: (y - x).abs())
+    assert column.tolist() == predictive(x, y, lambda x: x + 2, _distance).tolist() == [1.0] * 5
+    with pytest.raises(ValueError, match=r"one per sample, \(5,\)"):
+        predictive(x, y, lambda x: x, lambda y, x: _distance(y, x)[:1])
+    with pytest.raises(ValueError, match="NaN for y"):
+        predictive(x, y * torch.nan, lambda x: x, _distance)
+    with pytest.raises(ValueError, match="NaN for simulated data"):
+        predictive(x, y, lambda x: x * torch.nan, _distance)
+    assert predictive(x, y * torch.inf, lambda x: x, _distance).tolist() == [0.0] * 5

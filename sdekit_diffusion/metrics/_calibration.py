@@ -139,7 +139,8 @@ def sbc(
         L is the effective sample size, and the values are uniform only if it is large.
 
     Raises:
-        ValueError: for shapes that do not fit.
+        ValueError: for shapes that do not fit, or log_weights of an observation that are all -inf,
+            or NaN.
 
     Example:
         >>> law = sd.GaussianMixture([1.0], [[0.0]], [1.0])
@@ -182,7 +183,8 @@ def tarp(
         of each coordinate of the truths.
 
     Raises:
-        ValueError: for shapes that do not fit.
+        ValueError: for shapes that do not fit, or log_weights of an observation that are all -inf,
+            or NaN.
 
     Example:
         >>> law = sd.GaussianMixture([1.0], [[0.0, 0.0]], [1.0])
@@ -231,7 +233,8 @@ def predictive(
         log_weights: the log-weights of the samples, `(n, L)`; equal unless given.
 
     Raises:
-        ValueError: for shapes that do not fit.
+        ValueError: for shapes that do not fit, log_weights of an observation that are all -inf, or
+            NaN, or discrepancies that are NaN.
 
     Example:
         >>> x = torch.zeros(3, 50, 1)
@@ -246,9 +249,13 @@ def predictive(
         discrepancies".
     """
     x, _, weights = _checked(samples, samples[:, 0], log_weights)
+    if len(y) != len(x):
+        raise ValueError(
+            f"there are samples of {len(x)} posteriors and {len(y)} of y; give one y for each"
+        )
     flat = samples.flatten(0, 1)
-    own = discrepancy(y.repeat_interleave(x.shape[1], dim=0), flat)
-    replicated = discrepancy(simulate(flat), flat)
+    own = _discrepancies(discrepancy(y.repeat_interleave(x.shape[1], dim=0), flat), len(flat), "y")
+    replicated = _discrepancies(discrepancy(simulate(flat), flat), len(flat), "simulated data")
     worse = (replicated >= own).reshape(x.shape[:2]).cpu().numpy()
     return (weights * worse).sum(axis=1)
 
@@ -331,7 +338,7 @@ def _checked(
     """Samples (n, L, d), the truth (n, d), and weights (n, L) that sum to 1.
 
     Raises:
-        ValueError: for shapes that do not fit.
+        ValueError: for shapes that do not fit, or an observation whose weights do not sum to 1.
     """
     samples = torch.as_tensor(samples)
     truth = torch.as_tensor(truth)
@@ -356,7 +363,32 @@ def _checked(
         weights = np.full((n, count), 1 / count)
     else:
         weights = log_weights.detach().double().softmax(dim=1).cpu().numpy()
+    failed = int((~np.isfinite(weights)).any(axis=1).sum())
+    if failed:
+        raise ValueError(
+            f"{failed} of {n} observations have no weights: all their log_weights are -inf, or "
+            "some are NaN or +inf; find out why, or leave those observations out and say so"
+        )
     return x.reshape(n, count, -1), theta, weights
+
+
+def _discrepancies(values: Tensor, count: int, of: str) -> Tensor:
+    """One discrepancy per sample, `(count,)`.
+
+    Raises:
+        ValueError: for another number of them, or NaN.
+    """
+    if values.numel() != count:
+        raise ValueError(
+            f"discrepancy returned {tuple(values.shape)} numbers for {count} samples; it must "
+            f"return one per sample, ({count},)"
+        )
+    if bool(values.isnan().any()):
+        raise ValueError(
+            f"discrepancy returned NaN for {of}, which is neither a better nor a worse fit; find "
+            "out why, or return infinity for what cannot be"
+        )
+    return values.reshape(count)
 
 
 def _with_ties(
