@@ -16,6 +16,8 @@ from scipy.spatial.distance import cdist
 from sdekit_diffusion import GaussianMixture
 from sdekit_diffusion.metrics import (
     DISTANCES,
+    ClassifierFeatures,
+    ImageFeatures,
     _image_features,
     _points,
     classifier_features,
@@ -457,6 +459,22 @@ def test_image_features_see_more_than_moments(monkeypatch):
     np.testing.assert_array_equal(
         image_features(torch.from_numpy(x), labels, width=16)(real), features(real)
     )
+
+
+def test_the_accuracy_takes_one_label_for_each_sample():
+    """Also of a column of labels, which is not compared with every sample."""
+    rng = np.random.default_rng(0)
+    net, head = torch.nn.Flatten(), torch.nn.Linear(256, 3)
+    images = ImageFeatures(net, head, np.arange(3))
+    points = ClassifierFeatures(np.eye(3), np.zeros(3), np.eye(3), np.zeros(3), np.arange(3))
+    for features, x in ((images, rng.random((60, 1, 16, 16))), (points, rng.random((60, 3)))):
+        labels = features.logits(x).argmax(1)
+        labels[:15] += 1
+        assert features.accuracy(x, labels) == 0.75
+        assert features.accuracy(x, labels[:, None]) == 0.75
+        for wrong in (labels[:1], np.stack([labels, labels], axis=1)):
+            with pytest.raises(ValueError, match=r"for 60 samples; give one label for each"):
+                features.accuracy(x, wrong)
 
 
 def test_images_without_features():

@@ -41,8 +41,27 @@ class ClassifierFeatures:
         return self(x) @ self.head + self.bias
 
     def accuracy(self, x: Samples, labels: ArrayLike) -> float:
-        """The share of samples classified correctly."""
-        return float((self.classes[np.argmax(self.logits(x), axis=1)] == np.asarray(labels)).mean())
+        """The share of samples classified correctly.
+
+        Raises:
+            ValueError: unless there is one label for each sample.
+        """
+        return share_correct(self.classes[np.argmax(self.logits(x), axis=1)], labels)
+
+
+def share_correct(found: np.ndarray, labels: ArrayLike) -> float:
+    """The share of labels, (N,) or (N, 1), that are those found, (N,).
+
+    Raises:
+        ValueError: for another number of labels.
+    """
+    given = np.asarray(labels)
+    if given.size != len(found):
+        raise ValueError(
+            f"labels have shape {given.shape} for {len(found)} samples; give one label for each, "
+            f"({len(found)},)"
+        )
+    return float((found == given.reshape(-1)).mean())
 
 
 def classifier_features(

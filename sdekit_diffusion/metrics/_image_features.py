@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torch.nn import functional
 
+from sdekit_diffusion.metrics._features import share_correct
 from sdekit_diffusion.metrics._points import Matrix, Samples, points
 
 _UPDATES = 400
@@ -51,8 +52,12 @@ class ImageFeatures:
             return self.head(torch.from_numpy(self(x)).float()).double().numpy()
 
     def accuracy(self, x: Samples, labels: ArrayLike) -> float:
-        """The share of images classified correctly."""
-        return float((self.classes[np.argmax(self.logits(x), axis=1)] == np.asarray(labels)).mean())
+        """The share of images classified correctly.
+
+        Raises:
+            ValueError: unless there is one label for each image.
+        """
+        return share_correct(self.classes[np.argmax(self.logits(x), axis=1)], labels)
 
 
 def image_features(
