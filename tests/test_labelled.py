@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import distributed, nn
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, TensorDataset
 
 import sdekit_diffusion as sd
 from sdekit import uniform01
@@ -110,6 +110,8 @@ class Lines(IterableDataset):
             batch_size=4,
             sampler=list(range(N)),  # any order of one's own
         ),
+        DataLoader(TensorDataset(X, LABEL), batch_sampler=list(torch.arange(N).split(7))),
+        DataLoader(TensorDataset(X, LABEL), batch_sampler=BatchSampler(range(N), 4, False)),
     ],
 )
 def test_an_order_of_its_own_is_kept(loader):

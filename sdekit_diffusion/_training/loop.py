@@ -85,7 +85,7 @@ class Training(Iterator[Record]):
             dictionary are eps and the level log(alpha / sigma) of each sample, which are then not
             drawn, as for `Trajectories`; with levels the model keeps its `data_mean` and
             `data_std`. A data set of torch or a `DataLoader` is read in the batches of the recipe,
-            and in its order unless it is iterable or has a sampler of its own. A
+            and in its order unless it is iterable or has a sampler or batch sampler of its own. A
             `sdekit_diffusion.data.Dataset` brings its labels, where the network takes them, and its
             scale, which becomes that of the model, and whose `encode` is the transform.
         recipe: the settings; `Recipe()` unless given.

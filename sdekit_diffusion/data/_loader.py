@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import torch
 from torch.utils.data import (
+    BatchSampler,
     DataLoader,
     IterableDataset,
     RandomSampler,
@@ -31,10 +32,11 @@ class Loaded(AbstractSource):
     `collate_fn` are used.
 
     A data set with a length is read in the order of `Shuffled`, by (seed, epoch); the batch size is
-    that of the training run. An iterable data set, and a loader with a sampler of its own, keep
-    their order: a run that resumes reads it from the beginning, and gives the result of a run
-    without interruption only if the order is the same each time. Random transforms of items are
-    reproducible if they use torch's generators in this process, which are seeded for each batch.
+    that of the training run. An iterable data set, and a loader with a sampler or batch sampler of
+    its own, keep their order: a run that resumes reads it from the beginning, and gives the result
+    of a run without interruption only if the order is the same each time. Random transforms of
+    items are reproducible if they use torch's generators in this process, which are seeded for each
+    batch.
 
     Arguments:
         loader: the loader or the data set.
@@ -59,7 +61,12 @@ class Loaded(AbstractSource):
         """Whether the loader determines the order."""
         if isinstance(self._loader.dataset, IterableDataset):
             return True
-        return type(self._loader.sampler) not in (SequentialSampler, RandomSampler)
+        # With a batch sampler of its own the loader's sampler is not used.
+        batches = self._loader.batch_sampler
+        if batches is not None and type(batches) is not BatchSampler:
+            return True
+        order = self._loader.sampler if batches is None else batches.sampler
+        return type(order) not in (SequentialSampler, RandomSampler)
 
     def batches(
         self, size: int, *, seed: int = 0, first: int = 0, part: slice = slice(None)
