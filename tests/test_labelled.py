@@ -343,6 +343,23 @@ def test_data_sets_bring_labels_and_scale():
     assert source_of(data, ["label"]).fingerprint != alone
 
 
+def test_the_scale_of_a_data_set_is_recorded_only_where_it_is_used():
+    data = sd.data.load("digits")
+    recipe = Recipe(steps=1, batch_size=4)
+    unit = sd.data.Scale.quantised(17, low=0.0)
+    for transform, scale in (
+        (lambda rows, u: (rows + u) / 17, sd.data.Scale()),
+        (unit.encode, sd.data.Scale()),
+        (replace(data.scale).encode, data.scale),  # an equal one
+    ):
+        own = ScoreModel(nets.UNet(channels=1, width=8), "vp", shape=(1, 8, 8))
+        Training(own, data, recipe, transform=transform)
+        assert own.scale == scale
+    own = ScoreModel(nets.UNet(channels=1, width=8), "vp", shape=(1, 8, 8), scale=unit)
+    Training(own, data, recipe, transform=own.scale.encode)
+    assert own.scale == unit
+
+
 def test_what_is_refused():
     plain = model(nets.MLP(shape=(2,), width=8))
     with pytest.raises(ValueError, match=r"no condition that is known .* samples alone"):

@@ -87,7 +87,8 @@ class Training(Iterator[Record]):
             `data_std`. A data set of torch or a `DataLoader` is read in the batches of the recipe,
             and in its order unless it is iterable or has a sampler or batch sampler of its own. A
             `sdekit_diffusion.data.Dataset` brings its labels, where the network takes them, and its
-            scale, which becomes that of the model, and whose `encode` is the transform.
+            scale, which becomes that of the model, and whose `encode` is the transform; with
+            another transform the model keeps its own scale.
         recipe: the settings; `Recipe()` unless given.
         transform: a function (rows, u) that returns model inputs, with u uniform on [0, 1) and
             shaped like the rows, for dequantisation; such as `Scale.encode`.
@@ -130,7 +131,8 @@ class Training(Iterator[Record]):
         require_trainable(model, self.recipe)
         if isinstance(data, Dataset):
             transform = transform or data.scale.encode
-            model.scale = _scale_for(model, data)
+            if getattr(transform, "__self__", None) == data.scale:
+                model.scale = _scale_for(model, data)
         self.source = source_of(data, model.condition_names())
         row = Batch.of(next(self.source.batches(1)))
         require_rows(row.x, model, self.recipe, transformed=transform is not None)
