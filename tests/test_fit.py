@@ -896,6 +896,45 @@ def test_measures_are_refused():
         validation_loss(DATA[:0])
 
 
+@pytest.mark.parametrize(
+    ("options", "recipe", "name"),
+    [
+        ({"resume": True}, RECIPE, "resume=True"),
+        ({"log": Log()}, RECIPE, "log="),
+        ({"notes": {"a": 1}}, RECIPE, "notes="),
+        ({}, dataclasses.replace(RECIPE, widths=(0.1,)), "Recipe(widths=)"),
+    ],
+)
+def test_what_only_a_stored_run_has_needs_a_folder(options, recipe, name):
+    with pytest.raises(ValueError, match=re.escape(f"give its folder= too, or leave {name} out")):
+        fit(model(), DATA, recipe, progress=False, **options)
+
+
+def test_values_of_measures_need_a_folder():
+    steps = []
+    silent = [(2, lambda model, step: steps.append(step) or {})]
+    short = dataclasses.replace(RECIPE, steps=4)
+    fit(model(), DATA, short, measures=silent, progress=False)
+    assert steps == [2, 4]
+    with pytest.raises(ValueError, match=r"gives 'validation_loss', .* give folder= too"):
+        fit(model(), DATA, short, measures=[(2, validation_loss(DATA))], progress=False)
+
+
+def test_two_measures_of_one_name_are_refused(tmp_path):
+    """Also where they are not due together; one function may be given twice."""
+    short = dataclasses.replace(RECIPE, steps=9)
+    first, second = validation_loss(DATA), validation_loss(DATA + 1)
+    for every in (2, 3):
+        measures = [(2, first), (every, second)]
+        done = []
+        options = {"measures": measures, "callback": done.append, "progress": False}
+        with pytest.raises(ValueError, match="two measures give 'validation_loss'"):
+            fit(model(), DATA, short, folder=tmp_path / str(every), **options)
+        assert len(done) == every
+    twice = [(2, first), (3, first)]
+    fit(model(), DATA, short, folder=tmp_path / "twice", measures=twice, progress=False)
+
+
 class Labelled(nn.Module):
     """A network whose output depends on a label per sample."""
 

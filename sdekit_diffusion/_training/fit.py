@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -59,7 +59,8 @@ def fit(
 
     Arguments:
         model, data, recipe, transform: as for `Training`, which yields the records one by one.
-        folder: where the run is stored; without one nothing is written.
+        folder: where the run is stored; without one nothing is written, and what is only for a
+            stored run is refused.
         resume: resume the run in the folder, or begin one if there is none.
         minutes: end after the first update that is complete this many minutes after the call, with
             a checkpoint to resume from. The model then has the averaged weights, too, and the step
@@ -68,7 +69,7 @@ def fit(
         measures: pairs (every, function). The function is called after each multiple of `every`
             updates, and after the last of the recipe, with the model, which has the averaged
             weights, and the number of updates. It returns numbers by name for metrics.jsonl, such
-            as `validation_loss`, or an empty dictionary.
+            as `validation_loss`, or an empty dictionary. No two give the same name.
         notes: a dictionary to save with the model, as JSON.
         callback: called with each record.
         progress: show a bar.
@@ -79,7 +80,8 @@ def fit(
     Raises:
         TypeError, ValueError, ArithmeticError: as `Training`; ValueError also when the folder holds
             a run and resume is false, or the run there has another model, recipe or data; for
-            minutes without a folder; or for measures every 0 updates, or with a reserved name.
+            minutes, resume, a log, notes, widths in the recipe or values of measures without a
+            folder; or for measures every 0 updates, or with a reserved name or that of another.
         CheckpointError: when all checkpoints to resume from are damaged.
         OSError: when the folder cannot be written to, or another process trains in it; its
             checkpoints are then as they were.
@@ -94,7 +96,9 @@ def fit(
         (20, True)
     """
     require_minutes(minutes, folder)
-    _require_measures(measures)
+    if folder is None:
+        _require_nothing_to_store(resume, log, notes, recipe or Recipe())
+    measured = _Measures(measures, stored=folder is not None)
     training = Training(model, data, recipe, transform=transform)
     records = []
     run_context = (
@@ -111,7 +115,7 @@ def fit(
             show(records)
             if callback is not None:
                 callback(record)
-            values = _measure(training, measures)
+            values = measured.after_update(training)
             if run is not None:
                 run.note(values)
                 if run.ended():
@@ -142,13 +146,21 @@ def _bar(training: Training, shown: bool) -> Iterator[Callable[[Sequence[Record]
         yield show
 
 
-def _require_measures(measures: Sequence[tuple[int, Measure]]) -> None:
-    """Refuses numbers of updates below 1, or that are not whole."""
-    for every, _ in measures:
-        if not is_whole(every, 1):
+def _require_nothing_to_store(
+    resume: bool, log: Log | None, notes: Mapping[str, Any] | None, recipe: Recipe
+) -> None:
+    """Refuses, for a run without a folder, what is only read from one or written to one."""
+    given = {
+        "resume=True": resume,
+        "log=": log is not None,
+        "notes=": bool(notes),
+        "Recipe(widths=)": bool(recipe.widths),
+    }
+    for name, is_given in given.items():
+        if is_given:
             raise ValueError(
-                "measures are taken every so many updates, a whole number from 1 on; not every "
-                f"{every}"
+                f"{name} is for a run that is stored in a folder, and this one is not: give its "
+                f"folder= too, or leave {name} out"
             )
 
 
@@ -169,30 +181,70 @@ def require_minutes(minutes: float | None, folder: str | Path | None) -> None:
         )
 
 
-def _measure(training: Training, measures: Sequence[tuple[int, Measure]]) -> dict[str, float]:
-    """The values of the measures that are due after this update. The first process takes them, and
-    the others wait.
+class _Measures:
+    """The measures of a run, and which of them gives each name.
+
+    Arguments:
+        measures: as of `fit`.
+        stored: whether the run has a folder for their values.
+
+    Raises:
+        ValueError: for numbers of updates below 1, or that are not whole.
     """
-    due = [
-        measure
-        for every, measure in measures
-        if training.step % every == 0 or training.step == training.recipe.steps
-    ]
-    values = {}
-    if due and rank() == 0:
-        with training.averaged() as model:
-            for measure in due:
-                values |= {
-                    name: float(value) for name, value in measure(model, training.step).items()
-                }
-        if values.keys() & _RESERVED_NAMES:
-            raise ValueError(
-                f"the names {', '.join(sorted(_RESERVED_NAMES))} are the training's own; give "
-                "what is measured another name"
-            )
-    if due:
-        wait()
-    return values
+
+    def __init__(self, measures: Sequence[tuple[int, Measure]], stored: bool) -> None:
+        for every, _ in measures:
+            if not is_whole(every, 1):
+                raise ValueError(
+                    "measures are taken every so many updates, a whole number from 1 on; not every "
+                    f"{every}"
+                )
+        self._measures = measures
+        self._stored = stored
+        self._given_by: dict[str, Measure] = {}
+
+    def after_update(self, training: Training) -> dict[str, float]:
+        """The values of the measures that are due after this update. The first process takes them,
+        and the others wait.
+
+        Raises:
+            ValueError: for a name of the training, one of two measures, or values without a folder.
+        """
+        due = [
+            measure
+            for every, measure in self._measures
+            if training.step % every == 0 or training.step == training.recipe.steps
+        ]
+        values = {}
+        if due and rank() == 0:
+            with training.averaged() as model:
+                for measure in due:
+                    found = measure(model, training.step)
+                    self._require_names(found, measure)
+                    values |= {name: float(value) for name, value in found.items()}
+        if due:
+            wait()
+        return values
+
+    def _require_names(self, names: Iterable[str], measure: Measure) -> None:
+        """Refuses names that another has, or any where they cannot be written."""
+        for name in names:
+            if name in _RESERVED_NAMES:
+                raise ValueError(
+                    f"the names {', '.join(sorted(_RESERVED_NAMES))} are the training's own; give "
+                    "what is measured another name"
+                )
+            if self._given_by.setdefault(name, measure) is not measure:
+                raise ValueError(
+                    f"two measures give {name!r}, and only one of them would be kept: give one of "
+                    "them another name, as with lambda model, step: {'train_loss': "
+                    f"measure(model, step)[{name!r}]}}"
+                )
+            if not self._stored:
+                raise ValueError(
+                    f"a measure gives {name!r}, which is written to the folder of the run, and "
+                    "this run has none: give folder= too, or let the measure return {}"
+                )
 
 
 def validation_loss(
