@@ -147,6 +147,35 @@ def test_items_that_draw_depend_on_their_place_alone():
     assert not bool((first == second).any())
 
 
+class Drawn(torch.utils.data.Dataset):
+    """Items that are random numbers."""
+
+    def __len__(self):
+        return N
+
+    def __getitem__(self, i):
+        return torch.rand(())
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_items_of_other_processes_and_seeds_draw_other_numbers(workers):
+    source = source_of(DataLoader(Drawn(), num_workers=workers), ())
+
+    def drawn(size, **place):
+        return set(Batch.of(next(source.batches(size, **place))).x.tolist())
+
+    assert len(drawn(8, part=slice(0, 4)) | drawn(8, part=slice(4, 8))) == 8
+    assert len(drawn(8, first=8) | drawn(8, seed=8)) == 16
+    assert drawn(8, part=slice(4, None)) == drawn(8, part=slice(-4, 8))
+
+
+def test_an_order_that_is_drawn_is_the_same_in_each_process():
+    loader = DataLoader(X, sampler=torch.utils.data.SubsetRandomSampler(range(N)))
+    source = source_of(loader, ())
+    parts = [next(source.batches(N, part=slice(i, i + 10))).x for i in range(0, N, 10)]
+    assert torch.equal(torch.cat(parts), next(source.batches(N)).x)
+
+
 def test_streams_carry_their_classes():
     rows = list(range(N))
     stream = Stream([lambda: rows], lambda r: X[r], 1, label=lambda r: LABEL[r])

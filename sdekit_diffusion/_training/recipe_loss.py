@@ -1,6 +1,5 @@
 """The loss of a recipe as a module, which can be compiled and distributed over processes."""
 
-import hashlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sdekit import uniform01
 from sdekit_diffusion._common.counters import DEQUANTISATION, DROP, FLIP
+from sdekit_diffusion._common.hashed import hashed
 from sdekit_diffusion._models.condition_values import dropped
 from sdekit_diffusion._models.score_model import ScoreModel
 from sdekit_diffusion._storage.distributed import world
@@ -116,8 +116,5 @@ def seeded_dropout(seed: int, first: int, device: torch.device) -> Iterator[None
     stream; afterwards they are as before.
     """
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(
-            int.from_bytes(hashlib.blake2b(f"{seed} {first}".encode(), digest_size=8).digest())
-            % 2**63
-        )
+        torch.manual_seed(hashed(seed, first))
         yield

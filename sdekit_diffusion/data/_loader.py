@@ -15,6 +15,7 @@ from torch.utils.data import (
 )
 from torch.utils.data import Dataset as TorchDataset
 
+from sdekit_diffusion._common.hashed import hashed
 from sdekit_diffusion.data._batches import AbstractSource, Batch, require_finite, shuffled_numbers
 
 _FORWARDED = (
@@ -35,8 +36,8 @@ class Loaded(AbstractSource):
     that of the training run. An iterable data set, and a loader with a sampler or batch sampler of
     its own, keep their order: a run that resumes reads it from the beginning, and gives the result
     of a run without interruption only if the order is the same each time. Random transforms of
-    items are reproducible if they use torch's generators in this process, which are seeded for each
-    batch.
+    items are reproducible if they use torch's generators in this process, which are seeded by the
+    recipe's seed and the number of the first sample of each batch, or of the process's part of it.
 
     Arguments:
         loader: the loader or the data set.
@@ -71,8 +72,10 @@ class Loaded(AbstractSource):
     def batches(
         self, size: int, *, seed: int = 0, first: int = 0, part: slice = slice(None)
     ) -> Iterator[Batch]:
-        generator = torch.Generator().manual_seed(seed % 2**63)
-        count = len(range(size)[part])
+        share = range(size)[part]
+        # In a loader's own order each process reads whole batches, with the same draws.
+        ahead = share.start if self._n else 0
+        generator = torch.Generator().manual_seed(hashed("workers", seed, first + ahead))
         batches = (
             self._shuffled(size, seed, first, part, generator)
             if self._n
@@ -80,8 +83,9 @@ class Loaded(AbstractSource):
         )
         for number in itertools.count(first, size):
             with torch.random.fork_rng([]):
-                torch.manual_seed((seed + number) % 2**63)
+                torch.manual_seed(hashed("items", seed, number + ahead))
                 batch = next(batches)
+            count = len(share)
             yield Batch(batch.x[:count], {k: v[:count] for k, v in batch.conditions.items()})
 
     def _shuffled(
