@@ -24,6 +24,7 @@ from sdekit import (
     uniform,
 )
 from sdekit.elementary import sum_of_sample
+from sdekit.interop import from_torchsde
 
 Z = 5.6  # standard errors: a false alarm once in 40 million comparisons
 X = torch.tensor([[0.3, -0.7], [1.1, 0.4], [-0.2, 0.9]], dtype=torch.float64)
@@ -281,6 +282,77 @@ def test_another_g_is_refused():
             SDE(drift, lambda t, x: 2.0), SDE(drift, lambda t, x: 1.0), X, [0.0, 1.0],
             solver=EulerMaruyama(),
         )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("g", "start"),
+    [(lambda t, x: 1 + 3 * t, 0.0), (lambda t, x: 1.001, 1000.0), (lambda t, x: 1e-3, 0.0)],
+    ids=["of a later step", "large states", "small"],
+)
+def test_another_g_in_any_step_is_refused(g, start):
+    x0 = torch.full((2, 1), start)
+    other = SDE(drift, lambda t, x: 1.1e-3 if float(g(0.0, x)) < 0.1 else 1.0)
+    for target, proposal in ((SDE(drift, g), other), (other, SDE(drift, g))):
+        with pytest.raises(ValueError, match="different g"):
+            path_weights(target, proposal, x0, [0.0, 0.5, 1.0], solver=EulerMaruyama())
+
+
+class Matrix:
+    """An equation of torchsde whose additive noise has a matrix."""
+
+    noise_type = "additive"
+    sde_type = "ito"
+
+    def __init__(self, g, shift=0.0):
+        self.matrix = torch.as_tensor(g, dtype=torch.float64)
+        self.shift = shift
+
+    def f(self, t, y):
+        return self.shift - y
+
+    def g(self, t, y):
+        return (1 + t) * self.matrix.expand(len(y), *self.matrix.shape)
+
+
+@pytest.mark.parametrize(("solver", "at"), [(EulerMaruyama(), 0.2), (AdamsBashforth(1), 0.35)])
+def test_additive_noise_of_torchsde_has_a_matrix(solver, at):
+    """At the start of a step, or in its middle."""
+    q = from_torchsde(Matrix(MATRIX))
+    mean = X - 0.3 * X
+    g = (1 + at) * MATRIX
+    expected = MultivariateNormal(mean, g @ g.mT * 0.3).log_prob(END)
+    steps = Transitions(q, [0.2, 0.5], solver)
+    torch.testing.assert_close(steps.log_prob(0, X, [-X], END), expected)
+    p = from_torchsde(Matrix(MATRIX, 0.5))
+    x, weight = path_weights(p, q, X, [0.2, 0.5], solver=solver, noise=NOISE)
+    target = MultivariateNormal(mean + 0.15, g @ g.mT * 0.3).log_prob(x)
+    proposal = MultivariateNormal(mean, g @ g.mT * 0.3).log_prob(x)
+    torch.testing.assert_close(weight, target - proposal)
+
+
+def test_a_diagonal_matrix_is_the_same_noise_as_its_numbers():
+    ts = [0.0, 0.5, 1.0]
+    q = from_torchsde(Matrix([[0.5, 0.0], [0.0, 0.5]]))
+    p, other = (SDE(lambda t, x: -x, lambda t, x, g=g: g * (1 + t), "additive") for g in (0.5, 0.6))
+    weight = path_weights(p, q, X, ts, solver=EulerMaruyama(), noise=NOISE).log_weight
+    torch.testing.assert_close(weight, torch.zeros_like(weight))
+    for pair in ((other, q), (q, other)):
+        with pytest.raises(ValueError, match="different g"):
+            path_weights(*pair, X, ts, solver=EulerMaruyama(), noise=NOISE)
+
+
+@pytest.mark.parametrize(
+    ("g", "message"),
+    [
+        ([[1.0, 1.0], [1.0, 1.0]], "a matrix without an inverse"),
+        ([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0]], "2 coordinates and 3 Brownian motions"),
+    ],
+    ids=["singular", "wide"],
+)
+def test_a_matrix_without_an_inverse_is_refused(g, message):
+    steps = Transitions(from_torchsde(Matrix(g)), [0.0, 1.0], EulerMaruyama())
+    with pytest.raises(ValueError, match=message):
+        steps.log_prob(0, X, [X], END)
 
 
 def test_noise_types_must_agree():

@@ -15,7 +15,7 @@ from sdekit._solve.arguments import require_kinds, require_pairing
 from sdekit._solve.counted import Counted
 from sdekit._solve.solution import require_state
 from sdekit._solvers import AbstractSolver
-from sdekit.calling import checked_output
+from sdekit.calling import checked_output, has_hidden_values
 from sdekit.elementary import axpy, sum_of_sample
 
 
@@ -28,7 +28,8 @@ class Transitions:
     correction of a step belongs to the mean of the next one.
 
     The noise is additive, diagonal, or general with a square g that can be inverted; the last two
-    are for `EulerMaruyama`.
+    are for `EulerMaruyama`. The additive noise of `from_torchsde`, too, has a matrix g, which must
+    be square.
 
     Arguments:
         problem: the equation; only its noise and, for a `Clocked` equation, its clock are used.
@@ -39,7 +40,8 @@ class Transitions:
         TypeError: for a solver with other steps, or times that are not numbers.
         ValueError: for an equation without noise, with scalar noise, with noise that the solver
             does not support or in another calculus than its own; for times that are not strictly
-            monotone; in `log_prob` and `log_ratio`, for a general g that is not square.
+            monotone; in `log_prob` and `log_ratio`, for a matrix g that is not square or has no
+            inverse.
 
     Example:
         >>> sde = sdekit.SDE(lambda t, x: -x, lambda t, x: 0.5)
@@ -100,7 +102,7 @@ class Transitions:
         """The log-density at `end` of the law of x_{i+1} given x_i = x, `(batch,)` in float64;
         arguments as in `mean`.
         """
-        z, log_volume = self._normals(i, x, end - self.mean(i, x, slopes))
+        z, log_volume = _scale(self, i, x).normals(end - self.mean(i, x, slopes))
         constant = 0.5 * math.prod(x.shape[1:]) * math.log(2 * math.pi)
         return -0.5 * sum_of_sample(z.square()) - log_volume - constant
 
@@ -111,38 +113,93 @@ class Transitions:
         Arguments:
             move: the mean of p minus that of q.
         """
-        z, _ = self._normals(i, x, move)
-        return sum_of_sample(z * (dw / math.sqrt(self._width(i)) - 0.5 * z))
+        return _log_ratio(_scale(self, i, x), _width(self, i), move, dw)
 
-    def _width(self, i: int) -> float:
-        return abs(self.ts[i + 1] - self.ts[i])
 
-    def _normals(self, i: int, x: Tensor, move: Tensor) -> tuple[Tensor, Tensor]:
-        """The z, shaped like dw, with S^{1/2} z = move, where S is the covariance of step i, and
-        log |det S^{1/2}|.
+def _width(steps: Transitions, i: int) -> float:
+    return abs(steps.ts[i + 1] - steps.ts[i])
+
+
+def _scale(steps: Transitions, i: int, x: Tensor) -> "_Scale":
+    """S^{1/2} of step i from x.
+
+    Additive noise is elementwise unless g has more dimensions than x, as that of `from_torchsde`;
+    the columns are then the noise of one Brownian motion each.
+    """
+    root = math.sqrt(_width(steps, i))
+    noise = steps.problem.noise_type
+    g = torch.as_tensor(steps.problem.diffusion(steps.ts[i], x))
+    if noise != "additive":
+        g = root * g.to(x)
+        return _Scale(g.expand_as(x), False) if noise == "diagonal" else _matrix(g, x)
+    zero = torch.zeros_like(x)
+    if g.ndim <= x.ndim:
+        return _Scale(steps.with_noise(i, zero, torch.full_like(zero, root)), False)
+    units = root * torch.eye(g.shape[-1], dtype=x.dtype, device=x.device)
+    columns = [steps.with_noise(i, zero, unit.expand(len(x), -1)) for unit in units]
+    return _matrix(torch.stack(columns, dim=-1), x)
+
+
+def _log_ratio(scale: "_Scale", width: float, move: Tensor, dw: Tensor) -> Tensor:
+    """`Transitions.log_ratio` of a step that is `width` long."""
+    z, _ = scale.normals(move)
+    return sum_of_sample(z * (dw / math.sqrt(width) - 0.5 * z))
+
+
+class _Scale(NamedTuple):
+    """S^{1/2}, where S is the covariance of a step: shaped like x, which multiplies elementwise, or
+    a matrix, `(batch, d, m)`.
+    """
+
+    value: Tensor
+    is_matrix: bool
+
+    def normals(self, move: Tensor) -> tuple[Tensor, Tensor]:
+        """The z, shaped like dw, with S^{1/2} z = move, `(batch, *event)`, and log |det S^{1/2}|.
+
+        Raises:
+            ValueError: for a matrix that cannot be inverted.
         """
-        root = math.sqrt(self._width(i))
-        if self.problem.noise_type == "additive":
-            zero = torch.zeros_like(x)
-            unit = self.with_noise(i, zero, torch.full_like(zero, root))
-            return move / unit, sum_of_sample(unit.to(torch.float64).abs().log())
-        g = torch.as_tensor(self.problem.diffusion(self.ts[i], x)).to(x)
-        if self.problem.noise_type == "diagonal":
-            unit = root * g.expand_as(x)
-            return move / unit, sum_of_sample(unit.to(torch.float64).abs().log())
-        matrix = root * g.reshape(len(x), -1, g.shape[-1])
-        _require_square(matrix)
-        z = torch.linalg.solve(matrix, move.reshape(len(x), -1))  # shaped like dw
-        return z, torch.linalg.slogdet(matrix.to(torch.float64)).logabsdet
+        root = self.value
+        if not self.is_matrix:
+            return move / root, sum_of_sample(root.to(torch.float64).abs().log())
+        _require_square(root)
+        try:
+            z = torch.linalg.solve(root, move.reshape(len(move), -1))
+        except torch.linalg.LinAlgError as error:  # pyright: ignore[reportPrivateImportUsage]
+            raise ValueError(
+                "g is a matrix without an inverse here, so a step has no density: give a g whose "
+                "columns are linearly independent at every x"
+            ) from error
+        return z, torch.linalg.slogdet(root.to(torch.float64)).logabsdet
+
+    def differs(self, other: "_Scale") -> Tensor:
+        """Whether another one is different anywhere, apart from rounding; a flag on the device."""
+        a = self.value.detach()
+        b = other.value.detach()
+        if self.is_matrix and not other.is_matrix:
+            b = torch.diag_embed(b.flatten(1))
+        elif other.is_matrix and not self.is_matrix:
+            a = torch.diag_embed(a.flatten(1))
+        if a.shape != b.shape:
+            return torch.ones((), dtype=torch.bool, device=a.device)
+        size = b.abs()
+        return ((a - b).abs() > 2e-4 * size + 1e-6 * size.nanmean()).any()
 
 
-def _require_equal(noisy: Tensor, other: Tensor) -> None:
-    """Refuses two equations whose noise is different.
+def _matrix(g: Tensor, x: Tensor) -> _Scale:
+    """A g of shape `(batch, *event, m)`, or one that broadcasts to it, as a matrix."""
+    return _Scale(g.reshape(len(x), -1, g.shape[-1]), True)
+
+
+def _require_equal(differences: Sequence[Tensor]) -> None:
+    """Refuses two equations whose noise is different in a step, with one synchronisation.
 
     Raises:
         ValueError: with the reason.
     """
-    if not torch.allclose(noisy, other, rtol=2e-4, atol=1e-6):
+    differ = torch.stack(list(differences)).any()
+    if not has_hidden_values(differ) and bool(differ):
         raise ValueError(
             "the target and the proposal have different g: paths have a density only where g is "
             "the same"
@@ -150,7 +207,7 @@ def _require_equal(noisy: Tensor, other: Tensor) -> None:
 
 
 def _require_square(matrix: Tensor) -> None:
-    """Refuses a general g that cannot be inverted.
+    """Refuses a g that cannot be inverted because of its shape.
 
     Raises:
         ValueError: with its shape.
@@ -236,21 +293,23 @@ def path_weights(
     grid = times(ts)
     equations = [Counted.of(equation.tabulated(grid), x0) for equation in (proposal, target)]
     steps = Transitions(equations[0], grid, solver)
+    others = Transitions(equations[1], grid, solver)
     shape = equations[0].noise_shape(x0)
     x = x0
     log_weight = torch.zeros(len(x), dtype=torch.float64, device=x.device)
     slopes: list[Tensor] = []
+    differences = []
     for i, increment in enumerate((noise or WhiteNoise()).answer(NoiseQuery(grid, x, shape))):
         w = increment.w
         assert w is not None
         drifts = [equation.drift(grid[i], x) for equation in equations]
         both = [checked_output("the drift", drift, x.shape, x) for drift in drifts]
         slopes = [torch.stack(both), *slopes]
-        noisy = steps.with_noise(i, x, w)
-        if not i:
-            _require_equal(noisy, Transitions(equations[1], grid, solver).with_noise(0, x, w))
-        end, other = steps.mean(i, noisy, slopes)
-        log_weight = log_weight + steps.log_ratio(i, x, other - end, w)
+        scale = _scale(steps, i, x)
+        differences.append(scale.differs(_scale(others, i, x)))
+        end, other = steps.mean(i, steps.with_noise(i, x, w), slopes)
+        log_weight = log_weight + _log_ratio(scale, _width(steps, i), other - end, w)
         x = end
         slopes = slopes[: steps.memory - 1]
+    _require_equal(differences)
     return PathWeights(x, log_weight)
