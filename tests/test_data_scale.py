@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import Subset
 
 from sdekit_diffusion import (
     DENSITIES,
@@ -34,6 +35,8 @@ from sdekit_diffusion import (
 from sdekit_diffusion._models.data_scale import data_scale
 from sdekit_diffusion._models.score_model import as_model
 from sdekit_diffusion._training.densities import draw_times
+from sdekit_diffusion._training.moments import data_moments
+from sdekit_diffusion.data._given import source_of
 
 SCALES = [(0.0, 1.0), (5.0, 20.0), (-0.02, 0.01)]
 WIDE = {
@@ -109,6 +112,15 @@ def test_a_plain_score_samples_as_well_as_the_mixture(sde, mean, std):
         )
 
     assert error(plain(law, kernel)) == pytest.approx(error(law), rel=0.05)
+
+
+@pytest.mark.parametrize("n", [3, 600])
+def test_rows_that_are_read_from_storage_count_once(n):
+    """Of a data set of torch that is smaller than the number that is read of larger ones."""
+    data = torch.randn(n, 2, generator=torch.Generator().manual_seed(0)) ** 3
+    mean, std = data_moments(source_of(Subset(data, range(n)), ()), lambda rows: rows)
+    torch.testing.assert_close(mean, data.mean(0), rtol=1e-5, atol=1e-6)
+    assert std == pytest.approx(float((data - data.mean(0)).square().mean().sqrt()), rel=1e-5)
 
 
 @pytest.mark.parametrize(("mean", "std"), SCALES)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sdekit_diffusion.data._batches import AbstractSource, Batch, Shuffled
+from sdekit_diffusion.data._loader import Loaded
 
 _MAX_SAMPLES = 1 << 16  # samples that are used, of a tensor
 _MAX_SAMPLES_READ = 1 << 10  # of data that have to be read from storage
@@ -39,6 +40,8 @@ def data_moments(
         n = min(
             len(source.rows), _MAX_SAMPLES if isinstance(source.rows, Tensor) else _MAX_SAMPLES_READ
         )
+    elif isinstance(source, Loaded) and source.length:
+        n = min(source.length, _MAX_SAMPLES_READ)
     count = 0
     total = squares = centre = torch.zeros(())
     smallest = math.inf

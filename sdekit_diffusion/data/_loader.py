@@ -42,6 +42,9 @@ class Loaded(AbstractSource):
     Arguments:
         loader: the loader or the data set.
         named: a function from what the loader yields to samples and conditions by name.
+
+    Attributes:
+        length: the number of items; 0 if the loader determines the order.
     """
 
     def __init__(
@@ -51,9 +54,9 @@ class Loaded(AbstractSource):
     ) -> None:
         self._loader = loader if isinstance(loader, DataLoader) else DataLoader(loader)
         self._named = named
-        self._n = 0 if self._own_order() else len(cast(Sized, self._loader.dataset))
+        self.length = 0 if self._own_order() else len(cast(Sized, self._loader.dataset))
         first = next(self.batches(1))
-        size = f"{self._n} items" if self._n else "a stream"
+        size = f"{self.length} items" if self.length else "a stream"
         parts = {"x": first.x, **first.conditions}
         shapes = [f"{name} {v.dtype} {tuple(v.shape[1:])}" for name, v in sorted(parts.items())]
         self.fingerprint = f"{size} of a data set of torch: {', '.join(shapes)}"
@@ -78,7 +81,7 @@ class Loaded(AbstractSource):
         generator = torch.Generator().manual_seed(hashed("workers", seed, first + ahead))
         batches = (
             self._shuffled(size, seed, first, part, generator)
-            if self._n
+            if self.length
             else self._in_turn(size, first, part)
         )
         for number in itertools.count(first, size):
@@ -94,7 +97,7 @@ class Loaded(AbstractSource):
         """Batches in the order of (seed, epoch); for an empty part one sample is read, for its
         shape.
         """
-        order = shuffled_numbers(self._n, size, seed=seed, first=first, part=part)
+        order = shuffled_numbers(self.length, size, seed=seed, first=first, part=part)
         numbers: Any = (rows.tolist() or [0] for rows in order)
         options = {name: getattr(self._loader, name) for name in _FORWARDED}
         if self._loader.batch_size is None and self._loader.batch_sampler is None:
