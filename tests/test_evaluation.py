@@ -582,7 +582,7 @@ def test_folders_hold_images_of_up_to_256_levels(tmp_path):
     shards = sd.Shards(tmp_path / "a.shards", 3, 2)
     outputs.require(tmp_path / "a", shards, Scale.quantised(256))
     with pytest.raises(ValueError, match="257 levels"):
-        outputs.require(tmp_path / "a", shards, Scale.quantised(257))
+        outputs.require(tmp_path / "a", shards, Scale.quantised(257, dtype="int16"))
 
 
 def test_the_table_has_a_line_for_each_sample(tmp_path):

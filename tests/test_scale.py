@@ -119,11 +119,24 @@ def test_scales_are_json(scale):
         ({"levels": 1}, "two levels"),
         ({"dtype": "object"}, "'object' is not one of float16"),
         ({"shift": "far"}, "far"),
+        ({"levels": 1024, "dtype": "uint8"}, r"0, \.\.\., 1023 do not fit in uint8, .* up to 255"),
+        ({"levels": 129, "dtype": "int8"}, "do not fit in int8"),
+        ({"levels": 2050, "dtype": "float16"}, "numbers up to 2048: give another dtype"),
     ],
 )
 def test_scales_that_are_none(arguments, said):
     with pytest.raises(ValueError, match=said):
         Scale(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("levels", "dtype"), [(256, "uint8"), (128, "int8"), (2049, "float16"), (1024, "int16")]
+)
+def test_types_hold_their_levels(levels, dtype):
+    scale = Scale.quantised(levels, dtype=dtype)
+    found = scale.decode(scale.encode(torch.arange(levels)))
+    assert str(found.dtype) == f"torch.{dtype}"
+    assert torch.equal(found.long(), torch.arange(levels))
 
 
 def seen(monkeypatch, n=64, batch=1000, **recipe):

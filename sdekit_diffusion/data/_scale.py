@@ -36,7 +36,8 @@ class Scale:
 
     Raises:
         ValueError: for a shift that is not finite, a unit that is not positive, fewer than two
-            levels, or a dtype that is neither integer nor floating.
+            levels, or a dtype that is neither integer nor floating, or that does not hold the
+            levels.
 
     Example:
         >>> scale = sd.data.Scale(shift=8.0, unit=8.0, levels=16, dtype="uint8")
@@ -73,12 +74,22 @@ class Scale:
         object.__setattr__(self, "levels", None if self.levels is None else int(self.levels))
         if self.dtype not in _DTYPES:
             raise ValueError(f"dtype {self.dtype!r} is not one of {', '.join(_DTYPES)}")
+        dtype = _DTYPES[self.dtype]
+        floating = dtype.is_floating_point
+        largest = int(2 / torch.finfo(dtype).eps) if floating else torch.iinfo(dtype).max
+        if self.levels is not None and self.levels - 1 > largest:
+            raise ValueError(
+                f"levels 0, ..., {self.levels - 1} do not fit in {self.dtype}, which holds whole "
+                f"numbers up to {largest}: give another dtype, such as 'int64'"
+            )
 
     @classmethod
     def quantised(
         cls, levels: int, low: float = -1.0, high: float = 1.0, dtype: str = "uint8"
     ) -> "Scale":
-        """The scale that maps dequantised levels to [low, high)."""
+        """The scale that maps dequantised levels to [low, high); for more than 256 of them with
+        another dtype.
+        """
         unit = levels / (high - low)
         return cls(-low * unit, unit, levels, dtype)
 
