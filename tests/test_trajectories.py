@@ -130,6 +130,16 @@ def test_noise_levels_are_a_grid_of_solutions():
         sd.trajectories(LAW, 3, 1.5, sde="vp")
 
 
+def test_levels_below_the_noisy_end_begin_at_the_first_of_them():
+    """The states there are those at which `sample` begins with the same levels."""
+    found = sd.trajectories(LAW, 64, sde="vp", grid=[2.0, 0.5, 0.1], seed=3, accuracy=1e-4)
+    begin = sd.stepper(LAW, 64, sde="vp", method="ddim", grid=found.sigmas, seed=3)
+    close(found.y[0], begin.x / sd.VPSDE().alpha(begin.t), rtol=1e-6, atol=1e-6)
+    start = sd.Noised(found.y[0], level=2.0 / LAW.data_std, add_noise=False)
+    settings = {"sde": "vp", "end": 0.1 / LAW.data_std, "method": sd.AdaptiveFlow(1e-9, 1e-9)}
+    close(found.y[-1], sd.sample(LAW, start=start, **settings), rtol=0, atol=1e-3)
+
+
 def test_of_models_made_from_models_the_conditions_of_the_network_count():
     torch.manual_seed(0)
     net = sd.nets.MLP(shape=(2,), width=8, classes=3)

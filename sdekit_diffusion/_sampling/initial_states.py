@@ -80,9 +80,17 @@ class AbstractStart(ABC):
 
 @dataclass(frozen=True, eq=False)
 class PriorStates(AbstractStart):
-    """Draws from the prior."""
+    """Draws from the prior, at the noisy end or at a level below.
+
+    Arguments:
+        l: the level; None for the noisy end.
+    """
 
     moves = True
+    l: float | None = None
+
+    def span(self, span: Span, coordinates: Coordinates) -> Span:
+        return span if self.l is None else (max(span[0], self.l), span[1])
 
     def warn(
         self, method: AbstractMethod, model: AbstractModel, coordinates: Coordinates, l: float

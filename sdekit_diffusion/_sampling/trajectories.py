@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from sdekit_diffusion._sampling.adaptive import AdaptiveFlow
 from sdekit_diffusion._sampling.arguments import shape_of
 from sdekit_diffusion._sampling.coordinates import Coordinates
 from sdekit_diffusion._sampling.grids import DEFAULT_END, AbstractGrid, Levels, grid_of
+from sdekit_diffusion._sampling.initial_states import PriorStates
 from sdekit_diffusion._sampling.noised import Noised
 from sdekit_diffusion._sampling.sample import sample
 from sdekit_diffusion.data._batches import given_draws
@@ -152,7 +154,8 @@ def trajectories(
 
     settings = {"sde": diffusion, "method": AdaptiveFlow(accuracy=accuracy), "seed": seed}
     settings |= {"first": first, "shape": shape, "batch_size": batch_size}
-    states = [sample(model, n, end=relative[1], callback=keep, **settings)]
+    begin: Any = PriorStates(l=float(points[0]))  # which is not public
+    states = [sample(model, n, start=begin, end=relative[1], callback=keep, **settings)]
     for level, stop in pairwise(relative[1:]):
         start = Noised(states[-1], level=level, add_noise=False)
         states.append(sample(model, n, start=start, end=stop, **settings))
