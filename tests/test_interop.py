@@ -956,6 +956,21 @@ def test_noise_of_ours():
     assert torch.equal(some[-1], sdeint(sde, y0, [0.0, 1.0], bm=white, dt=1 / 8, method="srk")[-1])
 
 
+def test_a_continued_solve_needs_other_white_noise():
+    """Its increments would be those of the first solve; the same span may be solved again."""
+    sde = Equation("additive")
+    settings = {"dt": 1 / 8, "method": "euler"}
+    white = sdekit.WhiteNoise(0)
+    y = sdeint(sde, start(), [0.0, 1.0], bm=white, **settings)[-1]
+    sdeint(sde, start(), [0.0, 0.5], bm=white, **settings)
+    with pytest.raises(ValueError, match=r"used from t = 0 on, and from t = 1 on.*BrownianPath"):
+        sdeint(sde, y, [1.0, 2.0], bm=white, **settings)
+    whole = sdekit.BrownianPath(0, (0.0, 2.0))
+    y = sdeint(sde, start(), [0.0, 1.0], bm=whole, **settings)[-1]
+    y = sdeint(sde, y, [1.0, 2.0], bm=whole, **settings)[-1]
+    close(y, sdeint(sde, start(), [0.0, 2.0], bm=whole, **settings)[-1], 1e-12)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_path_of_ours_drives_torchsde(kind):
     sde = Equation(kind)

@@ -262,7 +262,9 @@ class WhiteNoise(AbstractSeededNoise):
 
     They do not depend on the batch, on the number of steps that are drawn together, on the dtype
     (they are drawn in float32, then cast) or, up to rounding, on the device. On another grid the
-    increments are not those of the same path; `BrownianPath` has one path for all grids.
+    increments are not those of the same path; `BrownianPath` has one path for all grids. As
+    steps are counted from the start of each solve, a solve that continues another one needs another
+    seed, or both need one `BrownianPath` over the whole span.
 
     Arguments:
         seed: any integer; None takes one from torch's default generator; or integers `(batch,)`,

@@ -1,6 +1,7 @@
 """torchsde's sdeint, by sdekit's solvers."""
 
 import warnings
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -67,6 +68,8 @@ SOLVERS: dict[str, dict[str, dict[NoiseType, AbstractSolver]]] = {
 _ALIASES = {"euler_maruyama": "euler", "em": "euler"}
 _OPTIONS = ("grad_free",)
 _DEPTH = 32  # of the path of adaptive steps
+# Where the first solve with each WhiteNoise began.
+_STARTS: weakref.WeakKeyDictionary[WhiteNoise, float] = weakref.WeakKeyDictionary()
 
 
 def sdeint(
@@ -109,7 +112,8 @@ def sdeint(
         y0: the initial states, `(batch, d)`, or `(batch, *event)` for an `AbstractSDE`.
         ts: the times of the result, strictly monotone; y0 is the state at the first.
         bm: a Brownian motion of torchsde, a callable like one, or an `AbstractNoise`; None draws
-            new noise.
+            new noise. A `WhiteNoise` is not one path: it counts steps from the start of each solve,
+            so a solve that continues another one needs another.
         method: "euler", "milstein", "srk", "heun", "euler_heun", "midpoint", "reversible_heun" or
             "log_ode". None is "midpoint" for Stratonovich equations, "euler" for Ito equations with
             general noise, and "srk" for other Ito equations.
@@ -138,7 +142,8 @@ def sdeint(
         RuntimeError: when a method of sde changes its input or an earlier result in place.
         TypeError: for ts that are not numbers, or methods that do not take (t, y).
         ValueError: for an unknown method, one that does not solve such equations, a y0 of another
-            shape, a dt that is not positive, or arguments that cannot be combined.
+            shape, a dt that is not positive, a `WhiteNoise` that was used from another time on, or
+            arguments that cannot be combined.
 
     Example:
         >>> sde = sdekit.SDE(lambda t, x: -x, lambda t, x: 0.1 * x)
@@ -269,11 +274,19 @@ def _noise(bm: Brownian | None, ts: Sequence[float], *, adaptive: bool) -> Abstr
     """The noise of a solve.
 
     Raises:
-        ValueError: for noise that is not a path, where steps are adapted.
+        ValueError: for noise that is not a path, where steps are adapted, or a solve is continued.
     """
     if adaptive and isinstance(bm, WhiteNoise):
         raise ValueError(
             "WhiteNoise has no path, and adaptive steps ask for one; use bm=None or a BrownianPath"
+        )
+    start = _STARTS.setdefault(bm, ts[0]) if isinstance(bm, WhiteNoise) else ts[0]
+    if start != ts[0]:
+        raise ValueError(
+            f"this WhiteNoise was used from t = {start:g} on, and from t = {ts[0]:g} on it would "
+            "have the same increments again, because it counts steps and not times: give "
+            "BrownianPath(seed, (first, last time of all solves)), or a new WhiteNoise with "
+            "another seed"
         )
     if bm is None:
         ends = (min(ts), max(ts))
