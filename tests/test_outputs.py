@@ -8,16 +8,20 @@ from torch import nn
 
 from sdekit import (
     ODE,
+    RK4,
     SDE,
     SRA1,
     AbstractSDE,
+    AdamsBashforth,
     BrownianPath,
+    Dopri5,
     EulerMaruyama,
     Heun,
     PIDController,
     ProbabilityFlow,
     ReverseSDE,
     ReversibleHeun,
+    SemiLinear,
     WhiteNoise,
     odeint,
     sdeint,
@@ -215,3 +219,99 @@ def test_one_number_per_sample_is_refused_with_its_shape():
         ValueError, match=r"g\(t, x\) returned shape \(2,\) for x of shape \(2, 3\)"
     ):
         solve(problem, X, GRID, solver=EulerMaruyama(), noise=WhiteNoise(0))
+
+
+class Own(AbstractSDE):
+    """An equation of a user's own from two functions of x, whose values torch would broadcast."""
+
+    def __init__(self, f, g=None, noise_type="none", size=None):
+        self.f = f
+        self.g = g
+        self.noise_type = noise_type
+        self.size = size
+
+    def drift(self, t, x):
+        return self.f(x)
+
+    def diffusion(self, t, x):
+        return self.g(x)
+
+    def noise_shape(self, x):
+        return AbstractSDE.noise_shape(self, x) if self.size is None else (self.size,)
+
+
+def test_rates_of_each_sample_without_rows_are_refused_with_adaptive_steps():
+    """With one sample left its drift was the first of two, from then on, and its status DONE."""
+    k = torch.tensor([[0.1], [50.0]])
+    with pytest.raises(ValueError, match=r"shape \(2, 1\) for x of shape \(1, 1\).*define rows"):
+        solve(
+            Own(lambda x: -k * x),
+            torch.ones(2, 1),
+            [0.0, 1.0],
+            solver=Dopri5(),
+            control=PIDController(1e-3, 1e-3),
+        )
+
+
+@pytest.mark.parametrize("solver", [EulerMaruyama(), RK4(), AdamsBashforth(2)], ids=str)
+def test_a_drift_of_another_shape_is_refused(solver):
+    refused = pytest.raises(ValueError, match=r"drift.* for x of shape \(3, 1\).* return \(3, 1\)")
+    for problem in (Own(lambda x: -x[:, 0]), SemiLinear(torch.ones(3), lambda t, x: 0 * x)):
+        with refused:
+            solve(problem, torch.ones(3, 1), GRID, solver=solver)
+
+
+def sizes(*shape):
+    return lambda x: torch.ones(shape)
+
+
+@pytest.mark.parametrize(
+    ("noise_type", "shape", "size"),
+    [
+        ("additive", (2,), None),
+        ("additive", (1, 2, 3), None),
+        ("diagonal", (3, 3), None),
+        ("diagonal", (2, 2), None),
+        ("scalar", (3,), None),
+        ("scalar", (2, 1), None),
+        ("general", (2, 4), 4),
+        ("general", (2, 3, 1), 4),
+        ("general", (1, 3, 4), 4),
+    ],
+)
+def test_a_diffusion_of_another_shape_is_refused(noise_type, shape, size):
+    problem = Own(torch.neg, sizes(*shape), noise_type, size)
+    with pytest.raises(ValueError, match=r"diffusion.* for x of shape \(2, 3\); it must return"):
+        solve(problem, X, GRID, solver=EulerMaruyama(), noise=WhiteNoise(0))
+
+
+def test_what_general_noise_of_as_many_samples_as_coordinates_reads_is_refused():
+    """A matrix (d, m) was read as one row per sample."""
+    problem = Own(torch.neg, sizes(2, 4), "general", 4)
+    with pytest.raises(ValueError, match=r"shape \(2, 4\) .*; it must return \(2, 2, 4\)"):
+        solve(problem, X[:, :2], GRID, solver=EulerMaruyama(), noise=WhiteNoise(0))
+
+
+def test_numbers_and_smaller_shapes_of_an_own_equation_remain():
+    expected = solve(
+        Own(torch.neg, torch.ones_like, "additive"),
+        X,
+        GRID,
+        solver=EulerMaruyama(),
+        noise=WhiteNoise(0),
+    ).x
+    values = [sizes(), sizes(3), sizes(1, 3), sizes(2, 1), sizes(2, 3), lambda x: 1.0]
+    for g in values:
+        problem = Own(torch.neg, g, "additive")
+        found = solve(problem, X, GRID, solver=EulerMaruyama(), noise=WhiteNoise(0)).x
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("solver", [EulerMaruyama(), ReversibleHeun()], ids=str)
+def test_a_number_as_scalar_noise_remains(solver):
+    problem = Own(torch.neg, lambda x: 1.0, "scalar")
+    problem.sde_type = solver.sde_type
+    found = solve(problem, X, GRID, solver=solver, noise=WhiteNoise(0)).x
+    problem.g = torch.ones_like
+    expected = solve(problem, X, GRID, solver=solver, noise=WhiteNoise(0)).x
+    torch.testing.assert_close(found, expected)

@@ -71,6 +71,8 @@ class SDE(AbstractSDE):
         torch.Size([4, 1])
     """
 
+    checks_shapes = True
+
     f: Callable[[Tensor, Tensor], Tensor]
     g: Callable[[Tensor, Tensor], Tensor]
     noise_type: NoiseType = "diagonal"
@@ -137,6 +139,7 @@ class ODE(AbstractSDE):
     """
 
     noise_type = "none"
+    checks_shapes = True
 
     f: Callable[[Tensor, Tensor], Tensor]
 

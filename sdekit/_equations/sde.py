@@ -54,6 +54,11 @@ class AbstractSDE(ABC):
             `solve` does not check them.
         plans: a cache of the plans of multistep rules on this equation; None makes a new plan in
             each solve.
+        checks_shapes: whether `drift` and `diffusion` refuse values of other shapes themselves, so
+            that `solve` need not.
+
+    Raises:
+        ValueError: in a solve, when `drift` or `diffusion` returns another shape.
 
     Example:
         >>> class DoubleWell(sdekit.AbstractSDE):  # dx = (x - x^3) dt + 0.5 dW
@@ -71,6 +76,7 @@ class AbstractSDE(ABC):
     sde_type: SDEType = "ito"
     slopes: Mapping[float, Slope] = {}
     plans: MutableMapping[Hashable, Any] | None = None
+    checks_shapes: bool = False
 
     @abstractmethod
     def drift(self, t: Time, x: Tensor) -> Tensor:
@@ -158,7 +164,13 @@ class AbstractSDE(ABC):
         return onto if self.noise_type == "none" else self.multiply(self.diffusion(t, x), dw, onto)
 
     def multiply(self, g: Time, dw: Tensor | None, onto: Tensor) -> Tensor:
-        """onto + g . dw for a g already evaluated; every product of g and noise is made here."""
+        """onto + g . dw for a g already evaluated; every product of g and noise is made here.
+
+        Raises:
+            ValueError: for a g of another shape than the table of the class says.
+        """
+        if not self.checks_shapes and isinstance(g, Tensor) and dw is not None:
+            _require_shape(self.noise_type, g, dw, onto)
         return _PRODUCTS[self.noise_type](g, dw, onto)
 
     def kick(self, t0: Time, t1: Time, x: Tensor, dw: Tensor | None) -> Tensor:
@@ -288,6 +300,33 @@ def _unseen_by_autograd() -> ValueError:
         "f(t, x) does not depend on x in a way that autograd can see: remove torch.no_grad() and "
         "detach() from it, or take a solver without its Jacobian"
     )
+
+
+def wrong_shape(name: str, value: Tensor, needed: str, x: Tensor) -> ValueError:
+    """The error for a value of an equation's method that torch would broadcast."""
+    return ValueError(
+        f"{name} of the equation returned shape {tuple(value.shape)} for x of shape "
+        f"{tuple(x.shape)}; it must return {needed}. If the equation has numbers of its own for "
+        "each sample, define rows(index), because adaptive steps go on with some of the samples"
+    )
+
+
+def _require_shape(noise_type: NoiseType, g: Tensor, dw: Tensor, onto: Tensor) -> None:
+    """Refuses a g that torch would broadcast otherwise than the table of `AbstractSDE` says.
+
+    Raises:
+        ValueError: with the shape that it must have.
+    """
+    needed = onto.shape + dw.shape[1:] if noise_type == "general" else onto.shape
+    if g.shape == needed:
+        return
+    text = f"{tuple(needed)}"
+    if noise_type in ("additive", "diagonal"):
+        pairs = zip(reversed(g.shape), reversed(needed), strict=False)
+        if g.ndim <= onto.ndim and all(size in (1, full) for size, full in pairs):
+            return
+        text += " or a shape that broadcasts to it"
+    raise wrong_shape("diffusion(t, x)", g, text, onto)
 
 
 def _elementwise(g: Time, dw: Tensor, onto: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sdekit._common.computed import computed
 from sdekit._equations.quadrature import Rule
-from sdekit._equations.sde import AbstractSDE, NoiseType, SDEType, Slope
+from sdekit._equations.sde import AbstractSDE, NoiseType, SDEType, Slope, wrong_shape
 from sdekit.calling import (
     changed_in_place,
     changes_in_place,
@@ -75,7 +75,10 @@ class Counted(AbstractSDE):
         if not isinstance(t, Tensor) and (slope := self.slopes.get(t)) is not None:
             self.calls[0] += 1
             return slope(x)
-        return self._guarded(0, "the drift", self.problem.drift, t, x)
+        f = self._guarded(0, "the drift", self.problem.drift, t, x)
+        if not self.problem.checks_shapes and isinstance(f, Tensor) and f.shape != x.shape:
+            raise wrong_shape("drift(t, x)", f, f"{tuple(x.shape)}", x)
+        return f
 
     def jacobian(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         return self._derivative(self.problem.jacobian, t, x)

@@ -154,7 +154,8 @@ class ReversibleHeun(AbstractSolver):
         g = 0.0 if problem.noise_shape(x) is None else problem.diffusion(t0, x)
         # All tensors of the state have the batch first, also a g that is one number.
         if not isinstance(g, Tensor):
-            g = x.new_full((len(x), *[1] * (x.ndim - 1)), g)
+            ones = [1] * (x.ndim - 1)
+            g = x.new_full(x.shape if problem.noise_type == "scalar" else (len(x), *ones), g)
         return x, problem.drift(t0, x), g
 
     def step(

@@ -144,6 +144,8 @@ class _Torchsde(AbstractSDE):
     general noise.
     """
 
+    checks_shapes = True
+
     f: Method | None
     g: Method | None
     g_prod: Method | None

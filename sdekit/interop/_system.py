@@ -30,6 +30,7 @@ class System(AbstractSDE):
     """
 
     noise_type = "none"
+    checks_shapes = True
 
     def __init__(self, func: Callable[..., Any], y0: State) -> None:
         parts = y0 if isinstance(y0, tuple) else (y0,)
