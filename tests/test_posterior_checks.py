@@ -153,6 +153,28 @@ def test_the_distribution_and_its_band():
     assert uniform.plot(ax) is ax
 
 
+def test_coordinates_that_do_not_vary_are_not_scaled():
+    """Such as the border of images: noise of 1e-4 there does not hide the others."""
+    truth = LAW.sample(300, seed=0)
+    samples = LAW.sample(300 * 30, seed=1).reshape(300, 30, 2)
+    points = LAW.sample(300, seed=2)
+    expected = tarp(samples, truth, references=points).values
+    constant = torch.full((300, 1), 0.1, dtype=torch.float64)
+    truth, points = (torch.cat([x, constant], dim=1) for x in (truth, points))
+    noise = 1e-4 * torch.randn(300, 30, 1, generator=torch.Generator().manual_seed(0))
+    samples = torch.cat([samples, 0.1 + noise.double()], dim=2)
+    found = tarp(samples, truth, references=points).values
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1.5 / 31)
+    assert tarp(samples, truth).p_value > FALSE_ALARM
+    one = tarp(samples[:1], truth[:1], references=0 * points[:1]).values
+    assert 1 / 31 < one[0] < 30 / 31
+    with pytest.raises(ValueError, match="give references="):
+        tarp(samples[:1], truth[:1])
+    a, b = (np.c_[LAW.sample(100, seed=seed), np.ones(100)] for seed in range(2))
+    b[:, 2] += 4
+    assert c2st(a, b).accuracy > 0.95
+
+
 @pytest.mark.parametrize(
     ("shapes", "message"),
     [

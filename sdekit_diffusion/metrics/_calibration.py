@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sdekit_diffusion.metrics._points import Samples, pair
+from sdekit_diffusion.metrics._points import Samples, pair, units
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -180,11 +180,11 @@ def tarp(
 
     Returns:
         a `Calibration` with values `(n,)`. Distances are taken in units of the standard deviation
-        of each coordinate of the truths.
+        of each coordinate of the truths, and of 1 where they are all equal.
 
     Raises:
-        ValueError: for shapes that do not fit, or log_weights of an observation that are all -inf,
-            or NaN.
+        ValueError: for shapes that do not fit, log_weights of an observation that are all -inf, or
+            NaN, or truths that are all equal and have no bounding box, without references.
 
     Example:
         >>> law = sd.GaussianMixture([1.0], [[0.0, 0.0]], [1.0])
@@ -199,11 +199,16 @@ def tarp(
     x, theta, weights = _checked(samples, truth, log_weights)
     rng = np.random.default_rng(seed)
     if references is None:
+        if not np.ptp(theta, axis=0).any():
+            raise ValueError(
+                "all truths are equal, as one alone is, so that they have no bounding box to draw "
+                "reference points from: give references="
+            )
         low = theta.min(axis=0)
         point = low + (theta.max(axis=0) - low) * rng.random(theta.shape)
     else:
         point, _ = pair(references, truth, ("references", "truth"))
-    scale = theta.std(axis=0) + np.finfo(float).tiny
+    scale = units(theta)
     to_truth = np.square((theta - point) / scale).sum(axis=1)
     to_samples = np.square((x - point[:, None]) / scale).sum(axis=2)
     inside = (weights * (to_samples < to_truth[:, None])).sum(axis=1)
@@ -285,8 +290,8 @@ def c2st(a: Samples, b: Samples, *, seed: int = 1) -> TwoSample:
 
     The classifier is a perceptron with two hidden layers of 10 d units, for samples of d
     coordinates standardised by the mean and the standard deviation of the first set, as in the
-    benchmark of Lueckmann et al. stderr and p_value are those of a binomial distribution, as if the
-    predictions were independent.
+    benchmark of Lueckmann et al., and by the mean alone where that set does not vary. stderr and
+    p_value are those of a binomial distribution, as if the predictions were independent.
 
     Arguments:
         a, b: samples (N, ...), of the same number and shape.
@@ -318,8 +323,7 @@ def c2st(a: Samples, b: Samples, *, seed: int = 1) -> TwoSample:
             f"there are {len(first)} samples of a and {len(second)} of b: give as many of both"
         )
     mean = first.mean(axis=0)
-    std = first.std(axis=0) + np.finfo(float).tiny
-    points = (np.concatenate([first, second]) - mean) / std
+    points = (np.concatenate([first, second]) - mean) / units(first)
     labels = np.repeat([0, 1], len(first))
     width = 10 * points.shape[1]
     classifier = MLPClassifier(

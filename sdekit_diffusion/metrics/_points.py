@@ -50,6 +50,13 @@ def pair(
     return first, second
 
 
+def units(x: Matrix) -> Matrix:
+    """The standard deviation of each coordinate, (d,), and 1 for those that do not vary, which have
+    no unit of their own.
+    """
+    return np.where(np.ptp(x, axis=0) > 0, x.std(axis=0), 1.0)
+
+
 def blocks(n: int, width: int) -> Iterator[slice]:
     """Slices of the rows of an (n, width) matrix with at most BLOCK numbers each."""
     rows = max(1, BLOCK // width)
