@@ -8,6 +8,7 @@ bounds of 5.5 standard errors with fixed seeds, false alarm below 1e-6 a test.
 import ast
 import inspect
 import math
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -32,6 +33,7 @@ from sdekit import (
     LogODE,
     Midpoint,
     PredictorCorrector,
+    ProbabilityFlow,
     ReverseDiffusion,
     ReverseSDE,
     WhiteNoise,
@@ -380,6 +382,18 @@ def test_reverse_diffusion_of_the_flow_has_order_one():
     ends = [solve(problem, x, uniform(0.6, 0.2, n), solver=ReverseDiffusion()).x for n in steps]
     errors = [float((end - exact).abs().max()) for end in ends]
     assert slope(steps, errors) == pytest.approx(ReverseDiffusion().order["none"].weak, abs=0.1)
+
+
+@pytest.mark.parametrize("sde", [VPSDE(), VES[0]], ids=str)
+def test_both_equations_of_the_flow_have_the_same_chain(sde):
+    x, ts, _ = setting(sde)
+    score = partial(MIXTURE.score, sde=sde)
+    flow, reverse = ProbabilityFlow(sde, score), ReverseSDE(sde, score, eta=0.0)
+    ends = [solve(problem, x, ts, solver=ReverseDiffusion()).x for problem in (flow, reverse)]
+    assert torch.equal(*ends)
+    if isinstance(sde, VPSDE):
+        with pytest.raises(ValueError, match="take more than 20 steps"):
+            solve(flow, x, [1.0, 1e-3], solver=ReverseDiffusion())
 
 
 def test_a_predictor_takes_twenty_lines():

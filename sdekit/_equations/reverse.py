@@ -223,3 +223,6 @@ class ProbabilityFlow(AbstractSDE):
 
     def kernel(self, t: float) -> tuple[float, float] | None:
         return self.forward.kernel(t)
+
+    def chain(self, s: float, t: float) -> tuple[float, float, float]:
+        return self.forward.chain(s, t)
