@@ -77,7 +77,7 @@ class Loaded(AbstractSource):
     ) -> Iterator[Batch]:
         share = range(size)[part]
         # In a loader's own order each process reads whole batches, with the same draws.
-        ahead = share.start if self._n else 0
+        ahead = share.start if self.length else 0
         generator = torch.Generator().manual_seed(hashed("workers", seed, first + ahead))
         batches = (
             self._shuffled(size, seed, first, part, generator)
