@@ -104,6 +104,43 @@ def test_calls_of_the_network():
         assert torch.equal(none, plain.unconditional().predict_data(0.0, U))
 
 
+@pytest.mark.parametrize(
+    ("own", "other"),
+    [
+        ({}, {"predicts": "velocity"}),
+        ({}, {"conditioning": "time"}),
+        ({"conditioning": "time"}, {"conditioning": "time", "sde": sd.VPSDE(beta_max=5.0)}),
+        (
+            {"conditioning": "standardised", "predicts": "velocity"},
+            {"conditioning": "standardised", "predicts": "velocity", "data_std": 2.0},
+        ),
+    ],
+    ids=str,
+)
+def test_a_reference_with_the_same_network_keeps_its_own_conventions(own, other):
+    counting = Counting()
+    first, second = (
+        ScoreModel(
+            counting,
+            **{"sde": "vp", "shape": (3,), "conditioning": "log_snr", "data_std": 1.0, **given},
+        ).given(label=LABELS)
+        for given in (own, other)
+    )
+    with torch.no_grad():
+        expected = second.predict_data(0.3, U)
+        expected = expected + 2.5 * (first.predict_data(0.3, U) - expected)
+        counting.rows.clear()
+        found = Guided(first, 2.5, by=second).predict_data(0.3, U)
+        assert counting.rows == [5, 5]
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+        alike = ScoreModel(
+            counting, **{"sde": sd.VPSDE(), "conditioning": "log_snr", "data_std": 1.0, **own}
+        )
+        counting.rows.clear()
+        Guided(first, 2.5, by=alike).predict_data(0.3, U)
+        assert counting.rows == [10]
+
+
 def test_other_conditions_in_one_call():
     """A number for all, contexts with NaN for unknown, and conditions that stay the same."""
     net = network(classes=4, context=2)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sdekit import computed
 from sdekit.elementary import Time, broadcast, sqrt
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
+from sdekit_diffusion._models.affine import is_immutable
 from sdekit_diffusion._models.condition_values import is_single, unknown_like
 from sdekit_diffusion._models.derived import AbstractDerivedModel, per_sample
 from sdekit_diffusion._models.model import AbstractModel, noise_scale, signal_scale
@@ -257,12 +258,12 @@ def _predict(
 
 
 def _joined(model: AbstractModel, reference: AbstractModel, n: int) -> ScoreModel | None:
-    """A model of 2 n samples, n with the conditions of each model, if both have one network and
-    their conditions can be joined; else None.
+    """A model of 2 n samples, n with the conditions of each model, if both have one network, call
+    it alike, and their conditions can be joined; else None.
     """
     if not (isinstance(model, ScoreModel) and isinstance(reference, ScoreModel)):
         return None
-    if model.net is not reference.net:
+    if model.net is not reference.net or not _same_conventions(model, reference):
         return None
     joined = {}
     for name in {**model.conditions, **reference.conditions}:
@@ -272,6 +273,16 @@ def _joined(model: AbstractModel, reference: AbstractModel, n: int) -> ScoreMode
             return None
         joined[name] = rows[0]
     return model.given(**joined)
+
+
+def _same_conventions(model: ScoreModel, reference: ScoreModel) -> bool:
+    """Whether two models with one network give it the same arguments and read its output alike."""
+    if type(model) is not type(reference):
+        return False
+    if model.sde is not reference.sde and not is_immutable(model.sde):
+        return False  # diffusions that may not be compared by value
+    names = ("sde", "predicts", "conditioning", "data_std", "null")
+    return all(getattr(model, name) == getattr(reference, name) for name in names)
 
 
 def _rows_of_both(
