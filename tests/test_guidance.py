@@ -205,6 +205,19 @@ def test_rescaling_is_that_of_diffusers(predicts):
         torch.testing.assert_close(guided.predict_noise(l, U), noise, rtol=1e-5, atol=1e-5)
 
 
+def test_rescaling_in_an_interval_at_one_level_per_sample():
+    """As at each level alone: w is 1 outside of the interval."""
+    guided = Guided(model().given(label=LABELS), 3.0, interval=(0.5, 2.0), rescale=0.7)
+    l = torch.tensor([0.0, 2.0, -2.0, 0.3, -0.3])
+    with torch.no_grad():
+        rows = [torch.tensor([i]) for i in range(5)]
+        alone = [guided.rows(i).predict_data(float(l[i]), U[i]) for i in rows]
+        found = guided.predict_data(l, U)
+    torch.testing.assert_close(found, torch.cat(alone), rtol=1e-5, atol=1e-5)
+    x = sd.sample(guided, 5, method="ode", seed=0)
+    assert bool(x.isfinite().all())
+
+
 def test_rescaling_does_not_depend_on_the_unit_of_the_data():
     """Networks of standardised data, for data with standard deviations of 1 and of 2."""
     first, second = (

@@ -87,7 +87,7 @@ class Guided(AbstractDerivedModel):
 
     def predict_data(self, l: Time, u: Tensor) -> Tensor:
         w = self._scale_at(l)
-        if self.rescale == 0 or w == 1.0:
+        if self.rescale == 0 or (isinstance(w, float) and w == 1.0):
             return self._guided("data", w, l, u)
         own, reference = self._both("data", l, u)
         return self._rescaled(l, u, own, reference + (own - reference) * broadcast(w, u))
