@@ -372,6 +372,25 @@ def test_data_sets_bring_labels_and_scale():
     assert source_of(data, ["label"]).fingerprint != alone
 
 
+def test_labels_of_data_sets_are_not_given_to_other_arguments():
+    """Unless the argument has the name of one, or a value for no label."""
+    data = sd.data.load("digits")
+
+    class Scaled(nn.Conv2d):
+        def forward(self, x, t, scale=1.0):
+            return super().forward(x) * scale
+
+    scaled = ScoreModel(Scaled(1, 1, 1), "vp", shape=(1, 8, 8))
+    with pytest.raises(ValueError, match="digits has labels, and the argument 'scale' of the net"):
+        Training(scaled, data, RECIPE)
+    fit(scaled, replace(data, labels=None, test_labels=None), RECIPE, progress=False)
+    for names, null in ((["y"], ()), (["class_labels"], ()), (["scale"], ["scale"])):
+        assert [*next(source_of(data, names, null).batches(2)).conditions] == names
+    assert isinstance(next(source_of(data, ["one", "two"]).batches(2)), torch.Tensor)
+    pair = (data.train, data.labels)  # given for the only argument
+    assert [*next(source_of(pair, ["scale"]).batches(2)).conditions] == ["scale"]
+
+
 def test_the_scale_of_a_data_set_is_recorded_only_where_it_is_used():
     data = sd.data.load("digits")
     recipe = Recipe(steps=1, batch_size=4)

@@ -133,7 +133,7 @@ class Training(Iterator[Record]):
             transform = transform or data.scale.encode
             if getattr(transform, "__self__", None) == data.scale:
                 model.scale = _scale_for(model, data)
-        self.source = source_of(data, model.condition_names())
+        self.source = source_of(data, model.condition_names(), model.null)
         row = Batch.of(next(self.source.batches(1)))
         require_rows(row.x, model, self.recipe, transformed=transform is not None)
         require_conditions(row, model, self.recipe)

@@ -1,6 +1,6 @@
 """Sources from what users train on: arrays, pairs, dictionaries, data sets and loaders."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,11 +14,18 @@ from sdekit_diffusion.data._dataset import Dataset
 from sdekit_diffusion.data._loader import Loaded
 from sdekit_diffusion.data._stream import Stream
 
+_LABELS = {
+    *("label", "labels", "class_label", "class_labels", "cls", "classes", "class_idx"),
+    *("y", "c", "target", "targets"),
+}
+
 Labelled = tuple[Rows, Rows | Mapping[str, Rows]] | Mapping[str, Rows]
 Data = Rows | AbstractSource | Labelled | Dataset | TorchDataset[Any] | DataLoader[Any]
 
 
-def source_of(data: Data, names: Sequence[str] | None) -> AbstractSource:
+def source_of(
+    data: Data, names: Sequence[str] | None, null: Collection[str] = ()
+) -> AbstractSource:
     """A source of samples and conditions from data of any kind.
 
     Arguments:
@@ -27,15 +34,17 @@ def source_of(data: Data, names: Sequence[str] | None) -> AbstractSource:
             set of torch; a `DataLoader`; or a `sdekit_diffusion.data.Dataset`, whose labels are
             used if the network takes them.
         names: the conditions that the network takes; None where that is not known.
+        null: those of them with a value for unknown ones.
 
     Raises:
         TypeError: for anything else.
-        ValueError: for conditions without a name, or that the network does not take.
+        ValueError: for conditions without a name, or that the network does not take; or a data set
+            with labels for a network whose only argument may be something else.
     """
     if isinstance(data, AbstractSource):
         return data
     if isinstance(data, Dataset):
-        return _of_dataset(data, names)
+        return _of_dataset(data, names, null)
     if isinstance(data, TensorDataset):
         return source_of(data.tensors if len(data.tensors) > 1 else data[:][0], names)
     if isinstance(data, DataLoader | TorchDataset):
@@ -51,9 +60,18 @@ def source_of(data: Data, names: Sequence[str] | None) -> AbstractSource:
     return Shuffled(data)
 
 
-def _of_dataset(data: Dataset, names: Sequence[str] | None) -> AbstractSource:
+def _of_dataset(
+    data: Dataset, names: Sequence[str] | None, null: Collection[str]
+) -> AbstractSource:
     """The training samples of a data set, with their labels where the network takes one."""
     name = label_name(names)
+    if not (name is None or data.labels is None or name in _LABELS or name in null):
+        raise ValueError(
+            f"{data.name} has labels, and the argument {name!r} of the network may be something "
+            f"else: call it 'label', or give ScoreModel null={{{name!r}: value}}, whose value "
+            "stands for no label; or train without the labels, on dataclasses.replace(data, "
+            "labels=None, test_labels=None)"
+        )
     if isinstance(data.train, Stream):
         return data.train.labelled(None if data.labels is None else name)
     if isinstance(data.train, AbstractSource):
