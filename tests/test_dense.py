@@ -11,6 +11,7 @@ from sdekit import (
     RK4,
     SDE,
     SRA1,
+    AdamsMoulton,
     BrownianPath,
     Checkpointed,
     Dopri5,
@@ -21,6 +22,7 @@ from sdekit import (
     PIDController,
     Rodas4,
     Tsit5,
+    UniPC,
     WhiteNoise,
     interop,
     solve,
@@ -213,3 +215,41 @@ def test_outside_there_is_no_state():
         solution.at(2.1)
     with pytest.raises(ValueError, match='save="dense" only'):
         solve(ODE(f), X0, [0.0, 1.0, 2.0], solver=RK4()).at(1.0)
+
+
+CORRECTING = [AdamsMoulton(1), AdamsMoulton(3), UniPC(2)]
+
+
+@pytest.mark.parametrize("solver", CORRECTING, ids=repr)
+@pytest.mark.parametrize("noisy", [False, True], ids=["ordinary", "noisy"])
+def test_states_are_those_after_their_correction(solver, noisy):
+    """They were the predictions: .8 where the solve has .82."""
+    problem = SDE(f, lambda t, x: 0.3, "additive") if noisy else ODE(f)
+    grid = uniform(0.0, 1.0, 5)
+    path = {"solver": solver, "noise": BrownianPath(0, grid) if noisy else None}
+    expected = solve(problem, X0, grid, save="all", **path).xs
+    kept = solve(problem, X0, grid, save="dense", **path)
+    torch.testing.assert_close(kept.at(grid), expected, rtol=0, atol=1e-15)
+    near = [t + 1e-9 for t in grid[:-1].tolist()]
+    for save in (kept.at(near), solve(problem, X0, grid, save=near, **path).xs):
+        torch.testing.assert_close(save, expected[:-1], rtol=0, atol=1e-3 if noisy else 1e-8)
+    before = [t - 1e-9 for t in grid[1:].tolist()]
+    for save in (kept.at(before), solve(problem, X0, grid, save=before, **path).xs):
+        torch.testing.assert_close(save, expected[1:], rtol=0, atol=1e-3 if noisy else 1e-8)
+
+
+@pytest.mark.parametrize("solver", CORRECTING, ids=repr)
+def test_events_are_those_of_the_states_after_their_correction(solver):
+    """A sample that stops stays where the solve is, and the others go on as if alone."""
+    ode = ODE(lambda t, x: -x)
+    grid = uniform(0.0, 1.0, 5)
+    x0 = torch.tensor([[1.0], [2.0]], dtype=F64)
+    expected = solve(ode, x0, grid, solver=solver, save="all").xs
+    after = int((expected[:, 0, 0] < 0.7).nonzero()[0])
+    event = Event(lambda t, x: x[:, 0] - 0.7, located=False)
+    found = solve(ode, x0, grid, solver=solver, save="all", event=event)
+    assert float(found.events.t[0, 0]) == float(grid[after])
+    assert torch.equal(found.xs[after:, 0], expected[after, 0].expand(len(grid) - after, 1))
+    assert torch.equal(found.xs[:, 1], expected[:, 1])
+    located = solve(ode, x0, grid, solver=solver, event=Event(lambda t, x: x[:, 0] - 0.7))
+    assert abs(float(located.events.t[0, 0]) + math.log(0.7)) < 6e-3

@@ -96,7 +96,7 @@ class Dense:
     starts: list[float] = field(default_factory=list)
 
     def add(self, i: int, steps: Steps, x0: Tensor, step: Step) -> None:
-        """Adds step i of a grid, which all samples took."""
+        """Adds step i of a grid, which all samples took, from x0 to its x, as they are returned."""
         t0, t1 = (
             torch.full((len(x0),), t, dtype=torch.float64, device=x0.device)
             for t in steps.ts[i - 1 : i + 1]
@@ -158,7 +158,9 @@ class Chosen:
     xs: list[Tensor] = field(default_factory=list)
 
     def add(self, i: int, steps: Steps, x0: Tensor, step: Step) -> None:
-        """Adds the states within step i, and at its end; before the first, that at its start."""
+        """Adds the states within step i, and at its end; before the first, that at its start. x0
+        and the x of the step are as they are returned.
+        """
         t0, t1 = steps.ts[i - 1 : i + 1]
         sign = math.copysign(1.0, t1 - t0)
         rest = self.times[len(self.xs) :]
@@ -176,7 +178,7 @@ class Chosen:
                 within = cubic if step.dense is None else steps.solver.interpolate
                 self.xs.append(within(data, theta))
         if len(self.xs) < len(self.times) and self.times[len(self.xs)] == t1:
-            self.xs.append(steps.solver.output(t0, step.x, step.state))
+            self.xs.append(step.x)
 
 
 def _data(i: int, steps: Steps, x0: Tensor, step: Step) -> Tree:

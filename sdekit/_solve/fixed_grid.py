@@ -143,6 +143,7 @@ def points(
         yield from (Point(i, t, x) for i, t in enumerate(ts[1:], 1))
         return
     state = steps.init(x)
+    output = x
     checkpoint = (0, x, state)
     finite_flags = []
     step = steps.solver.step
@@ -152,9 +153,7 @@ def points(
             x, _, _, state = step(problem, ts[i - 1], ts[i], x, increment, state)
         else:
             taken = step(problem, ts[i - 1], ts[i], x, increment, state)
-            if record is not None:
-                record.add(i, steps, x, taken)
-            x = taken.x if search is None else _stopped(search, steps, i, x, taken)
+            x, output = _observed(steps, i, output, taken, search, record)
             state = taken.state
             ended = search is not None and bool(search.stopped.all())
             if ended and not not_finite(Point(i, ts[i], x)):
@@ -173,15 +172,29 @@ def points(
         if i == n:
             problem.require_unchanged()
         if every or i == n:
-            yield Point(i, ts[i], _output(steps, search, i, x, state))
+            if search is None and record is None:
+                output = steps.solver.output(ts[i - 1], x, state)
+            yield Point(i, ts[i], output)
 
 
-def _output(steps: Steps, search: EventSearch | None, i: int, x: Tensor, state: Tree) -> Tensor:
-    """The state that a solve returns for the end of step i; samples that stopped stay there."""
-    output = steps.solver.output(steps.ts[i - 1], x, state)
+def _observed(
+    steps: Steps,
+    i: int,
+    x0: Tensor,
+    taken: Step,
+    search: EventSearch | None,
+    record: Dense | Chosen | None,
+) -> tuple[Tensor, Tensor]:
+    """The states with which the solver goes on after step i, and those that the solve returns, from
+    the latter before it; they differ where the solver corrects its states afterwards.
+    """
+    step = taken._replace(x=steps.solver.output(steps.ts[i - 1], taken.x, taken.state))
+    if record is not None:
+        record.add(i, steps, x0, step)
     if search is None:
-        return output
-    return torch.where(broadcast(search.stopped, x) != 0, x, output)
+        return taken.x, step.x
+    output = _stopped(search, steps, i, x0, step)
+    return torch.where(broadcast(search.stopped, x0) != 0, output, taken.x), output
 
 
 def _stopped(search: EventSearch, steps: Steps, i: int, x0: Tensor, step: Step) -> Tensor:
