@@ -494,3 +494,58 @@ def test_the_default_is_stable_under_strong_guidance(steps, share):
 
     assert error("default") < 0.8 * error("ddim")
     assert error("default") < share * error(four)
+
+
+class Recorded(nn.Module):
+    """A network that notes the times at which it is called."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+        self.times = []
+
+    def forward(self, x, t):
+        self.times.append(float(t[0]))
+        return self.weight * x
+
+
+def test_a_solve_keeps_to_the_range_of_every_part():
+    """No part is called at a noise level that it was not trained for."""
+    own = ScoreModel(lambda x, t: 0.5 * x, "vp", shape=(2,), data_std=1.0)
+    for name in ("ve", "ncsn"):
+        weak = ScoreModel(Recorded(), name, shape=(2,), data_std=1.0)
+        sd.sample(Guided(own, 2.0, by=weak), 4, seed=0)
+        assert min(weak.net.times) >= 0
+        assert max(weak.net.times) <= weak.sde.T
+    times = []
+
+    def log_prob(x, t, y):
+        times.append(float(t[0]))
+        return -((x[:, 0] - y) ** 2)
+
+    guided = ClassifierGuided(own, log_prob, torch.ones(4), 1e-3, "edm")
+    sd.sample(guided, 4, seed=0)
+    assert max(times) == pytest.approx(sd.EDMSDE().T)
+
+
+def test_a_reference_limits_a_solve_only_where_it_is_used():
+    own = ScoreModel(Recorded(), "edm", shape=(2,), data_std=1.0)
+    weak = ScoreModel(Recorded(), sd.VESDE(0.01, 5.0), shape=(2,), data_std=1.0)
+    for settings in ({"scale": 1.0}, {"scale": 2.0, "interval": (0.1, 4.0)}):
+        sd.sample(Guided(own, by=weak, **settings), 4, seed=0)
+        assert max(own.net.times) == pytest.approx(80)
+        own.net.times.clear()
+    sd.sample(Guided(own, 2.0, by=weak, interval=(0.1, 6.0)), 4, seed=0)
+    assert max(own.net.times) == pytest.approx(5, rel=1e-3)
+
+
+def test_a_derived_model_may_say_where_it_can_be_evaluated():
+    class Wider(sd.AbstractDerivedModel):
+        sde = None
+
+        def predict_data(self, l, u):
+            return self.model.predict_data(l, u)
+
+    own = ScoreModel(Recorded(), sd.VESDE(0.01, 5.0), shape=(2,), data_std=1.0)
+    assert Wider(own).diffusions() == []
+    assert [*map(type, Guided(own, 2.0, by=own).diffusions())] == [sd.VESDE] * 3

@@ -106,6 +106,15 @@ class AbstractDerivedModel(AbstractModel):
                 entries[f"{name}.{inner}" if inner in entries else inner] = value
         return entries
 
+    def diffusions(self) -> list[AbstractDiffusion]:
+        parts = self._models()
+        if self.sde is not self.model.sde:  # a subclass says where it can be evaluated
+            del parts["model"]
+        return [
+            *super().diffusions(),
+            *(sde for part in parts.values() for sde in part.diffusions()),
+        ]
+
     def networks(self) -> list[nn.Module]:
         return [network for model in self._models().values() for network in model.networks()]
 

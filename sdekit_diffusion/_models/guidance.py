@@ -85,6 +85,17 @@ class Guided(AbstractDerivedModel):
     def stiffness(self) -> float:
         return max(self.model.stiffness, _stiffness(self.scale))
 
+    def diffusions(self) -> list[AbstractDiffusion]:
+        unused = self.scale == 1
+        if self.interval is not None:  # elsewhere the reference is not evaluated
+            low, high = self.interval
+            unused = unused or all(
+                math.exp(-float(sde.log_snr(0.0))) <= low
+                and high <= math.exp(-float(sde.log_snr(sde.T)))
+                for sde in self._reference.diffusions()
+            )
+        return self.model.diffusions() if unused else super().diffusions()
+
     def predict_data(self, l: Time, u: Tensor) -> Tensor:
         w = self._scale_at(l)
         if self.rescale == 0 or (isinstance(w, float) and w == 1.0):
@@ -206,6 +217,9 @@ class ClassifierGuided(AbstractDerivedModel):
     def predict_noise(self, l: Time, u: Tensor) -> Tensor:
         move = self._gradient(l, u) * broadcast(self.scale * noise_scale(l), u)
         return self.model.predict_noise(l, u) - move
+
+    def diffusions(self) -> list[AbstractDiffusion]:
+        return [*super().diffusions(), self.model.under(self.classifier_sde)]
 
     def networks(self) -> list[nn.Module]:
         return [*super().networks(), *modules_of(self.log_prob)]

@@ -165,6 +165,12 @@ class AbstractModel(ABC):
         """The tensors with one entry per sample, such as labels, by name."""
         return {}
 
+    def diffusions(self) -> list[AbstractDiffusion]:
+        """The diffusions whose ranges of noise levels all its parts were trained for, of which a
+        solve uses what they share.
+        """
+        return [] if self.sde is None else [self.sde]
+
     def networks(self) -> list[nn.Module]:
         """The modules that are put into evaluation mode."""
         return []

@@ -246,9 +246,8 @@ class Coordinates:
         return self if sde is self.sde else replace(self, sde=sde)
 
     def _shared(self, model: AbstractModel) -> list[AbstractDiffusion]:
-        """The diffusions whose ranges limit a solve: this one and that of the model."""
-        known = model.sde
-        return [self.sde] if known is None or known is self.sde else [self.sde, known]
+        """The diffusions whose ranges limit a solve: this one and those of the model."""
+        return [self.sde, *(known for known in model.diffusions() if known is not self.sde)]
 
     def physical_solution(self, solution: Solution) -> Solution:
         """A solution in u and l as one in x and t."""
