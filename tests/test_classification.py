@@ -132,3 +132,63 @@ def test_what_is_refused():
     for end in (0.0, -1.0, math.nan, 1e6):
         with pytest.raises(ValueError, match="below the largest of the diffusion"):
             classify(MODELS, X, sde="vp", end=end)
+
+
+class Recorded(torch.nn.Module):
+    """A network that notes the times at which it is called; the denoiser of a law."""
+
+    def __init__(self, law=None):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(()))
+        self.law = law
+        self.times = []
+
+    def forward(self, x, t):
+        self.times += t.tolist() if t.ndim else [float(t)]
+        return self.weight * (x if self.law is None else self.law.predict_data(t, x))
+
+
+@pytest.mark.parametrize("sde", [None, "vp"])
+@pytest.mark.parametrize("own", ["ncsn", "ve", "edm", sd.VESDE(exact=False)], ids=str)
+def test_models_are_evaluated_in_their_own_range(own, sde):
+    model = sd.ScoreModel(Recorded(), own, shape=(2,), data_std=1.0)
+    classify([model, model], X[:50].float(), sde=sde)
+    assert min(model.net.times) >= 0
+    assert max(model.net.times) <= model.sde.T
+
+
+def test_a_range_that_is_not_shared():
+    low, high = (
+        sd.ScoreModel(Recorded(), sd.VESDE(*levels, exact=False), shape=(2,), data_std=1.0)
+        for levels in ((1e-3, 0.01), (0.1, 10.0))
+    )
+    with pytest.raises(ValueError, match=r"at most 0\.01 for one and at least 0\.1 for another"):
+        classify([low, high], X[:2].float())
+
+
+def test_the_order_of_the_models_does_not_matter():
+    """Laws of very different scales, with the exact ratio of their densities."""
+    wide, narrow = (GaussianMixture(ONE, [[0.0]], ONE * v) for v in (100.0, 1e-6))
+    x = torch.tensor([[0.0005], [0.003]], dtype=torch.float64)
+    found = classify([wide, narrow], x, sde="edm", draws=32, levels=16)
+    swapped = classify([narrow, wide], x, sde="edm", draws=32, levels=16)
+    torch.testing.assert_close(found.log_likelihood, swapped.log_likelihood.flip(1))
+    # The law of the narrow one with noise of a thousandth of its standard deviation is its own.
+    expected = narrow.log_prob(x) - wide.log_prob(x)
+    difference = found.estimates.diff(dim=2)[..., 0]
+    stderr = difference.std(dim=0) / math.sqrt(len(difference))
+    assert float(((difference.mean(dim=0) - expected) / stderr).abs().max()) < 6
+
+
+def test_the_scale_of_data_is_estimated_where_it_is_not_known():
+    law = GaussianMixture([0.5, 0.5], [[-100.0, 0.0], [100.0, 0.0]], [9.0, 9.0])
+    smallest = []
+    for std in (None, law.data_std):
+        model = sd.ScoreModel(
+            Recorded(law), "flow", "data", shape=(2,), conditioning="log_snr", data_std=std
+        )
+        sd.sample(model, 1, seed=0, steps=2)  # estimates
+        model.net.times.clear()
+        classify([model, model], 70 * X[:200].float())
+        smallest.append(min(model.net.times))
+    assert smallest[0] == pytest.approx(smallest[1], abs=0.1)

@@ -12,6 +12,7 @@ from sdekit.elementary import broadcast
 from sdekit_diffusion._common.counters import CLASSES
 from sdekit_diffusion._common.inputs import is_whole, require_event, require_tensor
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
+from sdekit_diffusion._models.data_scale import data_scale
 from sdekit_diffusion._models.evaluating import evaluating
 from sdekit_diffusion._models.in_batches import batches
 from sdekit_diffusion._models.model import AbstractModel, noise_scale, signal_scale
@@ -97,12 +98,13 @@ def classify(
         models: one per class, such as `[model.given(label=k) for k in range(10)]`.
         x: points, `(batch, *shape)`, floating, in the scale of the models.
         log_weights: log p(c), up to a constant, `(K,)`; all equal unless given.
-        sde: the diffusion whose range of noise levels is used; that of the first model unless
-            given.
+        sde: the diffusion whose range of noise levels is used, as far as all models have it; that
+            of the first model unless given.
         draws: the number of independent estimates, two or more for a standard error.
         levels: the number of noise levels in each draw: one, at random, in each of so many equal
             parts of the range of l. Each costs two evaluations of every model.
-        end: sigma / alpha of the last level, in units of the standard deviation of the data.
+        end: sigma / alpha of the last level, in units of the smallest standard deviation of the
+            data of a class; the smallest level that all models have if this is larger.
         seed, first: levels and noise of point i depend on (seed, first + i) alone; None takes a
             new seed.
         batch_size: how many points are evaluated together; all unless given.
@@ -110,8 +112,8 @@ def classify(
     Raises:
         TypeError: when x is not a floating tensor, or models is a single model.
         ValueError: for fewer than two models, counts that are not whole numbers from 1 on,
-            log_weights of another length, points of another shape than the models', or an end that
-            is not positive or not below the largest noise.
+            log_weights of another length, points of another shape than the models', an end that is
+            not positive or not below the largest noise, or no noise levels that all models have.
 
     Example:
         >>> models = [sd.GaussianMixture([1.0], [[m]], [0.1]) for m in (-1.0, 1.0)]
@@ -125,7 +127,7 @@ def classify(
     """
     _require(models, x, draws, levels, batch_size)
     diffusion = models[0].under(sde)
-    span = _span(diffusion, models[0].data_std or 1.0, end)
+    span = _span(models, diffusion, end, tuple(x.shape[1:]))
     weights = torch.zeros(len(models)) if log_weights is None else torch.as_tensor(log_weights)
     if weights.shape != (len(models),):
         raise ValueError(
@@ -145,16 +147,34 @@ def classify(
     return Classification(torch.stack(columns, dim=2), weights.to(columns[0]))
 
 
-def _span(diffusion: AbstractDiffusion, std: float, end: float) -> tuple[float, float]:
-    """The range of l, from the largest noise of the diffusion to sigma / alpha = end std."""
-    low = float(diffusion.log_snr(diffusion.latest(std)))
+def _span(
+    models: Sequence[AbstractModel],
+    diffusion: AbstractDiffusion,
+    end: float,
+    event: tuple[int, ...],
+) -> tuple[float, float]:
+    """The range of l, from the largest noise that the diffusion and all models share to sigma /
+    alpha = end s, for the smallest s of the models, or to the smallest that they share.
+    """
+    stds = [data_scale(model, event).std for model in models]
+    std = min(stds)
+    shared = [diffusion, *(known for model in models for known in model.diffusions())]
+    low = max(float(sde.log_snr(sde.latest(max(stds)))) for sde in shared)
+    high = min(float(sde.log_snr(0.0)) for sde in shared)
     largest = math.exp(-low) / std
     if not 0 < end < largest:
         raise ValueError(
             "end is sigma / alpha of the last level in standard deviations of the data, above 0 "
             f"and below the largest of the diffusion, {largest:.3g}; not {end}"
         )
-    return low, -math.log(end * std)
+    high = min(high, -math.log(end * std))
+    if not low < high:
+        raise ValueError(
+            f"the models and the diffusion share no noise levels: sigma / alpha is at most "
+            f"{math.exp(-low):.3g} for one and at least {math.exp(-high):.3g} for another; choose "
+            "another sde, or models that were trained under the same"
+        )
+    return low, high
 
 
 def _estimates(
