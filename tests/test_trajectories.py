@@ -8,6 +8,7 @@ import torch
 import sdekit
 import sdekit_diffusion as sd
 from sdekit_diffusion._training.recipe_loss import RecipeLoss
+from sdekit_diffusion.data._batches import Shuffled
 
 LAW = sd.GaussianMixture(
     [0.3, 0.7], torch.tensor([[-1.0, 0.3], [0.5, -0.4]], dtype=torch.float64), [0.09, 0.05]
@@ -177,6 +178,61 @@ def test_levels_that_cannot_be_trained_are_refused(change, message):
     recipe = sd.Recipe(steps=1, batch_size=4, **settings["recipe"])
     with pytest.raises(ValueError, match=message):
         sd.Training(model, {"x": x, "log_snr": levels}, recipe)
+
+
+class Levelled(torch.utils.data.Dataset):
+    """Samples with noise levels of their own, read one by one."""
+
+    def __init__(self, levels):
+        self.levels = levels
+
+    def __len__(self):
+        return len(self.levels)
+
+    def __getitem__(self, i):
+        return {"x": torch.ones(2), "log_snr": self.levels[i]}
+
+
+@pytest.mark.parametrize(
+    ("std", "level", "message"),
+    [
+        (None, 0.5, "does not know the standard deviation of its data"),
+        (1.0, -9.0, r"log_snr runs from -9 to -9, and log\(alpha / sigma\) under VPSDE"),
+    ],
+)
+def test_levels_of_data_sets_are_refused_as_those_of_tensors(std, level, message):
+    model = sd.ScoreModel(sd.nets.MLP(shape=(2,), width=8), "vp", shape=(2,), data_std=std)
+    recipe = sd.Recipe(steps=4, batch_size=4)
+    with pytest.raises(ValueError, match=message):
+        sd.Training(model, Levelled(torch.full((8,), level)), recipe)
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_levels_are_checked_when_they_are_read(own, monkeypatch):
+    """Before they go to another device, where that would wait for it. The order is that of the
+    seed; only the row that is read first is known to be good.
+    """
+    if own:  # that of the loss, which has the levels on the model's device
+        monkeypatch.setattr("sdekit_diffusion._training.loss.require_levels", lambda *_: None)
+    levels = torch.full((8,), -50.0)
+    first = int(next(Shuffled(torch.arange(8)).batches(1)))
+    levels[first] = 0.5
+    training = sd.Training(small(), Levelled(levels), sd.Recipe(steps=1, batch_size=8))
+    assert training.model.trained_levels == ()  # not known before they are read
+    with pytest.raises(ValueError, match=r"log_snr runs from -50 to 0\.5, and"):
+        next(training)
+
+
+@pytest.mark.parametrize("sde", ["vp", "ncsn"])
+def test_the_loss_refuses_levels_that_the_diffusion_does_not_have(sde):
+    """Those of NCSN have a largest one, those of most diffusions not."""
+    model = sd.ScoreModel(sd.nets.MLP(shape=(2,), width=8), sde, shape=(2,))
+    low, high = (float(model.sde.log_snr(t)) for t in (model.sde.T, 0.0))
+    x = torch.zeros(3, 2)
+    for bad in (low - 0.01, math.nan, *([high + 0.01] if high < math.inf else [])):
+        with pytest.raises(ValueError, match=r"log_snr runs from .*log\(alpha / sigma\) under"):
+            sd.dsm_loss(model, x, log_snr=torch.tensor([0.0, 1.0, bad]))
+    sd.dsm_loss(model, x, log_snr=torch.full((3,), low - 1e-4))  # rounded
 
 
 def small(predicts="velocity"):

@@ -13,6 +13,7 @@ from sdekit_diffusion._models.wrapped import require_own
 from sdekit_diffusion._storage.distributed import rank, world
 from sdekit_diffusion._training.averages import Averages
 from sdekit_diffusion._training.finite import FiniteCheck
+from sdekit_diffusion._training.loss import require_levels
 from sdekit_diffusion._training.moments import data_moments
 from sdekit_diffusion._training.recipe import Recipe
 from sdekit_diffusion._training.recipe_loss import (
@@ -22,6 +23,7 @@ from sdekit_diffusion._training.recipe_loss import (
     seeded_dropout,
 )
 from sdekit_diffusion._training.trainable import (
+    has_levels,
     never_dropped,
     require_conditions,
     require_labels,
@@ -30,7 +32,7 @@ from sdekit_diffusion._training.trainable import (
     trained_levels,
 )
 from sdekit_diffusion.data import Dataset, Scale
-from sdekit_diffusion.data._batches import GIVEN_LEVEL, Batch, given_draws
+from sdekit_diffusion.data._batches import GIVEN_LEVEL, Batch
 from sdekit_diffusion.data._given import Data, source_of
 
 _CHECK_INTERVAL = 50  # updates between two checks that loss and weights are finite
@@ -138,11 +140,10 @@ class Training(Iterator[Record]):
         require_rows(row.x, model, self.recipe, transformed=transform is not None)
         require_conditions(row, model, self.recipe)
         require_labels(self.source, model)
-        model.trained_levels = trained_levels(self.source, model)
+        model.trained_levels = trained_levels(self.source, row, model)
         model.never_dropped = never_dropped(row.conditions, model, self.recipe)
         self._transform = transform
-        draws = given_draws(model.condition_names())
-        if GIVEN_LEVEL not in row.conditions or GIVEN_LEVEL not in draws:  # else of another law
+        if not has_levels(row, model):  # else of another law
             model.record_scale(*data_moments(self.source, self._encoded))
         self._weights: list[Tensor] = list(model.parameters())
         self._averages = Averages(self._weights, self.recipe.decays, self.recipe.widths)
@@ -180,7 +181,12 @@ class Training(Iterator[Record]):
             self._batches = self.source.batches(
                 size, seed=recipe.seed, first=self.step * size, part=share
             )
-        loss = self._backward(Batch.of(next(self._batches)), self.step * size + share.start)
+        samples = Batch.of(next(self._batches))
+        if has_levels(samples, self.model):
+            levels = samples.conditions[GIVEN_LEVEL]
+            if levels.device.type == "cpu":  # elsewhere it would synchronise
+                require_levels(levels, self.model.sde)
+        loss = self._backward(samples, self.step * size + share.start)
         torch.nn.utils.clip_grad_norm_(self._weights, recipe.clip)
         for group in self._optimiser.param_groups:
             group["lr"] = recipe.rate(self.step)

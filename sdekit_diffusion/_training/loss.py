@@ -11,6 +11,7 @@ from sdekit import did_you_mean, fresh_seed, normal, uniform01
 from sdekit.elementary import broadcast
 from sdekit_diffusion._common.counters import NOISE, SHIFT, TIME
 from sdekit_diffusion._common.inputs import require_tensor
+from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._models.model import noise_scale, signal_scale
 from sdekit_diffusion._models.score_model import ScoreModel
 from sdekit_diffusion._training.densities import (
@@ -88,8 +89,8 @@ def dsm_loss(
             objects of these classes.
         ValueError: for an unknown name; for discrete levels where the diffusion has none, or with
             another density; for "likelihood" with a density that is not uniform; for noise or
-            levels of another shape, or levels with discrete or stratified; for an end above which
-            the diffusion has no noise levels.
+            levels of another shape, or levels with discrete or stratified; for levels on the CPU
+            that the diffusion does not have; for an end above which it has none.
 
     Example:
         >>> model = sd.ScoreModel(sd.nets.MLP(shape=(2,), width=8), "vp", shape=(2,))
@@ -114,6 +115,8 @@ def dsm_loss(
     require_given_noise(x0, noise, log_snr)
     if log_snr is not None and (discrete or stratified):
         raise ValueError("log_snr gives the levels: leave out discrete and stratified")
+    if log_snr is not None and log_snr.device.type == "cpu":  # elsewhere it would synchronise
+        require_levels(log_snr, model.sde)
     weight = weight_of(weighting)
     data_std = model.data_std or 1.0
     seed = fresh_seed() if seed is None else seed
@@ -151,6 +154,21 @@ def require_given_noise(x0: Tensor, noise: Tensor | None, log_snr: Tensor | None
                 f"{name} of shape {tuple(value.shape)} must have the shape {tuple(shape)} for x0 "
                 f"of shape {tuple(x0.shape)}"
             )
+
+
+def require_levels(levels: Tensor, sde: AbstractDiffusion) -> None:
+    """Refuses noise levels log(alpha / sigma) that a diffusion does not have.
+
+    Raises:
+        ValueError: says which it has.
+    """
+    low, high = (float(sde.log_snr(t)) for t in (sde.T, 0.0))
+    margin = 1e-3  # for levels that were rounded
+    if not bool(((low - margin <= levels) & (levels <= high + margin)).all()):
+        raise ValueError(
+            f"log_snr runs from {float(levels.min()):.4g} to {float(levels.max()):.4g}, and "
+            f"log(alpha / sigma) under {sde} from {low:.4g} to {high:.4g}"
+        )
 
 
 def weight_of(choice: Weighting) -> AbstractWeight:

@@ -9,6 +9,7 @@ from sdekit import did_you_mean
 from sdekit_diffusion._models.condition_values import is_single
 from sdekit_diffusion._models.score_model import ScoreModel
 from sdekit_diffusion._storage.distributed import world
+from sdekit_diffusion._training.loss import require_levels
 from sdekit_diffusion._training.recipe import Recipe
 from sdekit_diffusion.data._batches import (
     GIVEN_LEVEL,
@@ -156,32 +157,32 @@ def _require_recipe(recipe: Recipe, draws: Sequence[str]) -> None:
 _MOST_LEVELS = 64  # noise levels of a distilled model that are recorded
 
 
-def trained_levels(source: AbstractSource, model: ScoreModel) -> tuple[float, ...]:
+def trained_levels(source: AbstractSource, rows: Batch, model: ScoreModel) -> tuple[float, ...]:
     """The noise levels log(alpha / sigma) of data that come with them, if there are at most 64
-    different ones and all are known before the first batch; else empty.
+    different ones and all are known before the first batch; else empty. `rows` are some of the
+    source.
 
     Raises:
         ValueError: for levels that the diffusion of the model does not have; or when the model does
             not know its data_std, which cannot be computed from data at given levels.
     """
-    given = source.conditions.get(GIVEN_LEVEL) if isinstance(source, Shuffled) else None
-    if given is None or GIVEN_LEVEL not in given_draws(model.condition_names()):
+    if not has_levels(rows, model):
         return ()
-    levels = torch.as_tensor(given[:]).double()
-    low, high = (float(model.sde.log_snr(t)) for t in (model.sde.T, 0.0))
-    margin = 1e-3  # for levels that were rounded
-    if not bool(((low - margin <= levels) & (levels <= high + margin)).all()):
-        raise ValueError(
-            f"log_snr runs from {float(levels.min()):.4g} to {float(levels.max()):.4g}, and "
-            f"log(alpha / sigma) under {model.sde} from {low:.4g} to {high:.4g}"
-        )
+    known = source.conditions[GIVEN_LEVEL][:] if isinstance(source, Shuffled) else None
+    levels = torch.as_tensor(rows.conditions[GIVEN_LEVEL] if known is None else known).double()
+    require_levels(levels, model.sde)
     if model.data_std is None:
         raise ValueError(
             "the model does not know the standard deviation of its data, which is not that of data "
             "at given noise levels: pass ScoreModel(..., data_std=teacher.data_std)"
         )
     found = levels.unique().tolist()
-    return tuple(found) if len(found) <= _MOST_LEVELS else ()
+    return tuple(found) if known is not None and len(found) <= _MOST_LEVELS else ()
+
+
+def has_levels(rows: Batch, model: ScoreModel) -> bool:
+    """Whether samples come with noise levels, which are not a condition of the network."""
+    return GIVEN_LEVEL in rows.conditions and GIVEN_LEVEL in given_draws(model.condition_names())
 
 
 def require_labels(source: AbstractSource, model: ScoreModel) -> None:
