@@ -2,6 +2,7 @@
 what depends on them.
 """
 
+import dataclasses
 import math
 import re
 import warnings
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 from torch.utils.data import Subset
 
+import sdekit_diffusion as sd
 from sdekit_diffusion import (
     DENSITIES,
     EDMSDE,
@@ -361,6 +363,20 @@ def test_copies_of_a_model_share_what_training_records():
     assert model.half().data_mean.dtype == torch.float32  # half precision may not hold it
     model.data_std = 3.0
     assert (copy.data_std, float(copy.data_mean[0])) == (3.0, 1.0)
+
+
+def test_training_a_copy_of_a_model_records_the_scale_of_both():
+    """The weights are those of both, too."""
+    data = sd.data.load("digits")
+    net = nets.MLP(shape=(1, 8, 8), width=8, depth=1, classes=10)
+    model = ScoreModel(net, "vp", shape=(1, 8, 8))
+    copy = model.given(label=3)
+    unlabelled = dataclasses.replace(data, labels=None, test_labels=None)
+    fit(copy, unlabelled, Recipe(steps=1, batch_size=8), progress=False)
+    assert model.scale == copy.scale == data.scale
+    for name, value in (("never_dropped", ("label",)), ("trained_levels", (1.0, 0.0))):
+        setattr(copy, name, value)
+        assert getattr(model, name) == value
 
 
 @pytest.mark.parametrize(

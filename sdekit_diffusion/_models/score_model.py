@@ -47,11 +47,16 @@ _CONDITIONINGS = ("time", "log_snr", "standardised", "sigma")
 
 
 @dataclass
-class _DataMoments:
-    """Mean and standard deviation of the data, shared by the copies of a model."""
+class _Recorded:
+    """What training records, shared by the copies of a model: mean, standard deviation and scale of
+    the data; conditions; and the levels log(alpha / sigma) of a student.
+    """
 
     mean: Tensor | float = 0.0
     std: float | None = None
+    scale: Scale = Scale()  # noqa: RUF009 - frozen
+    never_dropped: tuple[str, ...] = ()
+    trained_levels: tuple[float, ...] = ()
 
 
 class ScoreModel(nn.Module, AbstractModel):
@@ -152,22 +157,19 @@ class ScoreModel(nn.Module, AbstractModel):
         self.conditioning: Conditioning = _checked_conditioning(conditioning)
         self.sde = diffusion(sde)  # pyright: ignore[reportIncompatibleVariableOverride] - always known
         self.shape = None if shape is None else shape_given(shape)
-        self._moments = _DataMoments()
+        self._recorded = _Recorded()
         self.record_scale(data_mean, data_std)
         self.data_range = None if data_range is None else _range(data_range)
         self.scale = scale
         self.given_null = null
         self.null = null_of(net, null)
-        # Recorded by training: conditions, and the levels log(alpha / sigma) of a student.
-        self.never_dropped: tuple[str, ...] = ()
-        self.trained_levels: tuple[float, ...] = ()
         self.conditions: Mapping[str, Any] = {}
 
     @computed
     def data_mean(self) -> Tensor | float:
-        if isinstance(self._moments.mean, Tensor):
-            self._moments.mean = self._moments.mean.to(self.place()[1])
-        return self._moments.mean
+        if isinstance(self._recorded.mean, Tensor):
+            self._recorded.mean = self._recorded.mean.to(self.place()[1])
+        return self._recorded.mean
 
     @computed
     def predicts_noise(self) -> bool:
@@ -175,11 +177,35 @@ class ScoreModel(nn.Module, AbstractModel):
 
     @property
     def data_std(self) -> float | None:
-        return self._moments.std
+        return self._recorded.std
 
     @data_std.setter
     def data_std(self, std: float | None) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
         self.record_scale(self.data_mean, std)
+
+    @property
+    def scale(self) -> Scale:
+        return self._recorded.scale
+
+    @scale.setter
+    def scale(self, scale: Scale) -> None:
+        self._recorded.scale = scale
+
+    @property
+    def never_dropped(self) -> tuple[str, ...]:
+        return self._recorded.never_dropped
+
+    @never_dropped.setter
+    def never_dropped(self, names: tuple[str, ...]) -> None:
+        self._recorded.never_dropped = names
+
+    @property
+    def trained_levels(self) -> tuple[float, ...]:
+        return self._recorded.trained_levels
+
+    @trained_levels.setter
+    def trained_levels(self, levels: tuple[float, ...]) -> None:
+        self._recorded.trained_levels = levels
 
     def record_scale(self, mean: Tensor | float, std: float | None) -> None:
         """Sets `data_mean` and `data_std`, also those of copies that `given` has made.
@@ -204,10 +230,10 @@ class ScoreModel(nn.Module, AbstractModel):
             )
         if tensor.ndim:
             dtype = torch.promote_types(tensor.dtype, torch.float32)
-            self._moments.mean = tensor.to(device=self.place()[1], dtype=dtype)
+            self._recorded.mean = tensor.to(device=self.place()[1], dtype=dtype)
         else:
-            self._moments.mean = float(tensor)
-        self._moments.std = std
+            self._recorded.mean = float(tensor)
+        self._recorded.std = std
 
     def given(self, **conditions: Any) -> Self:  # noqa: ANN401 - whatever the network takes
         """The same model with conditions, which its network receives as `net(x, t, **conditions)`.
