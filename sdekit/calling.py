@@ -28,6 +28,7 @@ __all__ = [
     "require_like",
     "require_order",
     "require_real",
+    "version_of",
 ]
 
 _TIMES = {"t", "time", "times", "timestep", "timesteps", "sigma", "tau", "log_snr", "noise_level"}
@@ -170,6 +171,11 @@ def has_no_version_counter(x: Tensor) -> bool:
     under `torch.func.vmap`.
     """
     return torch.compiler.is_compiling() or x.is_inference() or is_batchedtensor(x)
+
+
+def version_of(x: Tensor) -> int | None:
+    """How often x was changed in place; None where torch does not count."""
+    return None if has_no_version_counter(x) or x.is_inference() else x._version
 
 
 def has_hidden_values(x: Tensor) -> bool:

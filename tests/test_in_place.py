@@ -465,6 +465,29 @@ def test_conditions_are_not_changed():
         )
 
 
+@pytest.mark.parametrize("step", [0, 1, 3])
+@pytest.mark.parametrize("gradient", [None, Checkpointed()], ids=["plain", "checkpointed"])
+def test_a_callback_that_changes_its_state_is_refused(step, gradient):
+    def change(point):
+        if point.step == step:
+            point.x.mul_(2)
+
+    settings = {"solver": RK4(), "gradient": gradient, "callback": change}
+    with (
+        torch.no_grad(),
+        pytest.raises(RuntimeError, match=f"at step {step} was changed in pl.*wi"),
+    ):
+        solve(ODE(lambda t, x: -x), torch.ones(2, 1), uniform(0.0, 1.0, 3), **settings)
+
+
+def test_a_loop_that_changes_its_state_is_refused():
+    points = integrate(ODE(lambda t, x: -x), torch.ones(2, 1), uniform(0.0, 1.0, 3), solver=RK4())
+    next(points).x.clone().mul_(2)
+    next(points).x.mul_(2)
+    with pytest.raises(RuntimeError, match="at step 1 was changed in place"):
+        next(points)
+
+
 class InPlace(nn.Module):
     """Begins with a nonlinearity in place, as many networks do."""
 

@@ -25,7 +25,7 @@ from sdekit._solve.solution import (
 )
 from sdekit._solve.steps import Steps
 from sdekit._solvers.contract import Step, Tree
-from sdekit.calling import has_hidden_values
+from sdekit.calling import has_hidden_values, version_of
 from sdekit.elementary import broadcast
 
 _CHECK_INTERVAL = 128  # steps between two checks that the state is finite
@@ -102,8 +102,32 @@ def _require_finite(steps: Steps, x0: Tensor, x: Tensor) -> None:
 
 def _with_callback(points: Iterator[Point], callback: Callable[[Point], None]) -> Iterator[Point]:
     for point in points:
+        version = version_of(point.x)
         callback(point)
+        _require_version(point, version)
         yield point
+
+
+def unchanged(points: Iterator[Point]) -> Iterator[Point]:
+    """The points for a loop of the caller's, whose states are refused if the loop changes them.
+
+    Raises:
+        RuntimeError: when the next point is asked for.
+    """
+    for point in points:
+        version = version_of(point.x)
+        yield point
+        _require_version(point, version)
+
+
+def _require_version(point: Point, version: int | None) -> None:
+    """Refuses a state that was changed in place, from which the solve would go on."""
+    if version_of(point.x) != version:
+        raise RuntimeError(
+            f"x of the point at step {point.step} was changed in place, which would change the "
+            "solve: change a copy, point.x.clone(), or go on from another state by "
+            "sdekit.stepper and its with_x(x)"
+        )
 
 
 def collect(points: Iterator[Point], size: int) -> Tensor:

@@ -26,7 +26,7 @@ from sdekit._solve.control import PIDController
 from sdekit._solve.counted import Counted
 from sdekit._solve.dense import Chosen, Dense
 from sdekit._solve.events import Event, EventSearch
-from sdekit._solve.fixed_grid import collect, points, solution_on_grid, states_on_grid
+from sdekit._solve.fixed_grid import collect, points, solution_on_grid, states_on_grid, unchanged
 from sdekit._solve.gradient import AbstractGradient
 from sdekit._solve.solution import Point, Solution, Status, require_state, unfinished
 from sdekit._solve.steps import Steps
@@ -49,6 +49,7 @@ def integrate(
 
     Raises:
         NotFiniteError, RuntimeError, TypeError, ValueError: as `solve`.
+        RuntimeError: also when the loop changes the x of a point in place.
 
     Example:
         >>> ode = sdekit.ODE(lambda t, x: -x)
@@ -59,7 +60,7 @@ def integrate(
         1 0.5 (1, 1)
         2 1.0 (1, 1)
     """
-    return points(*steps_of(problem, x0, ts, solver, noise))
+    return unchanged(points(*steps_of(problem, x0, ts, solver, noise)))
 
 
 def steps_of(
@@ -134,7 +135,7 @@ def solve(
         UnfinishedError: when samples with adaptive steps fail; its `solution` has the results of
             the others.
         RuntimeError: when the drift or the diffusion changes its input or an earlier result in
-            place; x0 is not changed.
+            place, or the callback the x of a point of a fixed grid; x0 is not changed.
         TypeError: when x0 is not a floating-point tensor with a batch dimension, an argument is of
             another kind, or adaptive steps or save="dense" are used with noise that cannot be read
             twice.

@@ -13,7 +13,7 @@ from sdekit._solve.solution import Point, not_finite
 from sdekit._solve.steps import Steps
 from sdekit._solvers import AbstractSolver
 from sdekit._solvers.contract import Tree
-from sdekit.calling import has_no_version_counter, require_like
+from sdekit.calling import require_like, version_of
 
 _BLOCK = 16  # steps whose noise is drawn together
 
@@ -68,7 +68,7 @@ class Stepper:
         """The point after one more step."""
         if not self.remaining:
             raise ValueError(f"the grid ends at t = {self.t:g}, after {self.step} steps")
-        if _version(self.x) != self.version:
+        if version_of(self.x) != self.version:
             raise RuntimeError("x was changed in place; give the changed state by with_x(x)")
         i = self.step
         inner, memory = self.steps.step(i, self._increment(i), self.inner, self.memory)
@@ -79,7 +79,7 @@ class Stepper:
         look = last or x.device.type == "cpu"
         if look and (failure := not_finite(Point(i + 1, self.steps.ts[i + 1], x))):
             raise failure
-        return replace(self, step=i + 1, x=x, inner=inner, memory=memory, version=_version(x))
+        return replace(self, step=i + 1, x=x, inner=inner, memory=memory, version=version_of(x))
 
     def _increment(self, i: int) -> Increment:
         """The noise of step i, drawn with that of the steps after it."""
@@ -96,14 +96,9 @@ class Stepper:
         require_like(x, self.x)
         x = x.clone()
         if self.inner is self.x:
-            return replace(self, x=x, inner=x, version=_version(x))
+            return replace(self, x=x, inner=x, version=version_of(x))
         correction = (self.x - self.inner).nan_to_num(0.0, 0.0, 0.0)
-        return replace(self, x=x, inner=x - correction, version=_version(x))
-
-
-def _version(x: Tensor) -> int | None:
-    """How often x was changed in place; None where torch does not count."""
-    return None if has_no_version_counter(x) or x.is_inference() else x._version
+        return replace(self, x=x, inner=x - correction, version=version_of(x))
 
 
 def stepper(
@@ -137,4 +132,4 @@ def stepper(
     steps, x = steps_of(problem, x0, ts, solver, noise)
     if failure := not_finite(Point(0, steps.ts[0], x)):
         raise failure
-    return Stepper(steps, 0, x, x, steps.init(x), {}, _version(x))
+    return Stepper(steps, 0, x, x, steps.init(x), {}, version_of(x))
