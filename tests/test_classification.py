@@ -110,6 +110,16 @@ def test_the_standard_error_is_that_of_the_softmax():
     assert Classification(estimates[:1], torch.zeros(2)).stderr.isnan().all()
 
 
+def test_no_points_and_points_that_are_numbers():
+    models = [sd.GaussianMixture([1.0], [[m]], [0.1]) for m in (-1.0, 1.0)]
+    numbers = [sd.GaussianMixture([1.0], [m], [0.1]) for m in (-1.0, 1.0)]
+    x = torch.tensor([[-0.9], [1.2]])
+    assert sd.classify(models, x[:0], sde="vp").probability.shape == (0, 2)
+    assert sd.classify(numbers, x[:0, 0], sde="vp").probability.shape == (0, 2)
+    found = sd.classify(numbers, x[:, 0], sde="vp")
+    torch.testing.assert_close(found.estimates, sd.classify(models, x, sde="vp").estimates)
+
+
 def test_what_is_refused():
     with pytest.raises(TypeError, match="a list with one model per class"):
         classify(MODELS[0], X, sde="vp")

@@ -218,6 +218,14 @@ def test_rescaling_in_an_interval_at_one_level_per_sample():
     assert bool(x.isfinite().all())
 
 
+def test_rescaling_of_samples_that_are_numbers():
+    """Their outputs have no standard deviation, and are not rescaled."""
+    law, other = (GaussianMixture([1.0], [m], [0.3]) for m in (1.0, -1.0))
+    l, u = 0.4, torch.tensor([0.2, -0.7, 1.1])
+    plain = Guided(law, 2.0, by=other).predict_data(l, u)
+    assert torch.equal(Guided(law, 2.0, by=other, rescale=0.7).predict_data(l, u), plain)
+
+
 def test_rescaling_does_not_depend_on_the_unit_of_the_data():
     """Networks of standardised data, for data with standard deviations of 1 and of 2."""
     first, second = (

@@ -308,6 +308,20 @@ def test_a_solve_ends_below_the_noise_of_y():
         assert spans.seen == [pytest.approx(end), pytest.approx(0.02)]
 
 
+def test_samples_that_are_numbers():
+    """As those of one coordinate."""
+    y = LinearObservation(torch.tensor([[1.0]]), torch.tensor([0.5]), 1.0)
+    number, one = (
+        sample_posterior(
+            GaussianMixture([0.5, 0.5], means, [0.1, 0.1]), y, 128, sde="vp", seed=0, steps=10
+        )
+        for means in ([-1.0, 1.0], [[-1.0], [1.0]])
+    )
+    assert number.x.shape == (128,)
+    torch.testing.assert_close(number.x, one.x[:, 0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(number.log_evidence, one.log_evidence, rtol=1e-4, atol=1e-4)
+
+
 def test_each_resampling_has_a_number_of_its_own():
     """Of 40 steps of two clouds."""
     law, given = problem(1)

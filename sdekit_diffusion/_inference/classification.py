@@ -203,7 +203,7 @@ def _error(model: AbstractModel, l: Tensor, x: Tensor, eps: Tensor) -> Tensor:
     """|eps - eps_c|^2 at u = a x + b eps, `(batch,)`, float64."""
     u = x * broadcast(signal_scale(l), x) + eps * broadcast(noise_scale(l), x)
     difference = (model.predict_noise(l, u) - eps).to(torch.float64)
-    return difference.square().reshape(len(x), -1).sum(dim=1)
+    return difference.square().unsqueeze(-1).flatten(1).sum(dim=1)
 
 
 def _require(

@@ -181,7 +181,8 @@ def _require_numbers(x: Tensor, log_weights: Tensor) -> None:
     Raises:
         ValueError: says where to look.
     """
-    wrong = ~torch.isfinite(x).flatten(1).all(dim=1) | log_weights.isnan() | (log_weights > 1e300)
+    finite = torch.isfinite(x).unsqueeze(-1).flatten(1).all(dim=1)
+    wrong = ~finite | log_weights.isnan() | (log_weights > 1e300)
     if bool(wrong.any()):
         raise ValueError(
             f"{int(wrong.sum())} of {len(x)} particles are not finite: log p(y | x) must be a "

@@ -371,4 +371,4 @@ def _require_interval(interval: Any) -> None:  # noqa: ANN401 - what a user give
 
 def _spread(output: Tensor) -> Tensor:
     """The standard deviation over the coordinates of each sample, `(batch,)`."""
-    return output.flatten(1).std(dim=1, correction=0)
+    return output.unsqueeze(-1).flatten(1).std(dim=1, correction=0)
