@@ -10,6 +10,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from sdekit_diffusion import (
+    Recipe,
     ScoreModel,
     check_model,
     encode,
@@ -20,6 +21,7 @@ from sdekit_diffusion import (
     save,
 )
 from sdekit_diffusion._models.score_model import as_model
+from sdekit_diffusion._models.wrapped import unwrapped
 
 
 def model():
@@ -228,6 +230,52 @@ def test_a_compiled_network_within_a_model_stays_as_it_is():
         sample(own.with_network(net), 5, seed=0, steps=8), sample(own, 5, seed=0, steps=8)
     )
     assert graphs
+
+
+class Shifted(ScoreModel):
+    """A model with a prediction of its own."""
+
+    def predict_data(self, l, u):
+        return super().predict_data(l, u) + 100.0
+
+    def predict_noise(self, l, u):
+        return super().predict_noise(l, u) + 100.0
+
+
+def test_compiled_training_is_of_the_subclass(monkeypatch):
+    """The loss was that of a plain ScoreModel."""
+    monkeypatch.setattr(torch, "compile", lambda net: net)
+    losses = []
+    for choice in (False, True):
+        own = Shifted(model().net, "vp", "velocity", shape=(2,))
+        recipe = Recipe(steps=1, batch_size=8, compile=choice)
+        losses += [
+            float(record.loss)
+            for record in fit(
+                own, torch.ones(16, 2) + torch.arange(16)[:, None], recipe, progress=False
+            )
+        ]
+    assert losses[0] > 100
+    assert losses[1] == losses[0]
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")
+def test_another_network_leaves_the_class_and_the_model_as_they_are():
+    plain = model()
+    own = Shifted(plain.net, plain.sde, shape=plain.shape, data_std=2.0).eval()
+    net, _ = compiled(own.net)
+    for other in (own.with_network(net), unwrapped(torch.compile(own, backend="eager"), Shifted)):
+        assert type(other) is Shifted
+        assert not other.training
+        assert other.net is not own.net
+        x = torch.zeros(3, *plain.shape)
+        torch.testing.assert_close(other.predict_data(0.5, x), own.predict_data(0.5, x))
+        other.data_std = 3.0
+    assert own.net is plain.net
+    assert own.data_std == 2.0
+    assert own.with_network(lambda x, t: -x).net is not plain.net
+    with pytest.raises(TypeError, match="net is a Shifted, a model with a diffusion of its own"):
+        plain.with_network(own)
 
 
 DROPPED = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5))

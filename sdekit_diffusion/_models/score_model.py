@@ -6,7 +6,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, Self, cast
 
@@ -44,6 +44,22 @@ from sdekit_diffusion.data import Scale
 
 Conditioning = Literal["time", "log_snr", "standardised", "sigma"] | tuple[float, float]
 _CONDITIONINGS = ("time", "log_snr", "standardised", "sigma")
+
+
+def _require_network(net: object) -> None:
+    """Refuses what is not a network: a model, or what cannot be called.
+
+    Raises:
+        TypeError: says what is.
+    """
+    if isinstance(unwrapped(net, AbstractModel), AbstractModel):
+        raise TypeError(
+            f"net is a {type(net).__name__}, a model with a diffusion of its own; pass it "
+            "where a model is expected, or give its network: ScoreModel(model.net, ...)"
+        )
+    if not callable(net) or isinstance(net, type):
+        given = f"the class {net.__name__}" if isinstance(net, type) else f"{net!r:.60}"
+        raise TypeError(f"net is a function or a module, called as net(x, t), not {given}")
 
 
 @dataclass
@@ -139,14 +155,7 @@ class ScoreModel(nn.Module, AbstractModel):
         null: Null | None = None,
     ) -> None:
         super().__init__()
-        if isinstance(unwrapped(net, AbstractModel), AbstractModel):
-            raise TypeError(
-                f"net is a {type(net).__name__}, a model with a diffusion of its own; pass it "
-                "where a model is expected, or give its network: ScoreModel(model.net, ...)"
-            )
-        if not callable(net) or isinstance(net, type):
-            given = f"the class {net.__name__}" if isinstance(net, type) else f"{net!r:.60}"
-            raise TypeError(f"net is a function or a module, called as net(x, t), not {given}")
+        _require_network(net)
         predicts = ALIASES.get(predicts, predicts)
         if predicts not in DATA:
             suggestion = did_you_mean(predicts, [*DATA, *ALIASES], PUBLISHED_NAMES)
@@ -282,24 +291,20 @@ class ScoreModel(nn.Module, AbstractModel):
         """The names of the conditions that the network takes; None if its signature accepts any."""
         return names_of(self.net, self.null)
 
-    def with_network(self, net: Callable[..., Tensor]) -> "ScoreModel":
-        """The same model around another network, such as a compiled one."""
-        model = ScoreModel(
-            net,
-            self.sde,
-            self.predicts,
-            shape=self.shape,
-            conditioning=self.conditioning,
-            data_mean=self.data_mean,
-            data_std=self.data_std,
-            data_range=self.data_range,
-            scale=self.scale,
-            null=self.given_null,
-        )
-        model.null = self.null  # a wrapper may not show that of the network
-        model.never_dropped = self.never_dropped
-        model.trained_levels = self.trained_levels
-        return model.given(**self.conditions)
+    def with_network(self, net: Callable[..., Tensor]) -> Self:
+        """The same model around another network, such as a compiled one; of a subclass, with its
+        methods.
+
+        Raises:
+            TypeError: when net is a model, or not callable.
+        """
+        _require_network(net)
+        require_order(net, "x, t")
+        model = copy.copy(self)
+        model._modules = {name: module for name, module in self._modules.items() if name != "net"}
+        model._moments = replace(self._moments)
+        model.net = net
+        return model
 
     def rows(self, index: Tensor) -> Self:
         entries = self.entries()
