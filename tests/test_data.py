@@ -335,6 +335,20 @@ def test_folders_in_a_folder_are_classes(tmp_path):
     assert load(tmp_path).labels is None
 
 
+@pytest.mark.parametrize(
+    ("names", "in_order"),
+    [
+        (["0", "1", "10", "11", "2"], ["0", "1", "2", "10", "11"]),
+        (["a", "10", "2"], ["10", "2", "a"]),
+    ],
+)
+def test_folders_with_numbers_are_in_their_order(tmp_path, names, in_order):
+    dataset = load(in_folders(tmp_path, names))
+    for part, labels in ((dataset.train, dataset.labels), (dataset.test, dataset.test_labels)):
+        found = [names[level // 4] for level in part[:, 0, 0, 0].tolist()]
+        assert found == [in_order[label] for label in labels.tolist()]
+
+
 def test_folders_of_training_and_test_images(tmp_path):
     dataset = load(in_folders(tmp_path, ["test/y", "train/x", "train/y", "train/z"]))
     assert dataset.test[:, 0, 0, 0].tolist() == [0, 1, 2, 3]

@@ -19,7 +19,8 @@ def of_images(folder: Path) -> Dataset:
 
     Folders `train` and `test` (or `validation`, `valid`, `val`) are the two sets; if all images are
     in `train`, a tenth of them is held out. The subfolders of a set are classes if each image is in
-    one.
+    one, numbered in the order of their names, or of their values if all are whole numbers: 2 comes
+    before 10.
 
     Raises:
         ValueError: when there are no images, one is damaged, or they differ in size or mode.
@@ -33,7 +34,8 @@ def of_images(folder: Path) -> Dataset:
     test_paths = [] if test is None else _paths(test)
     class_names = [_class_name(path, train) for path in paths]
     test_class_names = [_class_name(path, test or train) for path in test_paths]
-    class_numbers = {name: i for i, name in enumerate(sorted({*class_names, *test_class_names}))}
+    names = _in_order({*class_names, *test_class_names})
+    class_numbers = {name: i for i, name in enumerate(names)}
     labels = test_labels = None
     if "" not in class_numbers and len(class_numbers) > 1:
         labels, test_labels = (
@@ -81,6 +83,13 @@ def _paths(folder: Path) -> list[Path]:
     if not paths:
         raise ValueError(f"{folder} has no png or jpg images, nor have the folders in it")
     return paths
+
+
+def _in_order(names: set[str]) -> list[str]:
+    """The names of classes, in the order of their values if all are whole numbers."""
+    if all(name.isdecimal() for name in names):
+        return sorted(names, key=lambda name: (int(name), name))
+    return sorted(names)
 
 
 def _class_name(path: Path, folder: Path) -> str:

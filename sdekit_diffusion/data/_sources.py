@@ -44,7 +44,8 @@ def load(name: str | Path, *, seed: int = 0) -> Dataset:
             `test_labels`.
 
             a folder of png or jpg images of one size, grey or RGB, optionally in subfolders by
-            class, and in `train` and `test`; or a folder with the four files of MNIST.
+            class, and in `train` and `test`; or a folder with the four files of MNIST. Classes are
+            numbered in the order of their names, or of their values if all are whole numbers.
 
             "hf:" and a folder of Hugging Face's `datasets`, a Parquet file, or a name on their hub,
             with "#column" if it has several columns of samples; "hf-stream:" reads it as a stream.
