@@ -2,6 +2,7 @@
 densities of mixtures.
 """
 
+import contextlib
 import itertools
 import math
 
@@ -17,6 +18,7 @@ from sdekit_diffusion import (
     DIFFUSIONS,
     METHODS,
     NCSN,
+    VESDE,
     VPSDE,
     GaussianMixture,
     ScoreModel,
@@ -485,3 +487,20 @@ def test_the_ddpm_method_takes_the_chains_steps():
         expected = a * x + b * MIXTURE.denoise(t, x, sde) + std * z
         torch.testing.assert_close(solution.xs[-1], expected)
     assert METHODS["ddpm"].eta == 1
+
+
+@pytest.mark.parametrize(
+    ("own", "chain", "warns"),
+    [
+        ("ncsn", DDPM(linear_betas(50, 1e-6, 0.4)), True),  # less noise than the model has
+        (VESDE(0.01, 5.0), DDPM(linear_betas(50, 2e-3, 0.4)), True),  # more
+        ("vp", DDPM(), False),  # a little more
+        ("vp", CHAIN, False),
+    ],
+    ids=str,
+)
+def test_a_chain_beyond_the_range_of_the_model(own, chain, warns):
+    model = ScoreModel(lambda x, t: 0.5 * x, own, shape=(2,), data_std=1.0)
+    expected = pytest.warns(UserWarning, match="times that it does not know")
+    with expected if warns else contextlib.nullcontext():
+        variational_bound(model, X[:1].float(), sde=chain, times=chain.levels[[0, -1]])

@@ -1,6 +1,7 @@
 """The variational bound of a chain of Gaussian steps, in bits per dimension, term by term."""
 
 import math
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,8 @@ from sdekit_diffusion._models.in_batches import batches
 from sdekit_diffusion._models.model import AbstractModel
 from sdekit_diffusion._models.score_model import as_model
 from sdekit_diffusion._sampling.arguments import Model
+
+_MARGIN = 0.1  # of log(sigma / alpha), by which the levels of DDPM and VP differ
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,6 +143,9 @@ def variational_bound(
         batch_size: how many points are evaluated together; all unless given.
         progress: show a bar.
 
+    A warning is raised for times whose sigma / alpha is outside the range of the diffusion of the
+    model.
+
     Raises:
         TypeError: when x is not a tensor, or for integers without low, high and levels.
         ValueError: for values or arguments out of range, floats with levels, times that do not
@@ -162,6 +168,7 @@ def variational_bound(
     chain = Chain(sde, times_of(sde, times), variance, decoder_std)
     decoder = decoder_of(x, low, high, levels)
     _require(model, x, draws, batch_size)
+    _warn_of_levels(model, chain)
     dtype = torch.promote_types(
         x.dtype if x.is_floating_point() else model.place()[0], torch.float32
     )
@@ -193,3 +200,18 @@ def _require(model: AbstractModel, x: Tensor, draws: int, batch_size: int | None
     if draws < 1 or (batch_size is not None and batch_size < 1):
         raise ValueError(f"draws and batch_size count from 1 on; not {draws} and {batch_size}")
     require_event(x, model.shape)
+
+
+def _warn_of_levels(model: AbstractModel, chain: Chain) -> None:
+    """Warns if the chain has noise levels that the model was not trained for."""
+    first, last = (float(chain.sde.log_snr(chain.times[i])) for i in (0, -1))
+    for sde in model.diffusions():
+        least, most = (float(sde.log_snr(t)) for t in (sde.T, 0.0))
+        if last < least - _MARGIN or first > most + _MARGIN:
+            warnings.warn(
+                f"the chain has sigma / alpha from {math.exp(-first):.3g} to {math.exp(-last):.3g},"
+                f" and the model was trained under {sde}, from {math.exp(-most):.3g} to "
+                f"{math.exp(-least):.3g}: outside it is asked at times that it does not know, "
+                "and the bound is loose. Choose times= within, or another sde",
+                stacklevel=3,
+            )
