@@ -17,6 +17,17 @@ from sdekit_diffusion._sampling.on_grid import AbstractGridMethod
 ODE = sdekit.ODE(lambda t, x: -torch.sin(x) * t)
 SDE = sdekit.SDE(lambda t, x: -torch.sin(x), lambda t, x: 0.3 + 0.1 * torch.cos(x), "diagonal")
 X = torch.linspace(-1, 2, 6, dtype=torch.float64).reshape(3, 2)
+
+
+class Nothing(sdekit.AbstractCorrector):
+    """A corrector that leaves the state."""
+
+    normals = 0
+
+    def correct(self, problem, t0, t1, x, z):
+        return x
+
+
 GRIDDED = [name for name, method in sd.METHODS.items() if isinstance(method, AbstractGridMethod)]
 
 
@@ -87,6 +98,44 @@ def test_another_state_takes_the_place_of_one(solver):
         at.with_x(X[:2])
     with pytest.raises(ValueError, match=r"torch.float32 cannot take its place"):
         at.with_x(at.x.float())
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [
+        sdekit.RK4(),
+        sdekit.Dopri5(),
+        sdekit.Tsit5(),
+        sdekit.ReversibleHeun(),
+        sdekit.ImplicitPlaten(),
+        sdekit.Rodas4(),
+        sdekit.PredictorCorrector(sdekit.Tsit5(), Nothing()),
+    ],
+    ids=lambda s: type(s).__name__,
+)
+def test_a_step_from_another_state_is_one_from_there(solver):
+    """Solvers that remember the drift took that of the state before."""
+    at = sdekit.stepper(ODE, X, [0.0, 0.25, 0.5], solver=solver).next()
+    found = at.with_x(100 * at.x).with_x(7.0 - at.x).next()
+    alone = sdekit.stepper(ODE, 7.0 - at.x, [0.25, 0.5], solver=solver)
+    torch.testing.assert_close(found.x, alone.next().x, rtol=0, atol=1e-13)
+    assert not found.moved
+
+
+@pytest.mark.parametrize("weights", [(1.0,), (1.5, -0.5), (23 / 12, -16 / 12, 5 / 12)], ids=len)
+def test_a_corrected_step_from_another_state_takes_the_drift_there(weights):
+    """It was that at the state before; the earlier values are kept."""
+    growth = sdekit.ODE(lambda t, x: x)
+    solver = sdekit.AdamsMoulton(len(weights), self_starting=False)
+    at = sdekit.stepper(growth, X, sdekit.uniform(0.0, 1.0, 5), solver=solver).next().next().next()
+    y = at.x + 100.0
+    values = (y, *at.memory[1 : len(weights)])
+    predicted = y + 0.2 * sum(w * f for w, f in zip(weights, values, strict=True))
+    moved = at.with_x(y).next()
+    torch.testing.assert_close(moved.inner, predicted, rtol=1e-14, atol=0)
+    assert moved.evaluations == at.evaluations == 4 + 2
+    if len(weights) == 1:
+        torch.testing.assert_close(moved.x, y + 0.1 * (y + predicted), rtol=1e-14, atol=0)
 
 
 def test_a_state_that_is_not_finite_may_be_repaired():

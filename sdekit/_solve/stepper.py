@@ -48,6 +48,7 @@ class Stepper:
     memory: Tree = field(repr=False)
     drawn: dict[int, Increment] = field(repr=False)  # noise of steps to come, of all points
     version: int | None = field(repr=False)  # of x
+    moved: bool = field(default=False, repr=False)  # whether memory is that of another x
 
     @property
     def t(self) -> float:
@@ -71,7 +72,8 @@ class Stepper:
         if version_of(self.x) != self.version:
             raise RuntimeError("x was changed in place; give the changed state by with_x(x)")
         i = self.step
-        inner, memory = self.steps.step(i, self._increment(i), self.inner, self.memory)
+        start = self._start() if self.moved else (self.inner, self.memory)
+        inner, memory = self.steps.step(i, self._increment(i), *start)
         x = self.steps.solver.output(self.t, inner, memory)
         last = self.remaining == 1
         if last:
@@ -79,7 +81,20 @@ class Stepper:
         look = last or x.device.type == "cpu"
         if look and (failure := not_finite(Point(i + 1, self.steps.ts[i + 1], x))):
             raise failure
-        return replace(self, step=i + 1, x=x, inner=inner, memory=memory, version=version_of(x))
+        return replace(
+            self, step=i + 1, x=x, inner=inner, memory=memory, version=version_of(x), moved=False
+        )
+
+    def _start(self) -> tuple[Tensor, Tree]:
+        """What the solver goes on with from a state that took the place of its own."""
+        if isinstance(self.memory, tuple) and not self.memory:
+            return self.x, self.memory
+        solver = self.steps.solver
+        memory = solver.moved(self.steps.problem, self.t, self.x, self.memory)
+        if not self.step:
+            return self.x, memory
+        correction = solver.output(self.steps.ts[self.step - 1], self.x, memory) - self.x
+        return self.x - correction, memory
 
     def _increment(self, i: int) -> Increment:
         """The noise of step i, drawn with that of the steps after it."""
@@ -91,14 +106,12 @@ class Stepper:
 
     def with_x(self, x: Tensor) -> Self:
         """The same point with another state, of the same shape and dtype; the earlier values that a
-        multistep rule uses are kept.
+        multistep rule uses are kept. A solver that remembers the drift at the state replaced
+        evaluates it once more, in `next`.
         """
         require_like(x, self.x)
         x = x.clone()
-        if self.inner is self.x:
-            return replace(self, x=x, inner=x, version=version_of(x))
-        correction = (self.x - self.inner).nan_to_num(0.0, 0.0, 0.0)
-        return replace(self, x=x, inner=x - correction, version=version_of(x))
+        return replace(self, x=x, inner=x, version=version_of(x), moved=True)
 
 
 def stepper(

@@ -109,6 +109,12 @@ class AbstractSolver(ABC):
         """What the first step receives as `state`."""
         return ()
 
+    def moved(self, problem: AbstractSDE, t0: Time, x: Tensor, state: Tree) -> Tree:
+        """What the step from t0 receives as `state` when x took the place of the state before it:
+        what `init` returns, unless a multistep rule keeps its earlier values.
+        """
+        return self.init(problem, t0, x)
+
     @abstractmethod
     def step(
         self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree
