@@ -104,6 +104,17 @@ def test_one_value_serves_all_samples():
         sample(Inpainted(LAW, Y.expand(4, 2), MASK), 5, **settings)
 
 
+def test_a_model_without_a_shape_is_refused():
+    """With two samples of two coordinates, y of one sample was taken as a number of each."""
+    model = ScoreModel(lambda x, t: x, "vp", "data", data_std=1.0)
+    known = Inpainted(model, torch.tensor([5.0, -5.0]), torch.tensor([True, True]))
+    for batch_size in (None, 1):
+        with pytest.raises(
+            ValueError, match=r"Inpainted has no shape.* ScoreModel\(net, sde, shape"
+        ):
+            sample(known, 2, shape=(2,), steps=5, batch_size=batch_size)
+
+
 def test_a_mask_broadcasts_over_channels():
     model = ScoreModel(lambda x, t: x, "vp", "data", shape=(3, 4, 4), data_std=1.0)
     mask = torch.zeros(1, 4, 4, dtype=torch.bool)

@@ -135,9 +135,19 @@ class AbstractDerivedModel(AbstractModel):
         }
 
     def _is_per_sample(self, value: Any, declared: str | None) -> bool:  # noqa: ANN401
-        """Whether the value of a field has one entry per sample."""
-        if declared != "or one" or self.shape is None:
+        """Whether the value of a field has one entry per sample.
+
+        Raises:
+            ValueError: where it may be one for all, which only the shape of a sample tells.
+        """
+        if declared != "or one":
             return declared is not None
+        if self.shape is None:
+            raise ValueError(
+                f"the model in {type(self).__name__} has no shape, so that one value for all "
+                "samples cannot be told from one per sample: give the shape of a sample, as in "
+                "ScoreModel(net, sde, shape=(2,))"
+            )
         return value.ndim > len(self.shape)
 
 

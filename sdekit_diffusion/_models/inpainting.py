@@ -32,7 +32,8 @@ class Inpainted(AbstractDerivedModel):
 
     Raises:
         TypeError: for a y that is not a floating tensor, or a mask that is not boolean.
-        ValueError: for shapes that do not fit, or known values that are not finite.
+        ValueError: for shapes that do not fit, or known values that are not finite; when sampled,
+            for a model without a shape.
 
     Example:
         >>> law = sd.GaussianMixture([0.5, 0.5], [[-1.0, -1.0], [1.0, 1.0]], [0.05, 0.05])
