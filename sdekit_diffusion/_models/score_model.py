@@ -302,7 +302,7 @@ class ScoreModel(nn.Module, AbstractModel):
         require_order(net, "x, t")
         model = copy.copy(self)
         model._modules = {name: module for name, module in self._modules.items() if name != "net"}
-        model._moments = replace(self._moments)
+        model._recorded = replace(self._recorded)
         model.net = net
         return model
 
