@@ -423,6 +423,13 @@ def test_things_of_the_wrong_kind(call, message):
         call()
 
 
+def test_a_solver_without_states_within_its_steps_is_refused():
+    with pytest.raises(ValueError, match=r"ImplicitPlaten has no interpolant.*take Dopri5\(\)"):
+        sdekit.log_likelihood(
+            ODE(lambda t, x: -x), X, [0.0, 1.0], lambda x: x.sum(1), solver=sdekit.ImplicitPlaten()
+        )
+
+
 def test_points_that_are_not_finite_are_named():
     x = X.clone()
     x[7, 1] = math.nan

@@ -48,7 +48,17 @@ class DivergenceIntegral:
         self._sums = index.new_zeros(max(1, trace.probes), len(index), dtype=torch.float64)
 
     def add(self, move: Move) -> None:
-        """Adds steps; the traces are computed when there are enough of them."""
+        """Adds steps; the traces are computed when there are enough of them.
+
+        Raises:
+            ValueError: for the steps of a solver that has no states within them.
+        """
+        if move.dense is None:
+            raise ValueError(
+                f"{type(self.solver).__name__} has no interpolant, which gives the states within a "
+                "step that a likelihood needs: take Dopri5(), Dopri8() or, for a stiff equation, "
+                "Rodas4()"
+            )
         self._pending.append((move, self._steps[move.samples]))
         self._steps[move.samples] += 1
         if sum(len(m.samples) for m, _ in self._pending) * len(self.nodes) >= self._block_size(

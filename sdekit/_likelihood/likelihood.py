@@ -146,7 +146,8 @@ def log_likelihood(
         trace: how the divergence is computed; `Exact()` unless given.
         index: the samples' indices, `(batch,)` int64, on which their probes depend; counted from 0
             unless given.
-        solver: an explicit Runge-Kutta method with an error estimate; `Dopri5()` unless given.
+        solver: a method with an error estimate and an interpolant, an explicit Runge-Kutta method
+            or `Rodas4()`; `Dopri5()` unless given.
         control: the tolerances, in the units of `AbstractSDE.physical`; `PIDController()` unless
             given.
         differentiable: whether value and latent have gradients with respect to x and the tensors in
@@ -161,8 +162,8 @@ def log_likelihood(
             is of the wrong kind.
         UnfinishedError: when the drift of some samples is not finite; it names these and the times.
         ValueError: for an equation with noise, an x that is not finite, a log_prior that does not
-            return one number per sample, a solver without an error estimate, a tolerance that the
-            dtype does not resolve, or equal times.
+            return one number per sample, a solver without an error estimate or an interpolant, a
+            tolerance that the dtype does not resolve, or equal times.
 
     Example:
         >>> ode = sdekit.ODE(lambda t, x: -x)
