@@ -103,6 +103,31 @@ def test_the_volume(shape):
     )
 
 
+@pytest.mark.parametrize("low", [-1.0, 0.0])
+def test_bounds_of_levels_come_back(low):
+    """Levels without noise, and with the most: of every number of levels up to bytes."""
+    for levels in range(2, 257):
+        scale = Scale.quantised(levels, low=low)
+        data = torch.arange(levels, dtype=torch.uint8)
+        most = torch.full((levels,), 1 - 2.0**-40, dtype=torch.float64)
+        for u in (0.0, 0.5, 1 - 2.0**-14, 0 * most, most):
+            assert torch.equal(scale.decode(scale.encode(data, u)), data), (levels, u)
+
+
+def test_scales_of_coordinates_are_for_vectors():
+    """They were taken for the width of images."""
+    scale = Scale((1.0, 2.0, 3.0, 4.0), (1.0, 2.0, 3.0, 4.0))
+    with pytest.raises(ValueError, match=r"is for vectors, and the data have shape \(2, 1, 8, 4\)"):
+        scale.encode(torch.ones(2, 1, 8, 4))
+    for wrong in (torch.ones(2, 1), torch.ones(2, 1, 4, 8)):
+        with pytest.raises(ValueError, match="vectors of 4 coordinates"):
+            scale.decode(wrong)
+    with pytest.raises(ValueError, match=r"of 4 coordinates, and the sample has shape \(1, 8, 4\)"):
+        scale.log_volume((1, 8, 4))
+    assert scale.encode(torch.ones(4)).tolist() == pytest.approx([0.0, -0.5, -2 / 3, -0.75])
+    assert scale.decode(torch.zeros(5, 2, 4))[4, 1].tolist() == [1.0, 2.0, 3.0, 4.0]  # of a path
+
+
 @pytest.mark.parametrize(
     "scale", [Scale(), Scale.quantised(256), Scale((1.0, 2.0), (0.5, 3.0), dtype="float64")]
 )

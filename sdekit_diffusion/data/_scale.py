@@ -133,7 +133,16 @@ class Scale:
         Returns:
             for levels a tensor in the dtype of u, torch's default dtype if u is a number; for
             continuous data in that of the data, at least float32.
+
+        Raises:
+            ValueError: for data that are not vectors, where shift or unit has one number for each
+                coordinate.
         """
+        if x.ndim > 2 and (isinstance(self.shift, tuple) or isinstance(self.unit, tuple)):
+            raise ValueError(
+                "a scale with a shift or unit for each coordinate is for vectors, and the data "
+                f"have shape {tuple(x.shape)}: flatten each sample, or give one number"
+            )
         if self.levels is None:
             return self._inputs(x.to(torch.promote_types(x.dtype, torch.float32)))
         dtype = u.dtype if isinstance(u, Tensor) else torch.get_default_dtype()
@@ -145,7 +154,8 @@ class Scale:
         Levels are rounded down, and clipped to 0, ..., levels - 1.
 
         Raises:
-            ValueError: for an x that is not finite, where the data are levels.
+            ValueError: for an x that is not finite, where the data are levels; or not vectors of
+                the scale's number of coordinates.
         """
         dtype = _DTYPES[self.dtype]
         x = x.to(torch.promote_types(x.dtype, torch.promote_types(dtype, torch.float32)))
@@ -157,13 +167,25 @@ class Scale:
                 "x has NaN or infinite values, which have no level; find out why those samples "
                 "diverged"
             )
-        return values.floor().clamp(0, self.levels - 1).to(dtype)
+        level = values.floor()
+        # Rounding moves values at the bounds of a level: which one x is in is what `encode` says.
+        level = level - (x < self._inputs(level)).to(level)
+        level = level + (x >= self._inputs(level + 1)).to(level)
+        return level.clamp(0, self.levels - 1).to(dtype)
 
     def log_volume(self, shape: tuple[int, ...]) -> float:
         """log p(x) - log p(data) for one sample of this shape, in nats: the sum of log(unit) over
         its coordinates.
+
+        Raises:
+            ValueError: for another shape than that of the vectors that the scale is for.
         """
         if isinstance(self.unit, tuple):
+            if tuple(shape) != (len(self.unit),):
+                raise ValueError(
+                    f"the scale has units for vectors of {len(self.unit)} coordinates, and the "
+                    f"sample has shape {shape}"
+                )
             return sum(map(math.log, self.unit))
         return math.prod(shape) * math.log(self.unit)
 
@@ -174,4 +196,11 @@ class Scale:
 
     @staticmethod
     def _broadcastable(value: float | tuple[float, ...], like: Tensor) -> Tensor | float:
-        return like.new_tensor(value) if isinstance(value, tuple) else value
+        if not isinstance(value, tuple):
+            return value
+        if like.ndim and like.shape[-1] != len(value):
+            raise ValueError(
+                f"the scale is for vectors of {len(value)} coordinates, and the data have shape "
+                f"{tuple(like.shape)}"
+            )
+        return like.new_tensor(value)
