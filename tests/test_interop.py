@@ -416,6 +416,71 @@ def test_the_parameters_an_equation_holds():
     assert len(list(method.parameters())) == 2
 
 
+class Drift:
+    """An object whose methods use a network."""
+
+    def __init__(self, net):
+        self.net = net
+
+    def __call__(self, t, x):
+        return self.net(x)
+
+    f = __call__
+
+
+class Own(sdekit.AbstractSDE):
+    """An equation of a user's own that is no dataclass."""
+
+    noise_type = "diagonal"
+    sde_type = "stratonovich"
+
+    def __init__(self, net):
+        self.net = net
+
+    def drift(self, t, x):
+        return self.net(x)
+
+    def diffusion(self, t, x):
+        return 0.1 * x
+
+
+def test_the_parameters_in_attributes():
+    net = nn.Linear(1, 1)
+
+    class Global(Own):
+        def __init__(self):
+            self.holder = {"no net": [Drift(None)]}
+
+        def drift(self, t, x):
+            return net(x)
+
+    problems = [
+        Own(net),
+        Own(Drift(net)),
+        Global(),
+        sdekit.SDE(Drift(net), lambda t, x: x),
+        sdekit.SDE(Drift(net).f, lambda t, x: x),
+        sdekit.SDE(net.weight.mul, Drift(net.bias)),
+    ]
+    for problem in problems:
+        held = {id(p) for p in to_torchsde(problem).parameters()}
+        assert held == {id(net.weight), id(net.bias)}
+
+
+def test_networks_in_attributes_have_gradients_of_the_adjoint():
+    """They had none."""
+    found = []
+    for solver in (sdekit.sdeint_adjoint, sdekit.sdeint):
+        torch.manual_seed(0)
+        own = Own(nn.Linear(1, 1))
+        bm = sdekit.BrownianPath(0)
+        method = {"method": "reversible_heun", "dt": 0.1, "bm": bm}
+        solver(own, torch.ones(2, 1), [0.0, 1.0], **method)[-1].sum().backward()
+        assert own.net.weight.grad is not None
+        found.append(own.net.weight.grad)
+    close(found[0], found[1], 1e-5)
+
+
 def test_an_equation_without_noise_stays_here():
     with pytest.raises(ValueError, match="no noise"):
         to_torchsde(sdekit.ODE(lambda t, x: x))

@@ -1,10 +1,11 @@
 """Equations of sdekit as equations of torchsde."""
 
 import inspect
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from functools import partial
-from types import FunctionType, MethodType
+from types import BuiltinMethodType, FunctionType, MethodType, ModuleType
 
 import torch
 from torch import Tensor, nn
@@ -28,8 +29,8 @@ def to_torchsde(
     The additive g of an equation from `from_torchsde` remains `(batch, d, m)`.
 
     The result is a module with the modules and parameters of the equation, so that
-    `torchsde.sdeint_adjoint` differentiates with respect to them: those in its fields, and those
-    that its functions close over or use as globals.
+    `torchsde.sdeint_adjoint` differentiates with respect to them: those in its attributes, and
+    those that its functions and methods close over or use as globals.
 
     Arguments:
         problem: the equation.
@@ -103,8 +104,8 @@ class _AsTorchsde(nn.Module):
 def modules_and_parameters(
     value: object, visited: set[int] | None = None
 ) -> Iterator[nn.Module | nn.Parameter]:
-    """The modules and parameters within a value, also in the fields of dataclasses, in containers,
-    and in the variables of functions.
+    """The modules and parameters within a value, also in the attributes of objects, in containers,
+    and in the variables of functions and methods.
     """
     visited = set() if visited is None else visited
     if id(value) in visited:
@@ -129,6 +130,16 @@ def _parts(value: object) -> Iterable[object]:
         return value
     if isinstance(value, dict):
         return value.values()
-    if is_dataclass(value) and not isinstance(value, type):
-        return [getattr(value, field.name) for field in fields(value)]
-    return ()
+    if isinstance(value, BuiltinMethodType):
+        return (value.__self__,)
+    if isinstance(value, type | ModuleType):
+        return ()
+    parts = [getattr(value, field.name) for field in fields(value)] if is_dataclass(value) else []
+    package = type(value).__module__.partition(".")[0]
+    if package == "torch" or package in sys.stdlib_module_names:
+        return parts
+    parts += getattr(value, "__dict__", {}).values()
+    if package not in ("sdekit", "sdekit_diffusion"):  # its methods may use variables as well
+        methods = ("drift", "diffusion", "diffuse") if isinstance(value, AbstractSDE) else ()
+        parts += [getattr(type(value), name, None) for name in ("__call__", *methods)]
+    return parts
