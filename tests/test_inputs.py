@@ -319,6 +319,34 @@ def test_a_dtype_given_as_a_name():
         sd.sample(sd.ScoreModel(lambda x, t: x, "vp", shape=(2,)), dtype="float16")
 
 
+@pytest.mark.parametrize("seed", [torch.tensor([5, 6, 7]), torch.tensor(5), 1.0, "1", [1], True])
+def test_one_whole_number_is_a_seed(seed):
+    """Seeds per sample changed some of the numbers of a call, and not all."""
+    law = sd.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
+    x = torch.zeros(3, 1)
+    y = sd.LinearObservation(torch.eye(1), torch.zeros(1), 1.0)
+    chain = sd.DDPM(sd.linear_betas(5))
+    for name, call in (
+        ("seed", lambda: sd.sample(law, 3, sde="vp", steps=2, seed=seed)),
+        ("seed", lambda: sd.stepper(law, 3, sde="vp", steps=2, seed=seed)),
+        ("seed", lambda: sd.trajectories(law, 3, sde="vp", seed=seed)),
+        ("first", lambda: sd.sample_between(law, seed, 1, sde="vp", steps=2)),
+        ("last", lambda: sd.sample_between(law, 1, seed, sde="vp", steps=2)),
+        ("seed", lambda: sd.sample_posterior(law, y, 8, sde="vp", seed=seed)),
+        ("seed", lambda: sd.WeightedSamples(x, x[:, 0]).resampled(2, seed=seed)),
+        ("seed", lambda: sd.classify([law, law], x, sde="vp", seed=seed)),
+        ("seed", lambda: sd.variational_bound(law, x, sde=chain, seed=seed)),
+        (
+            "seed",
+            lambda: sd.bits_per_dim(law, x.long(), low=-1, high=1, levels=4, sde="vp", seed=seed),
+        ),
+    ):
+        with pytest.raises(TypeError, match=f"{name} is one whole number for all samples"):
+            call()
+    a = sd.sample(law, 3, sde="vp", steps=2, seed=np.int64(5))
+    assert torch.equal(a, sd.sample(law, 3, sde="vp", steps=2, seed=5))
+
+
 NAN = math.nan
 NET = sd.nets.MLP(shape=(2,), width=4)
 POINTS = sd.GaussianMixture([1.0], [[0.0]], [1.0])

@@ -4,11 +4,13 @@ import math
 import operator
 from collections.abc import Sequence
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, SupportsInt, cast
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from sdekit import fresh_seed
 
 _LARGEST = 2**31  # numbers in one sample
 
@@ -18,6 +20,22 @@ def is_whole(value: object, smallest: int | None = None) -> bool:
     if not isinstance(value, Integral) or isinstance(value, bool):
         return False
     return smallest is None or int(value) >= smallest
+
+
+def seed_given(seed: object, name: str = "seed") -> int:
+    """A seed as an integer of Python; a new one for None.
+
+    Raises:
+        TypeError: for anything but a whole number, such as one seed per sample.
+    """
+    if seed is None:
+        return fresh_seed()
+    if not is_whole(seed):
+        raise TypeError(
+            f"{name} is one whole number for all samples, or None for a new one, not {seed!r:.60}: "
+            f"use int({name}), or a call for each of several seeds"
+        )
+    return int(cast(SupportsInt, seed))
 
 
 def require_tensor(name: str, value: Any, shape: str = "(batch, *shape)") -> None:  # noqa: ANN401

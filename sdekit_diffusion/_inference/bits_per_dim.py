@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sdekit import AbstractTrace, Likelihood, fresh_seed, uniform01
+from sdekit import AbstractTrace, Likelihood, uniform01
 from sdekit_diffusion._common.counters import DEQUANTISATION
-from sdekit_diffusion._common.inputs import require_tensor
+from sdekit_diffusion._common.inputs import require_tensor, seed_given
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._inference.code_length import AbstractCodeLength
 from sdekit_diffusion._inference.likelihood import log_likelihood
@@ -125,7 +125,7 @@ def bits_per_dim(
         Others as in `log_likelihood`.
 
     Raises:
-        TypeError: when x is not a tensor.
+        TypeError: when x is not a tensor, or seed not a whole number.
         ValueError: for values outside the range, floats that look quantised, several draws of
             floats, or an empty range; and as `log_likelihood`.
         sdekit.UnfinishedError: as `log_likelihood`.
@@ -142,7 +142,7 @@ def bits_per_dim(
     require_tensor("x", x)
     _require_settings(x, low, high, levels, draws)
     _require_values(x, low, high, levels)
-    seed = fresh_seed() if seed is None else seed
+    seed = seed_given(seed)
     dtype = as_model(model, sde)[0].place()[0]
     likelihoods = []
     for start in range(first, first + draws * _DRAW_STRIDE, _DRAW_STRIDE):

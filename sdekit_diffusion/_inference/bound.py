@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from sdekit import fresh_seed
-from sdekit_diffusion._common.inputs import require_event, require_tensor
+from sdekit_diffusion._common.inputs import require_event, require_tensor, seed_given
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._inference.chain import Chain, ChainNoise, Variance, times_of
 from sdekit_diffusion._inference.code_length import AbstractCodeLength
@@ -147,7 +146,8 @@ def variational_bound(
     model.
 
     Raises:
-        TypeError: when x is not a tensor, or for integers without low, high and levels.
+        TypeError: when x is not a tensor, or seed not a whole number; or for integers without low,
+            high and levels.
         ValueError: for values or arguments out of range, floats with levels, times that do not
             increase, or no times under a diffusion without levels of its own.
 
@@ -172,7 +172,7 @@ def variational_bound(
     dtype = torch.promote_types(
         x.dtype if x.is_floating_point() else model.place()[0], torch.float32
     )
-    seed = fresh_seed() if seed is None else seed
+    seed = seed_given(seed)
     size = batch_size or max(len(x), 1)
     evaluations = len(chain.times) * draws * -(-len(x) // size)
     bar = tqdm(total=evaluations, unit="step", desc="bound", disable=not progress)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sdekit import fresh_seed, normal, uniform01
+from sdekit import normal, uniform01
 from sdekit.elementary import broadcast
 from sdekit_diffusion._common.counters import CLASSES
-from sdekit_diffusion._common.inputs import is_whole, require_event, require_tensor
+from sdekit_diffusion._common.inputs import is_whole, require_event, require_tensor, seed_given
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._models.data_scale import data_scale
 from sdekit_diffusion._models.evaluating import evaluating
@@ -110,7 +110,8 @@ def classify(
         batch_size: how many points are evaluated together; all unless given.
 
     Raises:
-        TypeError: when x is not a floating tensor, or models is a single model.
+        TypeError: when x is not a floating tensor, models is a single model, or seed is not a whole
+            number.
         ValueError: for fewer than two models, counts that are not whole numbers from 1 on,
             log_weights of another length, points of another shape than the models', an end that is
             not positive or not below the largest noise, or no noise levels that all models have.
@@ -134,7 +135,7 @@ def classify(
             f"log_weights has shape {tuple(weights.shape)}; give one for each of {len(models)} "
             "models"
         )
-    seed = fresh_seed() if seed is None else seed
+    seed = seed_given(seed)
     columns = []
     with torch.no_grad():
         for model in models:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from sdekit import did_you_mean, fresh_seed
-from sdekit_diffusion._common.inputs import available_device, is_whole
+from sdekit import did_you_mean
+from sdekit_diffusion._common.inputs import available_device, is_whole, seed_given
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._inference.flow_map import require_differentiable
 from sdekit_diffusion._inference.weighted import WeightedSamples
@@ -99,7 +99,8 @@ def sample_posterior(
         `WeightedSamples`; with several observations each attribute has them as its first dimension.
 
     Raises:
-        TypeError: for a method or a proposal that is neither a name nor such an object.
+        TypeError: for a method or a proposal that is neither a name nor such an object, or a seed
+            that is not a whole number.
         ValueError: for unknown names, an observation that does not fit or has no noise, numbers out
             of range, a missing diffusion, particles that are not finite, or weights that are all 0.
 
@@ -138,7 +139,7 @@ def sample_posterior(
     count = len(posterior.observation.y) if posterior.observation.each else 1
     problem = PosteriorProblem(
         posterior, coordinates, coordinates.span(posterior, end), n,
-        fresh_seed() if seed is None else seed, first, noise,
+        seed_given(seed), first, noise,
         torch.promote_types(dtype or own_dtype, torch.float32), place,
     )  # fmt: skip
     parts = []

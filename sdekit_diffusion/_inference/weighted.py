@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sdekit import fresh_seed, uniform01
+from sdekit import uniform01
 from sdekit_diffusion._common.counters import RESAMPLING
+from sdekit_diffusion._common.inputs import seed_given
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,8 +119,11 @@ class WeightedSamples:
     def resampled(self, n: int, *, seed: int | None = None) -> Tensor:
         """n samples of equal weight, `(n, *shape)`, by systematic resampling: samples of large
         weight occur several times. The seed None takes a new one.
+
+        Raises:
+            TypeError: for a seed that is not a whole number.
         """
-        seed = fresh_seed() if seed is None else seed
+        seed = seed_given(seed)
         weights = self.weights.reshape(-1, self.log_weights.shape[-1])
         index = torch.arange(len(weights), device=weights.device)
         u = uniform01(seed, index, (), counter=RESAMPLING - 1)

@@ -17,6 +17,7 @@ from sdekit import (
     normal,
 )
 from sdekit.elementary import broadcast
+from sdekit_diffusion._common.inputs import seed_given
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._models.score_model import as_model
 from sdekit_diffusion._sampling.arguments import Model, shape_of
@@ -95,6 +96,7 @@ def sample_between(
         Others as in `sample`; "ode" has no noise except x_T.
 
     Raises:
+        TypeError: for seeds that are not whole numbers, and as `sample`.
         ValueError: for fewer than two samples, a method that reads a Brownian path, such as
             "adaptive_sde", and as `sample`.
 
@@ -108,6 +110,8 @@ def sample_between(
     """
     if n < 2:
         raise ValueError(f"n counts the samples with both ends, from 2 on, not {n}")
+    first = seed_given(first, "first")
+    last = seed_given(last, "last")
     sampler = method_of(method)
     if sampler.noise == "path":
         raise ValueError(

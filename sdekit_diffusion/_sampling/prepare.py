@@ -5,7 +5,8 @@ from typing import Literal
 
 import torch
 
-from sdekit import AbstractNoise, AbstractSolver, fresh_seed
+from sdekit import AbstractNoise, AbstractSolver
+from sdekit_diffusion._common.inputs import seed_given
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._models.model import AbstractModel
 from sdekit_diffusion._models.score_model import as_model
@@ -65,7 +66,7 @@ def prepared(
         )
     n, event = size_of(model, n, shape, begin, sampler)
     dtype, device = place_of(model, dtype, device, begin)
-    seed = fresh_seed() if seed is None else seed
+    seed = seed_given(seed)
     coordinates = Coordinates.of(model, diffusion, event)
     span = begin.span(sampler.span(model, coordinates, end), coordinates)
     begin.warn(sampler, model, coordinates, span[0])

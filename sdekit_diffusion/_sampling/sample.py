@@ -117,7 +117,7 @@ def sample(
 
     Raises:
         TypeError: for an argument of the wrong type, such as an x_T or start that is not a floating
-            tensor, or a network whose signature does not fit.
+            tensor, a seed that is not a whole number, or a network whose signature does not fit.
         ValueError: for unknown names, numbers out of range, a device that cannot be used, a missing
             shape or diffusion, a range with nothing to solve, an x_T that is not finite, a dtype
             narrower than that of x_T, or both x_T and start.
