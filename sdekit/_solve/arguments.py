@@ -62,6 +62,8 @@ def chosen_times(save: "Sequence[float] | Tensor", grid: Sequence[float]) -> lis
         ValueError: for times outside the solve, or not in its order.
     """
     try:
+        if torch.as_tensor(save).dtype == torch.bool:
+            raise TypeError("True and False are no times")
         found = torch.as_tensor(save, dtype=torch.float64).reshape(-1).tolist()
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"save must be 'last', 'all', 'dense' or times, not {save!r:.60}") from None
