@@ -12,7 +12,7 @@ from scipy import stats
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from sdekit import fresh_seed, normal, uniform01
-from sdekit._noise.generator import keys, standard_normal
+from sdekit._noise.generator import keys, normal_pairs, standard_normal
 
 Z = 5.5  # two-sided false-alarm rate 4e-8
 _MASK = 2**64 - 1
@@ -154,6 +154,39 @@ def test_large_events_are_drawn_in_pieces_that_do_not_show(monkeypatch):
     whole = normal(1, torch.arange(3), (11, 13))
     monkeypatch.setattr("sdekit._noise.generator._WORDS", 10)
     assert torch.equal(normal(1, torch.arange(3), (11, 13)), whole)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_the_default_dtype_changes_nothing(dtype):
+    """In half precision the numbers were drawn in it."""
+    index = torch.arange(5)
+
+    def numbers():
+        return (
+            normal(0, index, (3,), dtype=torch.float64),
+            standard_normal(keys(0, index), index, 3),
+            normal_pairs(keys(0, index), index, 3),
+        )
+
+    expected = numbers()
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        found = numbers()
+    finally:
+        torch.set_default_dtype(before)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int16, torch.uint8])
+def test_short_integers_give_the_numbers_of_long_ones(dtype):
+    """Two samples of 32 bits shared a word, so that one depended on its neighbour."""
+    index = torch.tensor([3, 7, 100])
+    for seed in (5, torch.tensor([1, 2, 1])):
+        short = seed if isinstance(seed, int) else seed.to(dtype)
+        expected = normal(seed, index, (4,))
+        assert torch.equal(normal(short, index.to(dtype), (4,)), expected)
+        assert torch.equal(normal(short, index, (4,)), expected)
 
 
 def test_empty_shapes():

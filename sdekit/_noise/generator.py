@@ -106,12 +106,13 @@ def keys(seed: int | Tensor, index: Tensor) -> Tensor:
     """One 64-bit key per sample.
 
     Arguments:
-        seed: any integer, of which the lowest 64 bits are used; or one per sample, int64, shape
+        seed: any integer, of which the lowest 64 bits are used; or one per sample, integers, shape
             `(batch,)`.
-        index: the samples' indices, int64, shape `(batch,)`.
+        index: the samples' indices, integers, shape `(batch,)`.
     """
+    index = index.to(torch.int64)
     if isinstance(seed, Tensor):
-        start = _mix(seed.to(index.device) ^ _SALT) + _SALT
+        start = _mix(seed.to(index) ^ _SALT) + _SALT
     else:
         start = signed(_mixed(operator.index(seed) ^ _SALT) + _SALT)
     return _mix(index * _GOLDEN_TENSOR + start)
@@ -166,7 +167,8 @@ def standard_normal(key: Tensor, counters: Tensor, size: int) -> Tensor:
 
 def _drawn(rows: Tensor, size: int) -> Tensor:
     """Standard normals in float32 from `(rows,)` keys, `(rows, size)`."""
-    out = _fill(rows, torch.empty(rows.numel(), 2, (size + 1) // 2, device=rows.device))
+    shape = (rows.numel(), 2, (size + 1) // 2)
+    out = _fill(rows, torch.empty(shape, dtype=torch.float32, device=rows.device))
     return out.flatten(1)[:, :size]
 
 
@@ -180,7 +182,7 @@ def normal_pairs(key: Tensor, counters: Tensor, size: int, *, outer: bool = True
         outer: False puts the rows first, `(rows, 2, size)`.
     """
     shape = (2, key.numel(), size) if outer else (key.numel(), 2, size)
-    out = torch.empty(shape, device=key.device)
+    out = torch.empty(shape, dtype=torch.float32, device=key.device)
     _fill(key + counters * _STRIDE_TENSOR, out.transpose(0, 1) if outer else out)
     return out
 
