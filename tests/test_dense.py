@@ -11,6 +11,7 @@ from sdekit import (
     RK4,
     SDE,
     SRA1,
+    AdamsBashforth,
     AdamsMoulton,
     BrownianPath,
     Checkpointed,
@@ -20,6 +21,7 @@ from sdekit import (
     Event,
     Heun,
     PIDController,
+    PiecewiseClocked,
     Rodas4,
     Tsit5,
     UniPC,
@@ -210,6 +212,26 @@ def test_an_empty_batch_and_torchsdes_motion():
 def test_refusals(arguments, error, said):
     with pytest.raises(error, match=said):
         solve(ODE(f), X0, [0.0, 1.0, 2.0], solver=RK4(), **arguments)
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+@pytest.mark.parametrize("save", ["dense", "times"])
+def test_slopes_at_the_ends_of_a_step_are_its_own(save, backwards):
+    """Where the rate of a clock jumps between two steps: y = A(l) is then an exponential there."""
+    l = np.array([0.0, 1.0, 2.0, 3.0])
+    log_a = np.array([0.0, 0.2, 0.9, 1.0])
+    equation = PiecewiseClocked(
+        lambda l, x: torch.ones_like(x), lambda l: 1.0, l, log_a=log_a, log_q=0.0 * l
+    )
+    ts, within = l.tolist(), [0.5, 1.5, 2.5]
+    if backwards:
+        ts, within = ts[::-1], within[::-1]
+    x0 = torch.full((1, 1), math.exp(log_a[-1] if backwards else 0.0), dtype=torch.float64)
+    settings = {"solver": AdamsBashforth(1), "save": "dense" if save == "dense" else within}
+    solution = solve(equation, x0, ts, **settings)
+    xs = solution.at(within) if save == "dense" else solution.xs
+    expected = np.exp(np.interp(within, l, log_a))
+    np.testing.assert_allclose(xs.flatten().numpy(), expected, rtol=0.001)
 
 
 def test_outside_there_is_no_state():

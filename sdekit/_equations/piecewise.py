@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 from torch import Tensor
@@ -82,6 +83,17 @@ class PiecewiseClocked(AbstractSDE):
 
     def diffusion(self, t: Time, x: Tensor) -> float:
         return self._rate(self.log_q, t) ** 0.5
+
+    def within(self, t0: float, t1: float) -> Self:
+        """With the steps from t0 to t1 only, so that the slope at either end is that of a step
+        between them.
+        """
+        low, high = sorted((t0, t1))
+        last = len(self.l) - 1
+        start = min(max(int(np.searchsorted(self.l, low, side="right")) - 1, 0), last - 1)
+        stop = min(max(int(np.searchsorted(self.l, high)), start + 1), last)
+        part = slice(start, stop + 1)
+        return replace(self, l=self.l[part], log_a=self.log_a[part], log_q=self.log_q[part])
 
     def kick(self, t0: Time, t1: Time, x: Tensor, dw: Tensor | None) -> Tensor:
         if dw is None:

@@ -184,6 +184,9 @@ class Counted(AbstractSDE):
     def rows(self, index: Tensor) -> Self:
         return replace(self, problem=self.problem.rows(index))
 
+    def within(self, t0: float, t1: float) -> Self:
+        return replace(self, problem=self.problem.within(t0, t1))
+
     def kernel(self, t: float) -> tuple[float, float] | None:
         return self.problem.kernel(t)
 

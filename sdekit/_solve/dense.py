@@ -186,7 +186,7 @@ def _data(i: int, steps: Steps, x0: Tensor, step: Step) -> Tree:
     t0, t1 = steps.ts[i - 1 : i + 1]
     if step.dense is not None:
         return steps.solver.dense(steps.problem, t0, t1, step.dense)
-    return cubic_data(steps.problem, t0, t1, x0, step.x)
+    return cubic_data(steps.problem.within(t0, t1), t0, t1, x0, step.x)
 
 
 def within_step(noise: AbstractNoise, step: int) -> AbstractNoise:
