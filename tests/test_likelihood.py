@@ -3,7 +3,7 @@ arithmetic.
 """
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 
 import pytest
@@ -25,6 +25,7 @@ from sdekit._likelihood.divergence import quadratic_forms
 from sdekit_diffusion import (
     VESDE,
     VPSDE,
+    AbstractDerivedModel,
     AdaptiveFlow,
     GaussianMixture,
     Recipe,
@@ -298,6 +299,26 @@ def test_fresh_probes_have_the_variance_of_a_sum():
     assert 0.6 < fixed < 1.6
     fresh, _ = errors(True)
     assert fresh < 0.9 / steps
+
+
+@dataclass(frozen=True, eq=False)
+class InHalf(AbstractDerivedModel):
+    """A model whose network has half precision."""
+
+    def predict_data(self, l, u):
+        return self.model.predict_data(l, u)
+
+    def place(self):
+        return torch.bfloat16, torch.device("cpu")
+
+
+def test_levels_of_models_in_half_precision_are_dequantised_in_single():
+    """In bfloat16 numbers near 128 are whole, so that the points were the levels' ends."""
+    law = GaussianMixture([1.0], [[128.0] * 4], [6.5])
+    levels = law.sample(20, seed=3).floor().long()
+    settings = {"low": 0, "high": 256, "levels": 256, "sde": VESDE(0.01, 5000.0)}
+    expected = bits_per_dim(law, levels, **settings).value
+    torch.testing.assert_close(bits_per_dim(InHalf(law), levels, **settings).value, expected)
 
 
 def test_bits_per_dim_by_hand():

@@ -143,7 +143,7 @@ def bits_per_dim(
     _require_settings(x, low, high, levels, draws)
     _require_values(x, low, high, levels)
     seed = seed_given(seed)
-    dtype = as_model(model, sde)[0].place()[0]
+    dtype = torch.promote_types(as_model(model, sde)[0].place()[0], torch.float32)
     likelihoods = []
     for start in range(first, first + draws * _DRAW_STRIDE, _DRAW_STRIDE):
         points = x
