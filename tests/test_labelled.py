@@ -147,6 +147,16 @@ def test_items_that_draw_depend_on_their_place_alone():
     assert not bool((first == second).any())
 
 
+@pytest.mark.parametrize(
+    ("more", "made"), [(lambda x: torch.cat([x, -x]), 2), (lambda x: x[1:], 0)]
+)
+def test_batches_have_a_sample_for_each_item(more, made):
+    """The second half of views of two kinds was never seen."""
+    loader = DataLoader(X, batch_size=4, collate_fn=lambda items: more(torch.stack(items)))
+    with pytest.raises(ValueError, match=rf"made {made} samples of 1 items: its collate_fn must"):
+        source_of(loader, ())
+
+
 class Drawn(torch.utils.data.Dataset):
     """Items that are random numbers."""
 

@@ -89,6 +89,12 @@ class Loaded(AbstractSource):
                 torch.manual_seed(hashed("items", seed, number + ahead))
                 batch = next(batches)
             count = len(share)
+            if len(batch.x) != (count or 1):
+                raise ValueError(
+                    f"the loader made {len(batch.x)} samples of {count or 1} items: its collate_fn "
+                    "must return one for each item; make those that are more items of the data "
+                    "set, and drop none"
+                )
             yield Batch(batch.x[:count], {k: v[:count] for k, v in batch.conditions.items()})
 
     def _shuffled(
