@@ -12,6 +12,7 @@ from sdekit_diffusion import (
     DDPM,
     VESDE,
     VPSDE,
+    AbstractSource,
     GaussianMixture,
     OnClock,
     Recipe,
@@ -281,3 +282,28 @@ def test_training_refuses():
     for bad in ({"steps": 0}, {"lr": -1.0}, {"ema": 1.0}, {"clip": 0.0}):
         with pytest.raises(ValueError, match=r"must be positive|must be"):
             Recipe(**bad)
+
+
+class Other(AbstractSource):
+    """A source whose batches have so many times as many samples as they should."""
+
+    def __init__(self, times):
+        self.times = times
+
+    def batches(self, size, *, seed=0, first=0, part=slice(None)):
+        while True:
+            yield torch.randn(max(1, int(size * self.times)), 2)
+
+
+@pytest.mark.parametrize(("times", "count"), [(0.5, 4), (4, 32)])
+def test_sources_yield_as_many_samples_as_they_are_asked_for(times, count):
+    """Losses and gradients were as much smaller or larger."""
+    model = ScoreModel(nets.MLP((2,), width=8, depth=1), "vp", shape=(2,))
+    recipe = Recipe(steps=1, batch_size=8)
+    with pytest.raises(ValueError, match=r"source gave \d+ samples where 256 were asked for"):
+        Training(model, Other(times), recipe)
+    training = Training(model, Other(1), recipe)
+    training.source = Other(times)
+    with pytest.raises(ValueError, match=f"source gave {count} samples where 8 were asked for"):
+        next(training)
+    next(Training(model, Other(1), recipe))

@@ -26,6 +26,7 @@ from sdekit_diffusion._training.trainable import (
     has_levels,
     never_dropped,
     require_conditions,
+    require_count,
     require_labels,
     require_rows,
     require_trainable,
@@ -102,6 +103,8 @@ class Training(Iterator[Record]):
             misses; for no data, data of another shape, flips of data that are not images, or
             that have images as conditions; a batch with fewer samples than parts, weights of half
             precision, or weights in float64 with precision "bfloat16".
+            While iterating, for a source that yields another number of samples than it is asked
+            for, or noise levels that the diffusion does not have.
         ArithmeticError: while iterating, when the loss or the weights are not finite.
 
     Example:
@@ -182,10 +185,7 @@ class Training(Iterator[Record]):
                 size, seed=recipe.seed, first=self.step * size, part=share
             )
         samples = Batch.of(next(self._batches))
-        if has_levels(samples, self.model):
-            levels = samples.conditions[GIVEN_LEVEL]
-            if levels.device.type == "cpu":  # elsewhere it would synchronise
-                require_levels(levels, self.model.sde)
+        self._require_samples(samples, share.stop - share.start)
         loss = self._backward(samples, self.step * size + share.start)
         torch.nn.utils.clip_grad_norm_(self._weights, recipe.clip)
         for group in self._optimiser.param_groups:
@@ -199,6 +199,19 @@ class Training(Iterator[Record]):
         elif self.step % _CHECK_INTERVAL == 0:
             self._finite.look(loss, self.step)
         return Record(self.step, loss, recipe.rate(self.step - 1))
+
+    def _require_samples(self, samples: Batch, count: int) -> None:
+        """Refuses a batch with another number of samples, over which its loss would not be a mean,
+        or with noise levels that the diffusion does not have.
+
+        Raises:
+            ValueError: says which.
+        """
+        require_count(samples, count)
+        if has_levels(samples, self.model):
+            levels = samples.conditions[GIVEN_LEVEL]
+            if levels.device.type == "cpu":  # elsewhere it would synchronise
+                require_levels(levels, self.model.sde)
 
     def finish(self) -> None:
         """Gives the model the averaged weights, in evaluation mode, as after the last record."""

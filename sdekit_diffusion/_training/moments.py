@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from sdekit_diffusion._training.trainable import require_count
 from sdekit_diffusion.data._batches import AbstractSource, Batch, Shuffled
 from sdekit_diffusion.data._loader import Loaded
 
@@ -91,6 +92,8 @@ def _first(source: AbstractSource, n: int) -> Iterator[Tensor]:
     """The first n samples of a source, in batches."""
     size = min(n, _BATCH)
     for batch in itertools.islice(source.batches(size), -(-n // size)):
-        x = Batch.of(batch).x
+        samples = Batch.of(batch)
+        require_count(samples, size)
+        x = samples.x
         yield x[:n]
         n -= len(x)

@@ -93,6 +93,19 @@ def require_floating(rows: Tensor, transformed: bool) -> None:
         )
 
 
+def require_count(samples: Batch, count: int) -> None:
+    """Refuses a batch of a source with another number of samples than it was asked for.
+
+    Raises:
+        ValueError: says how many.
+    """
+    if len(samples.x) != count:
+        raise ValueError(
+            f"the source gave {len(samples.x)} samples where {count} were asked for: "
+            "batches(size, part=...) yields size samples, or those of the part, each time"
+        )
+
+
 def require_conditions(rows: Batch, model: ScoreModel, recipe: Recipe) -> None:
     """Refuses data with conditions that the network does not take, data without a condition that it
     takes, drop probabilities for other conditions, flips of samples with images as conditions, and
