@@ -3,8 +3,18 @@
 import pytest
 import torch
 
-from sdekit import WhiteNoise
-from sdekit_diffusion import EmpiricalMixture, OnClock, sample, sample_between
+from sdekit import WhiteNoise, geometric
+from sdekit_diffusion import (
+    VESDE,
+    EmpiricalMixture,
+    GaussianMixture,
+    LinearObservation,
+    MomentMatched,
+    OnClock,
+    Sigmas,
+    sample,
+    sample_between,
+)
 from sdekit_diffusion._sampling.between import InterpolatedNoise
 
 MODEL = EmpiricalMixture(torch.randn(20, 2, 3, generator=torch.Generator().manual_seed(0)), 0.2)
@@ -23,6 +33,25 @@ def test_the_ends_are_the_samples_of_their_seeds(method):
     for end, seed in ((0, 3), (-1, 8)):
         torch.testing.assert_close(found[end], sample(MODEL, seed=seed, **given)[0])
     torch.testing.assert_close(sample_between(MODEL, 3, 8, 5, batch_size=2, **given), found)
+
+
+SIGMAS = Sigmas(geometric(10.0, 0.01, 12))
+
+
+@pytest.mark.parametrize(
+    ("method", "sde"),
+    [("ddim", VESDE(0.01, 3.0)), (OnClock(grid=SIGMAS), "ve"), (OnClock(grid=SIGMAS), "vp")],
+    ids=["ddim", "sigmas under VE", "sigmas under VP"],
+)
+def test_the_ends_of_posteriors_and_of_given_levels(method, sde):
+    """Draws from the prior are shifted to the mean of a posterior, and begin at the first level."""
+    law = GaussianMixture([0.5, 0.5], [[-1.0, 0.0], [1.0, 0.0]], [0.1, 0.1])
+    y = LinearObservation(torch.tensor([[1.0, 0.0]]), torch.tensor([1.0]), 0.1)
+    for model in (law, MomentMatched(law, y)):
+        found = sample_between(model, 3, 4, 3, sde=sde, method=method)
+        for end, seed in ((0, 3), (-1, 4)):
+            expected = sample(model, 1, sde=sde, method=method, seed=seed)[0]
+            torch.testing.assert_close(found[end], expected)
 
 
 def test_near_ones_are_alike():

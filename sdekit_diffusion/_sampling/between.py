@@ -22,6 +22,7 @@ from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._models.score_model import as_model
 from sdekit_diffusion._sampling.arguments import Model, shape_of
 from sdekit_diffusion._sampling.coordinates import Coordinates
+from sdekit_diffusion._sampling.initial_states import GivenStates
 from sdekit_diffusion._sampling.method import AbstractMethod
 from sdekit_diffusion._sampling.methods import method_of
 from sdekit_diffusion._sampling.sample import sample
@@ -68,6 +69,13 @@ class InterpolatedNoise(AbstractNoise):
                 pairs_of_z = zip(first.z, second.z, strict=True)
                 z = torch.stack([self.interpolate(*pair) for pair in pairs_of_z])
             yield Increment(w, h, z)
+
+
+@dataclass(frozen=True, eq=False)
+class _PriorDraws(GivenStates):
+    """Given draws from the prior, which are shifted to the mean of x_T as those of `sample` are."""
+
+    moves = True
 
 
 def sample_between(
@@ -125,7 +133,7 @@ def sample_between(
     noise = InterpolatedNoise(WhiteNoise(first, index=zero), WhiteNoise(last, index=zero), u)
     event = shape_of(model, shape)
     coordinates = Coordinates.of(model, diffusion, event)
-    start = float(coordinates.time(coordinates.span(model, end)[0]))
+    start = float(coordinates.time(sampler.span(model, coordinates, end)[0]))
     state_dtype = torch.promote_types(dtype, torch.float32)
     ends = [
         normal(seed, zero[:1], event, dtype=state_dtype).expand(n, *event) for seed in (first, last)
@@ -139,7 +147,7 @@ def sample_between(
         noise=noise,
         end=end,
         denoise=denoise,
-        x_T=coordinates.physical(start, noise.interpolate(*ends)),
+        start=_PriorDraws(coordinates.physical(start, noise.interpolate(*ends))),  # pyright: ignore[reportArgumentType] - a start that callers do not give
         batch_size=batch_size,
         dtype=dtype,
     )
