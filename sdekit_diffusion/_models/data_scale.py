@@ -3,6 +3,7 @@ denoiser.
 """
 
 import math
+import warnings
 from collections.abc import Hashable
 from dataclasses import dataclass, replace
 from weakref import WeakKeyDictionary
@@ -29,6 +30,7 @@ _LARGEST_FACTOR = 16.0  # the largest ratio of neighbouring levels in the search
 _MAX_LEVELS = 16
 _TENSORS_READ = 16  # the number of tensors of which a value is read to detect changes
 _LARGEST_SHARE = 0.98  # of the variance: above, a network removes no noise, as before training
+_WIDE_SHARE = 0.75  # that of a normal law is almost 1, and that of two points 0.8
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,10 @@ def data_scale(model: AbstractModel, shape: tuple[int, ...] | None) -> DataScale
     """`data_mean` and `data_std` of the model; without a data_std estimates from the denoiser, by
     some seven evaluations of a small batch.
 
-    A data_mean that is not 0 is kept. Where an estimate is not possible, as with labels per sample,
-    the mean is the middle of the model's `data_range` and the standard deviation a quarter of its
-    width, or without a range 0 and 1.
+    With labels per sample it is that of the data of these labels together. A data_mean that is not
+    0 is kept. Where an estimate is not possible, the mean is the middle of the model's `data_range`
+    and the standard deviation a quarter of its width, or without a range 0 and 1. A warning is
+    raised where the network is that of data of another scale.
     """
     if model.data_std is not None:
         return DataScale(model.data_mean, model.data_std)
@@ -63,7 +66,8 @@ def _estimate_or_default(model: AbstractModel, shape: tuple[int, ...] | None) ->
     low, high = getattr(model, "data_range", None) or (-2.0, 2.0)
     default = DataScale((low + high) / 2, (high - low) / 4)
     event = model.shape if shape is None else shape
-    if model.entries() or model.sde is None or event is None or not math.prod(event):
+    empty = any(not len(value) for value in model.entries().values())
+    if empty or model.sde is None or event is None or not math.prod(event):
         return default
     key = _key(model, event)
     if key is None:
@@ -110,7 +114,8 @@ def _estimate(model: AbstractModel, shape: tuple[int, ...], default: DataScale) 
     """The estimate; `default` if the denoiser fails, is not finite, or cannot be that of any data.
 
     A network is considered untrained if the estimate is above half the largest noise of its
-    diffusion.
+    diffusion, or it was trained with too little noise, of which a warning is raised if the network
+    also leaves most of the variance in D at a sixteenth of this noise.
 
     States v = x_t / alpha with the noise y = sigma / alpha have the variance s^2 + y^2. Where y is
     several times s, they are nearly normal, the mean of D is that of the data, and the share of
@@ -126,14 +131,33 @@ def _estimate(model: AbstractModel, shape: tuple[int, ...], default: DataScale) 
     z = torch.cat([z, -z])
     z = z / z.square().mean().sqrt()
     try:
-        with torch.no_grad(), evaluating(model, len(z)):
-            mean, std = _along_flow(model, z, *_levels(model.sde))
+        part = model.rows(_rows(model, pairs, device))
+        with torch.no_grad(), evaluating(part, len(z)):
+            mean, std = _along_flow(part, z, *_levels(model.sde))
+            wide = 0 < std < math.inf and _is_wide(part, mean + std * z, _levels(model.sde)[0] / 16)
     except Exception:
         return default
     trained = any(True for network in model.networks() for _ in network.parameters())
     largest = 0.5 * _levels(model.sde)[0] if trained else math.inf
     valid = 0 < std < largest and bool(mean.isfinite().all())
+    if wide and std >= largest:
+        warnings.warn(
+            f"the standard deviation of the data is not known, and that of the network, {std:.3g}, "
+            f"is not below half the largest sigma / alpha of {model.sde}, {2 * largest:.3g}: the "
+            f"solve is made for data of mean {default.mean:.3g} and standard deviation "
+            f"{default.std:.3g}. Give ScoreModel(..., data_mean=, data_std=) unless the network is "
+            "not trained",
+            stacklevel=2,
+        )
     return DataScale(mean, std) if valid else default
+
+
+def _rows(model: AbstractModel, pairs: int, device: torch.device) -> Tensor:
+    """The rows of values per sample, evenly spread, for pairs of z and -z; a model without such
+    values has any.
+    """
+    rows = min((len(value) for value in model.entries().values()), default=1)
+    return (torch.arange(pairs, device=device) * rows // pairs).repeat(2)
 
 
 def _levels(sde: AbstractDiffusion) -> tuple[float, float]:
@@ -185,12 +209,22 @@ def _denoise(model: AbstractModel, v: Tensor, y: float) -> Tensor:
     return model.predict_data(l, v * float(signal_scale(l)))
 
 
+def _is_wide(model: AbstractModel, v: Tensor, y: float) -> bool:
+    """Whether D leaves v nearly as it is, as for data that are larger than the noise y."""
+    return _share(v, _denoise(model, v, y)) > _WIDE_SHARE
+
+
+def _share(v: Tensor, data: Tensor) -> float:
+    """The share of the variance of v that is left in D."""
+    centred = (v - v.mean(dim=0)).to(torch.float64)
+    return float((centred * data).sum() / centred.square().sum())
+
+
 def _std_from_denoiser(v: Tensor, data: Tensor, y: float) -> float:
     """s, from the share of the variance of v that is left in D; y if this is more than half, and
     infinity if it is nearly all.
     """
-    centred = (v - v.mean(dim=0)).to(torch.float64)
-    share = float((centred * data).sum() / centred.square().sum())
+    share = _share(v, data)
     if not share < _LARGEST_SHARE:
         return math.inf
     return y * math.sqrt(max(share, 0.0) / (1 - share)) if share < 0.5 else y
