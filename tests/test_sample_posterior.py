@@ -382,6 +382,18 @@ def test_resampling():
     assert torch.equal(drawn, samples.resampled(10, seed=1))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_moments_in_half_precision_are_those_in_single(dtype):
+    """Squares of 300, and weights of 1e-5, are out of the range of float16."""
+    generator = torch.Generator().manual_seed(0)
+    x = (500 + 300 * torch.randn(100_000, 1, generator=generator)).to(dtype)
+    log_weights = torch.randn(100_000, generator=generator, dtype=torch.float64)
+    half, single = (WeightedSamples(values, log_weights) for values in (x, x.float()))
+    for found, expected in ((half.mean(), single.mean()), (half.std(), single.std())):
+        assert found.dtype == dtype
+        assert torch.equal(found, expected.to(dtype))
+
+
 def test_moments_and_sizes():
     x = torch.tensor([[0.0], [1.0], [4.0], [2.0]])
     samples = WeightedSamples(x, torch.tensor([0.1, 0.2, 0.4, 0.3]).double().log() + 3, clouds=2)

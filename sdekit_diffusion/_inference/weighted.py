@@ -134,13 +134,17 @@ class WeightedSamples:
 
     def mean(self) -> Tensor:
         """The weighted mean of x, `shape`."""
-        return self._expected(self.x)
+        return self._expected(self._wide()).to(self.x.dtype)
 
     def std(self) -> Tensor:
         """The weighted standard deviation of each coordinate of x, `shape`."""
-        at = len(self.rows)
-        mean = self.mean().unsqueeze(at)
-        return self._expected((self.x - mean).square()).sqrt()
+        wide = self._wide()
+        mean = self._expected(wide).unsqueeze(len(self.rows))
+        return self._expected((wide - mean).square()).sqrt().to(self.x.dtype)
+
+    def _wide(self) -> Tensor:
+        """x in float32 or wider: squares and small weights may be out of the range of half."""
+        return self.x.to(torch.promote_types(self.x.dtype, torch.float32))
 
     def _expected(self, values: Tensor) -> Tensor:
         at = len(self.rows)
