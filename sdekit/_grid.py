@@ -87,6 +87,21 @@ def times(ts: Tensor | Sequence[float]) -> list[float]:
     return grid
 
 
+def fixed_times(ts: Tensor | Sequence[float]) -> list[float]:
+    """The `times` of a solve without gradients with respect to them.
+
+    Raises:
+        TypeError, ValueError: as `times`, and for times that require a gradient, which would be
+            None.
+    """
+    if isinstance(ts, Tensor) and ts.requires_grad and torch.is_grad_enabled():
+        raise ValueError(
+            "ts requires a gradient, and a solve has none with respect to its times: give "
+            "ts.detach(), or take sdekit.odeint for an ordinary equation, which has"
+        )
+    return times(ts)
+
+
 @dataclass(frozen=True, eq=False)
 class Dyadic:
     """Times as integers: each interval between neighbouring knots, a cell, is 2^depth ticks long.

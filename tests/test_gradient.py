@@ -751,6 +751,32 @@ def test_inductor_gives_the_same_numbers(monkeypatch):
         torch.testing.assert_close(compiled, eager, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    "solved",
+    [
+        lambda ode, x0, ts: solve(ode, x0, ts, solver=sdekit.RK4()),
+        lambda ode, x0, ts: sdekit.integrate(ode, x0, ts, solver=sdekit.RK4()),
+        lambda ode, x0, ts: sdekit.stepper(ode, x0, ts, solver=sdekit.RK4()),
+        lambda ode, x0, ts: sdekit.interop.solve_ode(ode, x0, ts),
+        lambda ode, x0, ts: sdekit.Transitions(
+            SDE(lambda t, x: -x, lambda t, x: 1.0, "additive"), ts, EulerMaruyama()
+        ),
+    ],
+    ids=["solve", "integrate", "stepper", "solve_ode", "Transitions"],
+)
+def test_times_that_require_a_gradient_are_refused(solved):
+    """It would be None; without autograd they are numbers."""
+    ts = torch.tensor([0.0, 0.5, 1.0], requires_grad=True)
+    x0 = torch.ones(2, 1)
+    ode = ODE(lambda t, x: -x)
+    with pytest.raises(ValueError, match=r"ts requires a gradient.*ts\.detach\(\).*odeint"):
+        solved(ode, x0, ts)
+    with torch.no_grad():
+        solved(ode, x0, ts)
+    end = sdekit.odeint(lambda t, x: -x, x0, ts, method="rk4")[-1]
+    assert torch.autograd.grad(end.sum(), ts)[0].abs().max() > 0.1
+
+
 def test_a_compiled_drift_is_compiled_once_and_gets_gradients():
     """f sees its time as a tensor: it compiles for each way in which autograd is on or off, not for
     each step.

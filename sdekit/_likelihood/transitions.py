@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sdekit._equations.sde import AbstractSDE
-from sdekit._grid import times
+from sdekit._grid import fixed_times
 from sdekit._noise.white import AbstractNoise, NoiseQuery, WhiteNoise
 from sdekit._solve.arguments import require_kinds, require_pairing
 from sdekit._solve.counted import Counted
@@ -64,7 +64,7 @@ class Transitions:
                 "noise and general noise with a square g"
             )
         require_pairing(self.problem, self.solver)
-        object.__setattr__(self, "ts", times(self.ts))
+        object.__setattr__(self, "ts", fixed_times(self.ts))
         object.__setattr__(self, "solver", self.solver.plan(self.problem, self.ts))
         for i in range(len(self)):
             self._weights(i)
@@ -290,7 +290,7 @@ def path_weights(
     require_kinds(proposal, solver, noise, None, None)
     require_kinds(target, solver, noise, None, None)
     require_state(x0)
-    grid = times(ts)
+    grid = fixed_times(ts)
     equations = [Counted.of(equation.tabulated(grid), x0) for equation in (proposal, target)]
     steps = Transitions(equations[0], grid, solver)
     others = Transitions(equations[1], grid, solver)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sdekit._equations.sde import AbstractSDE
-from sdekit._grid import times
+from sdekit._grid import fixed_times
 from sdekit._noise.brownian import BrownianPath
 from sdekit._noise.white import AbstractNoise, WhiteNoise
 from sdekit._solve.adaptive import AdaptiveSolve
@@ -76,7 +76,7 @@ def steps_of(
         RuntimeError, TypeError, ValueError: as `solve`.
     """
     require_kinds(problem, solver, noise, None, None)
-    grid = times(ts)
+    grid = fixed_times(ts)
     require_state(x0)
     require_pairing(problem, solver)
     noise = _noise_of(problem, solver, noise, WhiteNoise)
@@ -139,9 +139,9 @@ def solve(
         TypeError: when x0 is not a floating-point tensor with a batch dimension, an argument is of
             another kind, or adaptive steps or save="dense" are used with noise that cannot be read
             twice.
-        ValueError: for times that are not monotone or outside ts, a solver that does not support
-            the noise of the problem or adaptive steps, tolerances that the dtype does not resolve,
-            or options that cannot be combined.
+        ValueError: for times that are not monotone or outside ts, a ts that requires a gradient, a
+            solver that does not support the noise of the problem or adaptive steps, tolerances that
+            the dtype does not resolve, or options that cannot be combined.
 
     Example:
         >>> gbm = sdekit.SDE(lambda t, x: 0.1 * x, lambda t, x: 0.3 * x)
@@ -154,7 +154,7 @@ def solve(
     """
     require_kinds(problem, solver, noise, control, gradient)
     require_options(solver, save, gradient, event)
-    grid = times(ts)
+    grid = fixed_times(ts)
     require_state(x0)
     require_pairing(problem, solver)
     if control is not None:

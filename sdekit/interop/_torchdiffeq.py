@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sdekit._equations.sde import AbstractSDE
-from sdekit._grid import times
+from sdekit._grid import fixed_times
 from sdekit._solve.arguments import require_save
 from sdekit._solve.counted import Counted
 from sdekit._solve.solution import (
@@ -179,7 +179,7 @@ def solve_ode(
         )
     require_save(save)
     require_state(x0)
-    grid = times(ts)
+    grid = fixed_times(ts)
     counted = Counted.of(problem.within(grid[0], grid[-1]), x0)
     field = _Field(counted.drift, grid)
     xs = x0.expand(len(grid), *x0.shape)
