@@ -52,7 +52,8 @@ class SDE(AbstractSDE):
             their own times.
         g: `g(t, x)`, shaped as the table in `AbstractSDE` says for the noise type; an additive or
             diagonal g may also be a number, or broadcast against x as torch does.
-        noise_type: "additive", "diagonal", "scalar" or "general".
+        noise_type: "additive", "diagonal", "scalar" or "general". "additive" is not checked: with a
+            g that depends on x, solvers that rely on it converge to another law.
         sde_type: the calculus, "ito" or "stratonovich".
         noise_size: m, the number of Brownian motions of general noise; None for other noise.
 
