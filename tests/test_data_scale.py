@@ -471,3 +471,19 @@ def test_data_larger_than_the_noise_are_warned_of():
         UserWarning, match=r"data of mean 0 and standard deviation 1\. Give.*data_std="
     ):
         sample(model.given(label=torch.zeros(4)), 4, seed=0, steps=3)
+
+
+def test_random_weights_are_not_warned_of():
+    """They remove some share of the variance, about the same at all levels."""
+    for kept in (0.7, 0.85, 0.95):
+        model = ScoreModel(Share(1 - kept), "vp", shape=(2,))
+        assert data_scale(model, None).std == 1.0
+
+
+class Share(nn.Module):
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = nn.Parameter(torch.tensor(factor))
+
+    def forward(self, x, t):
+        return self.factor * x

@@ -30,7 +30,7 @@ _LARGEST_FACTOR = 16.0  # the largest ratio of neighbouring levels in the search
 _MAX_LEVELS = 16
 _TENSORS_READ = 16  # the number of tensors of which a value is read to detect changes
 _LARGEST_SHARE = 0.98  # of the variance: above, a network removes no noise, as before training
-_WIDE_SHARE = 0.75  # that of a normal law is almost 1, and that of two points 0.8
+_WIDE_FACTOR = 0.3  # of the share removed at y / 16; for a normal law 1/64 or less
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def _estimate(model: AbstractModel, shape: tuple[int, ...], default: DataScale) 
 
     A network is considered untrained if the estimate is above half the largest noise of its
     diffusion, or it was trained with too little noise, of which a warning is raised if the network
-    also leaves most of the variance in D at a sixteenth of this noise.
+    removes far less of the variance at a sixteenth of this noise.
 
     States v = x_t / alpha with the noise y = sigma / alpha have the variance s^2 + y^2. Where y is
     several times s, they are nearly normal, the mean of D is that of the data, and the share of
@@ -134,7 +134,7 @@ def _estimate(model: AbstractModel, shape: tuple[int, ...], default: DataScale) 
         part = model.rows(_rows(model, pairs, device))
         with torch.no_grad(), evaluating(part, len(z)):
             mean, std = _along_flow(part, z, *_levels(model.sde))
-            wide = 0 < std < math.inf and _is_wide(part, mean + std * z, _levels(model.sde)[0] / 16)
+            wide = 0 < std < math.inf and _is_wide(part, mean + std * z, _levels(model.sde)[0])
     except Exception:
         return default
     trained = any(True for network in model.networks() for _ in network.parameters())
@@ -210,8 +210,11 @@ def _denoise(model: AbstractModel, v: Tensor, y: float) -> Tensor:
 
 
 def _is_wide(model: AbstractModel, v: Tensor, y: float) -> bool:
-    """Whether D leaves v nearly as it is, as for data that are larger than the noise y."""
-    return _share(v, _denoise(model, v, y)) > _WIDE_SHARE
+    """Whether D removes a far smaller share of the variance of v at the noise y / 16 than at y, as
+    for data that are larger than the noise; random weights remove the same at both.
+    """
+    removed, less = (1 - _share(v, _denoise(model, v, level)) for level in (y, y / 16))
+    return abs(less) < _WIDE_FACTOR * removed
 
 
 def _share(v: Tensor, data: Tensor) -> float:
