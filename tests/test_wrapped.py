@@ -307,3 +307,14 @@ def test_networks_within_functions_are_in_evaluation_mode(hidden, plain):
     a, b = (sample(own, 16, steps=4, method="ddim", seed=0, **more) for _ in range(2))
     assert torch.equal(a, b)
     assert all(module.training for module in net.modules())
+
+
+def test_a_network_set_in_a_copy_is_not_that_of_the_model():
+    first, second = (nn.Linear(2, 2) for _ in range(2))
+    model = ScoreModel(lambda x, t: first(x), "vp", shape=(2,))
+    model.net = first
+    copied = model.given()
+    assert copied.net is first
+    copied.net = second
+    assert model.net is first
+    assert copied.net is second

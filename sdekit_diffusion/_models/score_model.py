@@ -256,7 +256,8 @@ class ScoreModel(nn.Module, AbstractModel):
         """
         for name in conditions.keys() - self.conditions.keys() - self.null.keys():
             require_name(name, self.net, self.null)
-        model = copy.copy(self)  # shares the network
+        model = copy.copy(self)  # shares the network, until one of the two is given another
+        model._modules = dict(self._modules)
         model.conditions = {**self.conditions, **conditions}
         return model
 
