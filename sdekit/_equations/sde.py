@@ -307,7 +307,7 @@ def wrong_shape(name: str, value: Tensor, needed: str, x: Tensor) -> ValueError:
     return ValueError(
         f"{name} of the equation returned shape {tuple(value.shape)} for x of shape "
         f"{tuple(x.shape)}; it must return {needed}. If the equation has numbers of its own for "
-        "each sample, define rows(index), because adaptive steps go on with some of the samples"
+        "each sample, define rows(index), because adaptive steps continue with some of the samples"
     )
 
 

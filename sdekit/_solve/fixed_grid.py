@@ -125,7 +125,7 @@ def _require_version(point: Point, version: int | None) -> None:
     if version_of(point.x) != version:
         raise RuntimeError(
             f"x of the point at step {point.step} was changed in place, which would change the "
-            "solve: change a copy, point.x.clone(), or go on from another state by "
+            "solve: change a copy, point.x.clone(), or continue from another state by "
             "sdekit.stepper and its with_x(x)"
         )
 
@@ -209,7 +209,7 @@ def _observed(
     search: EventSearch | None,
     record: Dense | Chosen | None,
 ) -> tuple[Tensor, Tensor]:
-    """The states with which the solver goes on after step i, and those that the solve returns, from
+    """The states with which the solver continues after step i, and those that the solve returns, from
     the latter before it; they differ where the solver corrects its states afterwards.
     """
     step = taken._replace(x=steps.solver.output(steps.ts[i - 1], taken.x, taken.state))

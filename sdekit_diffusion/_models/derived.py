@@ -145,7 +145,7 @@ class AbstractDerivedModel(AbstractModel):
         if self.shape is None:
             raise ValueError(
                 f"the model in {type(self).__name__} has no shape, so that one value for all "
-                "samples cannot be told from one per sample: give the shape of a sample, as in "
+                "samples looks like one per sample: give the shape of a sample, as in "
                 "ScoreModel(net, sde, shape=(2,))"
             )
         return value.ndim > len(self.shape)

@@ -67,7 +67,7 @@ class Standardised(AbstractDerivedModel):
         key = None if inner.key is None else (inner.key, self.std, self.shifts)
         return inner._replace(key=key, m=self.mean)
 
-    def affine(self, l: Tensor, prediction: Literal["data", "noise"]) -> Affine:
+    def affine(self, l: Time, prediction: Literal["data", "noise"]) -> Affine:
         level = l - math.log(self.std)
         a = signal_scale(level)
         r = sqrt((a * self.std) ** 2 + noise_scale(level) ** 2)
