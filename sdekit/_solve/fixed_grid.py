@@ -209,8 +209,8 @@ def _observed(
     search: EventSearch | None,
     record: Dense | Chosen | None,
 ) -> tuple[Tensor, Tensor]:
-    """The states with which the solver continues after step i, and those that the solve returns, from
-    the latter before it; they differ where the solver corrects its states afterwards.
+    """The states with which the solver continues after step i, and those that the solve returns,
+    from the latter before it; they differ where the solver corrects its states afterwards.
     """
     step = taken._replace(x=steps.solver.output(steps.ts[i - 1], taken.x, taken.state))
     if record is not None:
