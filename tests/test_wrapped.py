@@ -284,7 +284,21 @@ HIDING = {
     "a variable of the function around": lambda net: lambda x, t: net(x),
     "a partial": lambda net: functools.partial(lambda held, x, t: held(x), net),
     "a method": lambda net: functools.partial(Method(net).of, more=0.0),
+    "a method of a plain object": lambda net: Plain(net).of,
+    "a callable object": lambda net: Plain(net),
+    "a dict": lambda net: (lambda held: lambda x, t: held["net"](x))({"net": net}),
+    "a list of a callable object": lambda net: Plain([net]),
 }
+
+
+class Plain:
+    def __init__(self, net):
+        self.net = net
+
+    def of(self, x, t):
+        return (self.net[0] if isinstance(self.net, list) else self.net)(x)
+
+    __call__ = of
 
 
 class Method(nn.Module):

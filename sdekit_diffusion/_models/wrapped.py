@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+from types import ModuleType
 
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
@@ -97,7 +98,8 @@ def _owner(function: object) -> object:
 
 def modules_of(function: object) -> list[nn.Module]:
     """The modules that a function calls, as far as they can be found: through `functools.partial`,
-    as the owner of a method, or among the variables that it uses.
+    as the owner of a method, among the attributes of this owner or of a callable object, or among
+    the variables that it uses; also in lists, tuples and dicts among these.
     """
     values: list[object] = []
     while isinstance(function, functools.partial):
@@ -107,6 +109,12 @@ def modules_of(function: object) -> list[nn.Module]:
     if inspect.isfunction(function):
         variables = inspect.getclosurevars(function)
         values += [*variables.nonlocals.values(), *variables.globals.values()]
+    for holder in (function, getattr(function, "__self__", None)):
+        if not isinstance(holder, nn.Module | ModuleType | type):
+            values += getattr(holder, "__dict__", {}).values()
+    for value in [*values]:
+        if isinstance(value, dict | list | tuple):
+            values += value.values() if isinstance(value, dict) else value
     return [value for value in values if isinstance(value, nn.Module)]
 
 
