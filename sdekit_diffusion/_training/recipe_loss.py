@@ -10,13 +10,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sdekit import uniform01
 from sdekit_diffusion._common.counters import DEQUANTISATION, DROP, FLIP
-from sdekit_diffusion._common.hashed import hashed
 from sdekit_diffusion._models.condition_values import dropped
 from sdekit_diffusion._models.score_model import ScoreModel
 from sdekit_diffusion._storage.distributed import world
 from sdekit_diffusion._training.loss import dsm_loss
 from sdekit_diffusion._training.recipe import Recipe
 from sdekit_diffusion.data._batches import GIVEN_LEVEL, GIVEN_NOISE, Batch, given_draws
+from sdekit_diffusion.data._hashed import hashed
 
 Transform = Callable[[Tensor, Tensor], Tensor]
 

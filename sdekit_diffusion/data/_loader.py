@@ -15,8 +15,8 @@ from torch.utils.data import (
 )
 from torch.utils.data import Dataset as TorchDataset
 
-from sdekit_diffusion._common.hashed import hashed
 from sdekit_diffusion.data._batches import AbstractSource, Batch, require_finite, shuffled_numbers
+from sdekit_diffusion.data._hashed import hashed
 
 _FORWARDED = (
     "num_workers",
