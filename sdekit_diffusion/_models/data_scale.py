@@ -48,10 +48,10 @@ def data_scale(model: AbstractModel, shape: tuple[int, ...] | None) -> DataScale
     """`data_mean` and `data_std` of the model; without a data_std estimates from the denoiser, by
     some seven evaluations of a small batch.
 
-    With labels per sample it is that of the data of these labels together. A data_mean that is not
-    0 is kept. Where an estimate is not possible, the mean is the middle of the model's `data_range`
-    and the standard deviation a quarter of its width, or without a range 0 and 1. A warning is
-    raised where the network is that of data of another scale.
+    A data_mean that is not 0 is kept. Where an estimate is not possible, the mean is the middle of
+    the model's `data_range` and the standard deviation a quarter of its width, or without a range 0
+    and 1. So they are with labels per sample, because a sample must not depend on the labels of the
+    others. A warning is raised where the network is that of data larger than the noise.
     """
     if model.data_std is not None:
         return DataScale(model.data_mean, model.data_std)
@@ -66,8 +66,7 @@ def _estimate_or_default(model: AbstractModel, shape: tuple[int, ...] | None) ->
     low, high = getattr(model, "data_range", None) or (-2.0, 2.0)
     default = DataScale((low + high) / 2, (high - low) / 4)
     event = model.shape if shape is None else shape
-    empty = any(not len(value) for value in model.entries().values())
-    if empty or model.sde is None or event is None or not math.prod(event):
+    if model.entries() or model.sde is None or event is None or not math.prod(event):
         return default
     key = _key(model, event)
     if key is None:
@@ -131,10 +130,9 @@ def _estimate(model: AbstractModel, shape: tuple[int, ...], default: DataScale) 
     z = torch.cat([z, -z])
     z = z / z.square().mean().sqrt()
     try:
-        part = model.rows(_rows(model, pairs, device))
-        with torch.no_grad(), evaluating(part, len(z)):
-            mean, std = _along_flow(part, z, *_levels(model.sde))
-            wide = 0 < std < math.inf and _is_wide(part, mean + std * z, _levels(model.sde)[0])
+        with torch.no_grad(), evaluating(model, len(z)):
+            mean, std = _along_flow(model, z, *_levels(model.sde))
+            wide = 0 < std < math.inf and _is_wide(model, mean + std * z, _levels(model.sde)[0])
     except Exception:
         return default
     trained = any(True for network in model.networks() for _ in network.parameters())
@@ -150,14 +148,6 @@ def _estimate(model: AbstractModel, shape: tuple[int, ...], default: DataScale) 
             stacklevel=2,
         )
     return DataScale(mean, std) if valid else default
-
-
-def _rows(model: AbstractModel, pairs: int, device: torch.device) -> Tensor:
-    """The rows of values per sample, evenly spread, for pairs of z and -z; a model without such
-    values has any.
-    """
-    rows = min((len(value) for value in model.entries().values()), default=1)
-    return (torch.arange(pairs, device=device) * rows // pairs).repeat(2)
 
 
 def _levels(sde: AbstractDiffusion) -> tuple[float, float]:
