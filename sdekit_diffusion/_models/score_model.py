@@ -110,7 +110,9 @@ class ScoreModel(nn.Module, AbstractModel):
             x_0 = c_skip x + c_out F(c_in x, .), up to the sign of F.
         data_mean, data_std: the mean of the data, a number or shaped like one sample, and the
             standard deviation of a coordinate, as a root mean square over the coordinates. Training
-            records them; a data_std of None is estimated from the network when a solve begins.
+            records them; a data_std of None is estimated from the network when a solve begins. With
+            conditions per sample it is not, because no sample may depend on those of the others: it
+            is taken as a quarter of the width of data_range, 1 without one. Give both there.
         data_range: the smallest and the largest value that the data can have, such as (-1, 1); None
             for no bounds.
         scale: the conversion of the data from their own range and dtype to those of this model, and
