@@ -119,7 +119,7 @@ def test_a_step_from_another_state_is_one_from_there(solver):
     found = at.with_x(100 * at.x).with_x(7.0 - at.x).next()
     alone = sdekit.stepper(ODE, 7.0 - at.x, [0.25, 0.5], solver=solver)
     torch.testing.assert_close(found.x, alone.next().x, rtol=0, atol=1e-13)
-    assert not found.moved
+    assert not found.replaced
 
 
 @pytest.mark.parametrize("weights", [(1.0,), (1.5, -0.5), (23 / 12, -16 / 12, 5 / 12)], ids=len)

@@ -48,7 +48,7 @@ class Stepper:
     memory: Tree = field(repr=False)
     drawn: dict[int, Increment] = field(repr=False)  # noise of steps to come, of all points
     version: int | None = field(repr=False)  # of x
-    moved: bool = field(default=False, repr=False)  # whether memory is that of another x
+    replaced: bool = field(default=False, repr=False)  # whether memory is that of another x
 
     @property
     def t(self) -> float:
@@ -72,7 +72,7 @@ class Stepper:
         if version_of(self.x) != self.version:
             raise RuntimeError("x was changed in place; give the changed state by with_x(x)")
         i = self.step
-        start = self._start() if self.moved else (self.inner, self.memory)
+        start = self._start() if self.replaced else (self.inner, self.memory)
         inner, memory = self.steps.step(i, self._increment(i), *start)
         x = self.steps.solver.output(self.t, inner, memory)
         last = self.remaining == 1
@@ -82,7 +82,7 @@ class Stepper:
         if look and (failure := not_finite(Point(i + 1, self.steps.ts[i + 1], x))):
             raise failure
         return replace(
-            self, step=i + 1, x=x, inner=inner, memory=memory, version=version_of(x), moved=False
+            self, step=i + 1, x=x, inner=inner, memory=memory, version=version_of(x), replaced=False
         )
 
     def _start(self) -> tuple[Tensor, Tree]:
@@ -90,7 +90,7 @@ class Stepper:
         if isinstance(self.memory, tuple) and not self.memory:
             return self.x, self.memory
         solver = self.steps.solver
-        memory = solver.moved(self.steps.problem, self.t, self.x, self.memory)
+        memory = solver.restarted(self.steps.problem, self.t, self.x, self.memory)
         if not self.step:
             return self.x, memory
         correction = solver.output(self.steps.ts[self.step - 1], self.x, memory) - self.x
@@ -111,7 +111,7 @@ class Stepper:
         """
         require_like(x, self.x)
         x = x.clone()
-        return replace(self, x=x, inner=x, version=version_of(x), moved=True)
+        return replace(self, x=x, inner=x, version=version_of(x), replaced=True)
 
 
 def stepper(

@@ -109,9 +109,9 @@ class AbstractSolver(ABC):
         """What the first step receives as `state`."""
         return ()
 
-    def moved(self, problem: AbstractSDE, t0: Time, x: Tensor, state: Tree) -> Tree:
-        """What the step from t0 receives as `state` when x took the place of the state before it:
-        what `init` returns, unless a multistep rule keeps its earlier values.
+    def restarted(self, problem: AbstractSDE, t0: Time, x: Tensor, state: Tree) -> Tree:
+        """The `state` for a step from t0 after the caller has replaced x, from that before: as from
+        `init`, unless a multistep rule keeps its earlier values.
         """
         return self.init(problem, t0, x)
 

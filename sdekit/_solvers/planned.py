@@ -58,7 +58,7 @@ class AbstractPlanned(AbstractSolver):
             slopes = (problem.drift(t1, end), *slopes)
         return Step(end, None, None, tuple([slopes[i] for i in kept_slopes]))
 
-    def moved(self, problem: AbstractSDE, t0: Time, x: Tensor, state: Tree) -> Tree:
+    def restarted(self, problem: AbstractSDE, t0: Time, x: Tensor, state: Tree) -> Tree:
         assert isinstance(t0, float), "planned weights belong to a fixed grid"
         return (problem.drift(t0, x), *state[1:]) if self.planned[t0].slope_known else state
 

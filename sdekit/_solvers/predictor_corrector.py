@@ -175,8 +175,8 @@ class PredictorCorrector(AbstractSolver):
     def init(self, problem: AbstractSDE, t0: Time, x: Tensor) -> Tree:
         return self.predictor.init(problem, t0, x)
 
-    def moved(self, problem: AbstractSDE, t0: Time, x: Tensor, state: Tree) -> Tree:
-        return self.predictor.moved(problem, t0, x, state)
+    def restarted(self, problem: AbstractSDE, t0: Time, x: Tensor, state: Tree) -> Tree:
+        return self.predictor.restarted(problem, t0, x, state)
 
     def step(
         self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree
