@@ -59,12 +59,14 @@ class Stage(NamedTuple):
 class StochasticTableau:
     """The coefficients of a stochastic Runge-Kutta method.
 
-    Attributes:
+    Arguments:
         stages: the points at which f and g are evaluated, in order.
         end: the weights of x_1, as a `Stage` that evaluates nothing.
         embedded: the end of a method of lower order, or None.
         basis: a function of dt and the `Increment` to the random variables N_1, N_2, ... of the
             weights b; by default these are W and its space-time Levy area H.
+
+    Attributes:
         difference: the weights of the end minus those of embedded, which are computed.
 
     Example:

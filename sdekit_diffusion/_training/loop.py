@@ -42,7 +42,7 @@ _CHECK_INTERVAL = 50  # updates between two checks that loss and weights are fin
 class Record(NamedTuple):
     """One update of a training run.
 
-    Attributes:
+    Arguments:
         step: its number, from 1.
         loss: the mean loss of its batch, `()`, detached.
         lr: its learning rate.

@@ -268,7 +268,7 @@ def predictive(
 class TwoSample(NamedTuple):
     """The result of a classifier two-sample test, `c2st` or `kernel_c2st`.
 
-    Attributes:
+    Arguments:
         accuracy: of the classifier on samples that it was not trained on; about 0.5 for the same
             law.
         stderr: the standard deviation of the accuracy if both sets have the same law.
