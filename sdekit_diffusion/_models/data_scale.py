@@ -30,6 +30,7 @@ _LARGEST_FACTOR = 16.0  # the largest ratio of neighbouring levels in the search
 _MAX_LEVELS = 16
 _TENSORS_READ = 16  # the number of tensors of which a value is read to detect changes
 _LARGEST_SHARE = 0.98  # of the variance: above, a network removes no noise, as before training
+_SMALLEST_REMOVED = 0.2  # at y, from data of up to 2 y; random weights may remove less by chance
 _WIDE_FACTOR = 0.3  # of the share removed at y / 16; for a normal law 1/64 or less
 
 
@@ -201,10 +202,10 @@ def _denoise(model: AbstractModel, v: Tensor, y: float) -> Tensor:
 
 def _is_wide(model: AbstractModel, v: Tensor, y: float) -> bool:
     """Whether D removes a far smaller share of the variance of v at the noise y / 16 than at y, as
-    for data that are larger than the noise; random weights remove the same at both.
+    for data that are larger than the noise; random weights remove little, or the same at both.
     """
     removed, less = (1 - _share(v, _denoise(model, v, level)) for level in (y, y / 16))
-    return abs(less) < _WIDE_FACTOR * removed
+    return removed > _SMALLEST_REMOVED and abs(less) < _WIDE_FACTOR * removed
 
 
 def _share(v: Tensor, data: Tensor) -> float:
