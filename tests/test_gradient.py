@@ -187,14 +187,22 @@ def test_a_thousand_steps_give_the_plain_gradient(gradient, tolerance, value, en
         torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance * float(b.abs().max()))
 
 
-@pytest.mark.parametrize("solver", [EulerMaruyama(), Heun(), AdamsBashforth(3)], ids=str)
+def of_each_family():
+    """One solver of each module, all but those whose steps cannot be repeated."""
+    chosen = {type(solver).__module__: solver for solver in all_solvers()}
+    langevin = PredictorCorrector(EulerMaruyama(), Langevin())
+    found = [*chosen.values(), Heun(), AdamsBashforth(3), sdekit.ExponentialEuler(-1.0), langevin]
+    return [solver for solver in found if not solver.differentiates]
+
+
+@pytest.mark.parametrize("solver", of_each_family(), ids=str)
 @pytest.mark.parametrize("steps", [1, 2, 9, 11])
-def test_checkpointing_serves_every_solver(solver, steps):
+def test_checkpointing_serves_solvers_of_each_family(solver, steps):
     x0, a, b = tensors((3, 2), (), ())
-    for kind in solver.order:
-        problem = equation(kind, (a, b), solver.sde_type)
+    for kind in kinds_of(solver):
+        problem = with_parameters(solver, kind, a, b)
         x, y = (
-            end(problem, x0, uniform(0.0, 1.0, steps), solver=solver, gradient=g)
+            end(problem, x0, uniform(1.0, 0.0, steps), solver=solver, gradient=g)
             for g in (Checkpointed(), None)
         )
         ours, plain = (
@@ -547,10 +555,10 @@ def cases():
 SOLVERS = pytest.mark.parametrize(("solver", "kind"), cases())
 
 
-def with_parameter(solver, kind, a):
+def with_parameters(solver, kind, a, b=1.5):
     if solver.normals or isinstance(solver, AbstractPredictor):
         return reverse_decay(a)
-    return equation(kind, (a, 1.5), solver.sde_type)
+    return equation(kind, (a, b), solver.sde_type)
 
 
 @SOLVERS
@@ -560,10 +568,10 @@ def test_solves_under_torch_func(solver, kind):
     a = torch.tensor(1.3, dtype=torch.float64)
 
     def last(x0, a=a):
-        return end(with_parameter(solver, kind, a), x0, uniform(1.0, 0.0, 4), solver=solver)
+        return end(with_parameters(solver, kind, a), x0, uniform(1.0, 0.0, 4), solver=solver)
 
     def every(x0, a=a):
-        return states(with_parameter(solver, kind, a), x0, uniform(1.0, 0.0, 4), solver=solver)
+        return states(with_parameters(solver, kind, a), x0, uniform(1.0, 0.0, 4), solver=solver)
 
     parameters = torch.tensor([0.5, 2.0], dtype=torch.float64)
     starts = torch.stack([x0, 2 * x0])
@@ -595,7 +603,7 @@ def test_solvers_that_iterate_under_torch_func(solver):
     given = torch.tensor(1.3, dtype=torch.float64)
 
     def solved(x0, a=given):
-        return end(with_parameter(solver, "diagonal", a), x0, uniform(1.0, 0.0, 4), solver=solver)
+        return end(with_parameters(solver, "diagonal", a), x0, uniform(1.0, 0.0, 4), solver=solver)
 
     with pytest.raises(RuntimeError, match=r"which torch\.func\.vmap hides: solve all rows"):
         vmap(solved)(torch.stack([x0, 2 * x0]))

@@ -3,10 +3,10 @@ How do I get gradients of a long solve in little memory?
 ========================================================
 
 Autograd keeps every step of a solve. ``gradient=Checkpointed()`` keeps about :math:`2 \sqrt n` of
-n steps and repeats the others in the backward pass, for every solver. ``gradient=Reversible()``
-keeps only the end and runs the solver ``ReversibleHeun`` backwards. The gradients are the same. The
-picture shows the peak memory of the forward and the backward pass: look for how it grows with the
-number of steps.
+n steps and repeats the others in the backward pass, for all solvers but ``Rodas4`` and the implicit
+ones. ``gradient=Reversible()`` keeps only the end and runs the solver ``ReversibleHeun`` backwards.
+The gradients are the same. The picture shows the peak memory of the forward and the backward pass:
+look for how it grows with the number of steps.
 """
 
 import matplotlib.pyplot as plt
@@ -81,14 +81,17 @@ for name, other in zip(list(ways)[1:], others, strict=True):
 # %%
 # Which one
 # ---------
-# - ``Checkpointed()`` takes any solver, gives second derivatives too, and evaluates each step
-#   twice. Within the backward pass it holds the tensors of about :math:`\sqrt n` steps once more.
+# - ``Checkpointed()`` takes all solvers but ``Rodas4``, ``ImplicitEulerMaruyama`` and
+#   ``ImplicitPlaten``, gives second derivatives too, and evaluates each step twice. Within the
+#   backward pass it holds the tensors of about :math:`\sqrt n` steps once more.
 # - ``Reversible()`` costs three evaluations per step. Rounding errors grow where the drift
 #   contracts for a long time; if the solve does not return to ``x0``, an error is raised.
 # - :func:`sdekit.sdeint_adjoint` and :func:`sdekit.odeint_adjoint` solve the adjoint equation, as
 #   in torchsde and torchdiffeq: constant memory, and a gradient with an error of the order of the
-#   steps.
-# - Adaptive steps and ``save="dense"`` need autograd (``gradient=None``).
+#   steps. ``sdeint_adjoint`` with ``method="reversible_heun"`` keeps the states of all steps and
+#   has the gradient of the steps, as ``Reversible()``.
+# - Adaptive steps, states between the steps (``save="dense"`` or times) and ``event=`` need
+#   autograd (``gradient=None``).
 #
 # With large networks the memory is that of the network's activations; with small states the nodes
 # of autograd's graph, which the picture does not count, are most of it

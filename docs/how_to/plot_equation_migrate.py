@@ -58,9 +58,9 @@ print(f"largest difference: {float((ours - theirs).abs().max()):.1e}, at toleran
 # %%
 # Then ``solve``, where you need more
 # -----------------------------------
-# ``interop.from_torchsde`` makes the equation one of sdekit, for all solvers, steps per sample and
-# events. ``solve`` takes the grid itself instead of ``dt``, and returns a solution instead of a
-# tensor.
+# ``interop.from_torchsde`` makes the equation one of sdekit, for all solvers of its calculus and
+# noise, steps per sample and events. ``solve`` takes the grid itself instead of ``dt``, and returns
+# a solution instead of a tensor.
 
 equation = sdekit.interop.from_torchsde(sde)
 path = sdekit.BrownianPath(seed=0, knots=(0.0, 4.0))
@@ -76,8 +76,8 @@ print("steps of each sample:", solution.accepted.tolist())
 # -----------------
 # - Seeds: ``torch.manual_seed`` makes results reproducible; torchsde depends on
 #   ``numpy.random.seed``.
-# - A state that is not finite is an error that names the step and the samples.
-# - Between the steps, states are bridged instead of interpolated linearly.
+# - A state that is not finite is an error that names the step and, in ``sdeint``, the samples.
+# - ``sdeint`` bridges states between the steps, where torchsde interpolates linearly.
 #
 # All differences, and what is handed on to torchdiffeq, are in :doc:`/migrating`. Reference:
 # :func:`sdekit.sdeint`, :func:`sdekit.odeint`.

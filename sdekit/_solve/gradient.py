@@ -51,6 +51,11 @@ class Checkpointed(AbstractGradient):
     nodes of autograd's graph, one per operation, are kept, so that the saving is small for small
     states. All tensors that autograd reaches get a gradient, and second derivatives work.
 
+    Raises:
+        ValueError: in a solve, for a solver whose steps use derivatives of f: `Rodas4`,
+            `ImplicitEulerMaruyama`, `ImplicitPlaten`; with `control=`, `event=`, `save="dense"` or
+            times.
+
     Example:
         >>> rate = torch.tensor(-1.0, requires_grad=True)
         >>> ode = sdekit.ODE(lambda t, x: rate * x)

@@ -76,9 +76,10 @@ def sdeint_adjoint(
     dt. In most cases one of these is better:
 
     - method="reversible_heun" has the gradient of the numerical solution up to rounding; it keeps
-      the states of all steps, but not what autograd would record of them;
-    - `sdekit.solve` with gradient=Checkpointed() has this gradient for any method, and its memory
-      grows as the square root of the number of steps;
+      the states of all steps, but what autograd would record of them only with adaptive,
+      adjoint_adaptive, extra or extra_solver_state;
+    - `sdekit.solve` with gradient=Checkpointed() has this gradient for the solvers of all methods
+      of `sdeint`, and its memory grows as the square root of the number of steps;
     - `sdeint` has it too, with memory proportional to the number of steps.
 
     Arguments:
