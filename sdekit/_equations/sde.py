@@ -97,8 +97,8 @@ class AbstractSDE(ABC):
         d = math.prod(x.shape[1:])
         with torch.inference_mode(False), torch.enable_grad():
             basis = torch.eye(d, dtype=x.dtype, device=x.device).reshape(d, 1, *x.shape[1:])
-            found: Any = vjp(self._followed_drift, t, x)
-            by_t, by_x = vmap(found[1])(basis.expand(d, *x.shape))
+            value_and_vjp: Any = vjp(self._followed_drift, t, x)
+            by_t, by_x = vmap(value_and_vjp[1])(basis.expand(d, *x.shape))
         return by_x.reshape(d, len(x), d).transpose(0, 1), by_t.T.to(x).reshape(x.shape)
 
     def jacobian_product(self, t: Tensor, x: Tensor) -> tuple[Callable[[Tensor], Tensor], Tensor]:
@@ -127,16 +127,16 @@ class AbstractSDE(ABC):
         def derivative(of: Tensor | None, along: Tensor) -> Tensor:
             if of is None or not of.requires_grad:  # it does not depend on u: it is 0
                 return torch.zeros_like(x)
-            (found,) = torch.autograd.grad(
+            (product,) = torch.autograd.grad(
                 of, u, along.to(of), retain_graph=True, allow_unused=True
             )
-            if found is None:
+            if product is None:
                 raise ValueError(
                     "f(t, x) has an operation whose derivative cannot be differentiated again, as "
                     "where it is once_differentiable: set direct to the size of a sample, or take "
                     "a solver without its Jacobian"
                 )
-            return found
+            return product
 
         return partial(derivative, by_x), derivative(by_t, torch.ones_like(time))
 

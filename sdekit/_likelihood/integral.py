@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sdekit._equations.sde import AbstractSDE
 from sdekit._likelihood.divergence import AbstractTrace, quadratic_forms
-from sdekit._solve.active import Move
+from sdekit._solve.active import AcceptedSteps
 from sdekit._solve.counted import Counted
 from sdekit._solvers import AbstractSolver
 from sdekit._solvers.contract import Tree
@@ -36,33 +36,33 @@ class DivergenceIntegral:
         self.solver = solver
         self.trace = trace
         self.index = index
-        # The Gauss-Legendre rule on [0, 1]. With three nodes for order five its error would be as
-        # large as that of the trajectory.
+        # The Gauss-Legendre rule on [0, 1]. With three nodes for order five the error of the
+        # quadrature would be as large as that of the trajectory.
         nodes, weights = np.polynomial.legendre.leggauss(int(solver.order["none"].strong + 3) // 2)
         self.nodes, self.weights = (
             torch.from_numpy(part).to(index.device) for part in (0.5 + 0.5 * nodes, 0.5 * weights)
         )
         self.evaluations = torch.zeros_like(index)
         self._steps = torch.zeros_like(index)
-        self._pending: list[tuple[Move, Tensor]] = []
+        self._pending: list[tuple[AcceptedSteps, Tensor]] = []
         self._sums = index.new_zeros(max(1, trace.probes), len(index), dtype=torch.float64)
 
-    def add(self, move: Move) -> None:
+    def add(self, accepted: AcceptedSteps) -> None:
         """Adds steps; the traces are computed when there are enough of them.
 
         Raises:
             ValueError: for the steps of a solver that has no states within them.
         """
-        if move.dense is None:
+        if accepted.dense is None:
             raise ValueError(
                 f"{type(self.solver).__name__} has no interpolant, which gives the states within a "
                 "step that a likelihood needs: take Dopri5(), Dopri8() or, for a stiff equation, "
                 "Rodas4()"
             )
-        self._pending.append((move, self._steps[move.samples]))
-        self._steps[move.samples] += 1
+        self._pending.append((accepted, self._steps[accepted.samples]))
+        self._steps[accepted.samples] += 1
         if sum(len(m.samples) for m, _ in self._pending) * len(self.nodes) >= self._block_size(
-            move.x
+            accepted.x
         ):
             self._evaluate()
 
@@ -77,13 +77,13 @@ class DivergenceIntegral:
     def _evaluate(self) -> None:
         if not self._pending:
             return
-        moves, steps = zip(*self._pending, strict=True)
+        batches, steps = zip(*self._pending, strict=True)
         self._pending = []
         index, t0, t1, dense = (
-            _concatenate([getattr(m, name) for m in moves])
+            _concatenate([getattr(m, name) for m in batches])
             for name in ("samples", "t0", "t1", "dense")
         )
-        flow = Counted.of(self.flow.rows(index), moves[0].x)
+        flow = Counted.of(self.flow.rows(index), batches[0].x)
         dense = self.solver.dense(flow, t0, t1, dense)
         n = len(self.nodes)
         x = torch.stack(
@@ -104,11 +104,13 @@ class DivergenceIntegral:
         )
         steps = sum(traces.unflatten(1, (-1, n)).unbind(2))
         assert isinstance(steps, Tensor)
-        for move, step in zip(
-            moves, steps.split([len(move.samples) for move in moves], dim=1), strict=True
+        for accepted, step in zip(
+            batches,
+            steps.split([len(accepted.samples) for accepted in batches], dim=1),
+            strict=True,
         ):
-            # Every sample occurs once per move, so its terms are added in the order of time.
-            self._sums = self._sums.index_add(1, move.samples, step)
+            # Every sample occurs once per batch, so its terms are added in the order of time.
+            self._sums = self._sums.index_add(1, accepted.samples, step)
         self.evaluations.index_add_(0, index, torch.full_like(index, flow.evaluations + n))
 
     def _traces(self, t: Tensor, x: Tensor, rows: Tensor, node: Tensor) -> Tensor:

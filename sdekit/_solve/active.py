@@ -25,14 +25,14 @@ def where(accept: Tensor, new: Tree, old: Tree) -> Tree:
     return tuple(where(accept, a, b) for a, b in zip(new, old, strict=True))
 
 
-def spread(tree: Tree, rows: Tensor, size: int) -> Tree:
+def scatter_rows(tree: Tree, rows: Tensor, size: int) -> Tree:
     """Every tensor as rows of a larger one that is 0 elsewhere."""
     if isinstance(tree, Tensor):
         return tree.new_zeros(size, *tree.shape[1:]).index_copy(0, rows, tree)
-    return tuple(spread(part, rows, size) for part in tree)
+    return tuple(scatter_rows(part, rows, size) for part in tree)
 
 
-class Move(NamedTuple):
+class AcceptedSteps(NamedTuple):
     """Accepted steps, one per sample; tensors with the batch first.
 
     Attributes:

@@ -16,13 +16,13 @@ from torch import Tensor
 
 from sdekit._equations.sde import AbstractSDE
 from sdekit._noise.white import AbstractNoise, Increment, Reader
-from sdekit._solve.active import ActiveSamples, Move, Results, spread, take, where
+from sdekit._solve.active import AcceptedSteps, ActiveSamples, Results, scatter_rows, take, where
 from sdekit._solve.control import PIDController
 from sdekit._solve.counted import Counted
 from sdekit._solve.dense import Dense, Piece
 from sdekit._solve.events import EventSearch
 from sdekit._solve.intervals import DyadicIntervals, FreeIntervals, Interval
-from sdekit._solve.passage import Passed
+from sdekit._solve.passage import StepBatch
 from sdekit._solve.solution import Solution, Status
 from sdekit._solvers import AbstractSolver
 from sdekit._solvers.contract import Step, Tree
@@ -47,7 +47,7 @@ class AdaptiveSolve:
         noise: AbstractNoise | None,
         control: PIDController,
         save: bool,
-        callback: Callable[[Move], None] | None = None,
+        callback: Callable[[AcceptedSteps], None] | None = None,
         search: EventSearch | None = None,
         record: Dense | None = None,
     ) -> None:
@@ -134,7 +134,7 @@ class AdaptiveSolve:
         ended, x = self._stopped(start, stop, interval, accept, step)
         if self.callback is not None and bool(accept.any()):
             end = ended.t1.to(self.device, non_blocking=True)
-            self.callback(_accepted_move(active, start, end, accept, step._replace(x=x)))
+            self.callback(_accepted_steps(active, start, end, accept, step._replace(x=x)))
         if self.record is not None:
             self._record(self.record, interval.t1, accept, step)
         if self.results.xs is not None and len(self.outputs) > 2:
@@ -157,8 +157,8 @@ class AdaptiveSolve:
 
         index, accepted = _to_device(self.device, active.index, accept & (active.ended == 0))
         problem = Counted.of(self.problem.problem, active.x)
-        zeros = self.search.look(
-            Passed(
+        zeros = self.search.locate(
+            StepBatch(
                 index, accepted, start, stop, active.x, step.x, problem,
                 within if self.noise is None else None,
             )
@@ -212,8 +212,8 @@ class AdaptiveSolve:
         noise = Increment(*(None if part is None else part[rows] for part in increment))
         step = self.solver.step(problem, t0, t1, active.x[rows], noise, take(active.state, rows))
         x = active.x.index_copy(0, rows, step.x)
-        dense = None if step.dense is None else spread(step.dense, rows, len(accept))
-        return Step(x, dense=dense, state=spread(step.state, rows, len(accept)))
+        dense = None if step.dense is None else scatter_rows(step.dense, rows, len(accept))
+        return Step(x, dense=dense, state=scatter_rows(step.state, rows, len(accept)))
 
     def _record(self, dense: Dense, t1: Tensor, accept: Tensor, step: Step) -> None:
         """Keeps the accepted steps."""
@@ -335,15 +335,15 @@ def _to_device(device: torch.device, *tensors: Tensor) -> list[Tensor]:
     return [tensor.to(device, non_blocking=True) for tensor in tensors]
 
 
-def _accepted_move(
+def _accepted_steps(
     active: ActiveSamples, t0: Tensor, t1: Tensor, accept: Tensor, step: Step
-) -> Move:
+) -> AcceptedSteps:
     """The accepted steps of the samples that have not ended."""
     rows = (accept & (active.ended == 0)).nonzero().flatten()
     index, active_rows = _to_device(t0.device, active.index, rows)
     parts = (index, t0, t1, step.x, () if step.dense is None else step.dense)
     samples, t0, t1, x, dense = parts if len(rows) == len(accept) else take(parts, active_rows)
-    return Move(samples, t0, t1, x, None if step.dense is None else dense)
+    return AcceptedSteps(samples, t0, t1, x, None if step.dense is None else dense)
 
 
 def _first_step(

@@ -63,18 +63,18 @@ def chosen_times(save: "Sequence[float] | Tensor", grid: Sequence[float]) -> lis
     """
     try:
         if torch.as_tensor(save).dtype == torch.bool:
-            raise TypeError("True and False are no times")
-        found = torch.as_tensor(save, dtype=torch.float64).reshape(-1).tolist()
+            raise TypeError("True and False are not times")
+        times = torch.as_tensor(save, dtype=torch.float64).reshape(-1).tolist()
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"save must be 'last', 'all', 'dense' or times, not {save!r:.60}") from None
     sign = 1 if grid[-1] > grid[0] else -1
-    inside = all(sign * grid[0] <= sign * t <= sign * grid[-1] for t in found)
-    if not (found and inside and all(sign * a < sign * b for a, b in pairwise(found))):
+    inside = all(sign * grid[0] <= sign * t <= sign * grid[-1] for t in times)
+    if not (times and inside and all(sign * a < sign * b for a, b in pairwise(times))):
         raise ValueError(
             f"the times of save must lie between {grid[0]:g} and {grid[-1]:g} and be strictly "
-            f"monotone in this direction; not {found}"
+            f"monotone in this direction; not {times}"
         )
-    return found
+    return times
 
 
 def require_kinds(

@@ -26,7 +26,7 @@ from sdekit.calling import (
 from sdekit.elementary import Time, axpy
 
 # The number of last results of a function that are checked: multistep rules remember up to four.
-_REMEMBERED = 4
+_CHECKED_RESULTS = 4
 Result = TypeVar("Result")
 _Results = deque[tuple[ref[Tensor], int]]  # with the version when it was returned
 
@@ -46,7 +46,7 @@ class Counted(AbstractSDE):
     copies: bool = False
     calls: list[int] = field(default_factory=lambda: [0, 0])
     returned: tuple[_Results, _Results] = field(
-        default_factory=lambda: (deque(maxlen=_REMEMBERED), deque(maxlen=_REMEMBERED))
+        default_factory=lambda: (deque(maxlen=_CHECKED_RESULTS), deque(maxlen=_CHECKED_RESULTS))
     )
 
     slopes: Mapping[float, Slope] = field(default_factory=dict)
@@ -94,10 +94,10 @@ class Counted(AbstractSDE):
             t = t.clone()
             x = x.clone()
             version = x._version
-            found = method(t, x)
+            result = method(t, x)
         if version != x._version:
             raise changed_in_place("the drift")
-        return found
+        return result
 
     def advance(self, t: Time, x: Tensor, h: Time, onto: Tensor) -> Tensor:
         slope = None if isinstance(t, Tensor) else self.slopes.get(t)

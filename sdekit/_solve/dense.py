@@ -124,14 +124,14 @@ class Dense:
         if self.starts:
             after = bisect_right(self.starts, sign * t, key=lambda start: sign * start)
             pieces = pieces[max(after - 2, 0) : after]
-        found = x
+        states = x
         for piece in pieces:
             inside = (sign * piece.t0 <= sign * t) & (sign * t <= sign * piece.t1)
             rows = inside.nonzero().flatten()
             if len(rows):
                 index = rows if piece.rows is None else piece.rows[rows]
-                found = found.index_copy(0, index, self._within(piece, index, rows, t))
-        return found
+                states = states.index_copy(0, index, self._within(piece, index, rows, t))
+        return states
 
     def _within(self, piece: Piece, index: Tensor, rows: Tensor, t: float) -> Tensor:
         t0 = piece.t0[rows]
@@ -151,7 +151,7 @@ class Dense:
 
 
 @dataclass(eq=False)
-class Chosen:
+class SavedStates:
     """The states of a solve on a grid at chosen times, computed as the steps pass."""
 
     times: Sequence[float]
@@ -163,9 +163,9 @@ class Chosen:
         """
         t0, t1 = steps.ts[i - 1 : i + 1]
         sign = math.copysign(1.0, t1 - t0)
-        rest = self.times[len(self.xs) :]
-        within = [t for t in rest if sign * t0 < sign * t < sign * t1]
-        if i == 1 and rest and rest[0] == t0:
+        remaining = self.times[len(self.xs) :]
+        within = [t for t in remaining if sign * t0 < sign * t < sign * t1]
+        if i == 1 and remaining and remaining[0] == t0:
             self.xs.append(x0)
         if within and steps.noise is not None:
             noise = within_step(steps.noise, i)

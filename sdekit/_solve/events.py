@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sdekit._noise.white import AbstractNoise, AbstractSeededNoise
-from sdekit._solve.passage import Passed, Zeros, first_passage
+from sdekit._solve.passage import EventZeros, StepBatch, first_passage
 from sdekit._solve.solution import Events, Solution
 from sdekit.calling import checked_output
 
@@ -114,21 +114,21 @@ class EventSearch:
     Attributes:
         event: the event.
         value, side: g at the last point of each sample, and its sign.
-        looked: the number of steps of each sample that were searched.
+        steps_searched: the number of steps of each sample that were searched.
         stopped: which samples have stopped.
         direction: the direction of time, 1 or -1.
         key: the keys of the samples for random numbers; None for ordinary equations.
-        found: the zeros: rows in the full batch, times and states.
+        zeros: the zeros so far: rows in the full batch, times and states.
     """
 
     event: Event
     value: Tensor
     side: Tensor
-    looked: Tensor
+    steps_searched: Tensor
     stopped: Tensor
     direction: float
     key: Tensor | None
-    found: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
+    zeros: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
 
     @staticmethod
     def of(
@@ -148,67 +148,67 @@ class EventSearch:
         zeros = torch.zeros(len(x0), dtype=torch.int64, device=x0.device)
         return EventSearch(event, value, value.sign(), zeros, zeros.bool(), direction, key)
 
-    def look(self, passed: Passed) -> Zeros | None:
+    def locate(self, batch: StepBatch) -> EventZeros | None:
         """The zeros in steps that were taken, or None; if the event is terminal, their samples are
         marked as stopped.
         """
-        index = passed.samples
-        searched = passed.accept
+        index = batch.samples
+        searched = batch.accept
         with torch.no_grad():
-            value = self.event.values(passed.t1, passed.x1)
-        self._require_numbers(passed, value, searched)
-        zeros = self._passages(passed, value, searched)
+            value = self.event.values(batch.t1, batch.x1)
+        self._require_numbers(batch, value, searched)
+        zeros = self._passages(batch, value, searched)
         if zeros is None:
-            zeros = self._sign_changes(passed, value, searched)
+            zeros = self._sign_changes(batch, value, searched)
         searched = searched & value.isfinite()
         self.side[index] = torch.where(searched, value.sign(), self.side[index])
         self.value[index] = torch.where(searched, value, self.value[index])
-        self.looked[index] += searched
+        self.steps_searched[index] += searched
         if not len(zeros.rows):
             return None
         rows = index[zeros.rows]
-        self.found.append((rows, zeros.t, zeros.x))
+        self.zeros.append((rows, zeros.t, zeros.x))
         if self.event.terminal:
             self.stopped[rows] = True
         return zeros
 
     @staticmethod
-    def _require_numbers(passed: Passed, value: Tensor, searched: Tensor) -> None:
+    def _require_numbers(batch: StepBatch, value: Tensor, searched: Tensor) -> None:
         """Refuses a g that is NaN where the state is finite.
 
         Raises:
             ValueError: with a time and the rows.
         """
-        finite = torch.isfinite(passed.x1).reshape(len(value), -1).all(dim=1)
+        finite = torch.isfinite(batch.x1).reshape(len(value), -1).all(dim=1)
         rows = (searched & finite & value.isnan()).nonzero().flatten()
         if len(rows):
             raise ValueError(
-                f"an event's g(t, x) is NaN at t = {float(passed.t1[rows[0]]):.6g} in "
-                f"{len(rows)} samples, the first in row {int(passed.samples[rows[0]])}: it must be "
+                f"an event's g(t, x) is NaN at t = {float(batch.t1[rows[0]]):.6g} in "
+                f"{len(rows)} samples, the first in row {int(batch.samples[rows[0]])}: it must be "
                 "defined wherever x comes"
             )
 
-    def _sign_changes(self, passed: Passed, value: Tensor, searched: Tensor) -> Zeros:
+    def _sign_changes(self, batch: StepBatch, value: Tensor, searched: Tensor) -> EventZeros:
         """The zeros of an ordinary equation, or the ends of steps if the event is not located."""
-        side = self.side[passed.samples]
+        side = self.side[batch.samples]
         sign = value.sign()
         crossed = searched & value.isfinite() & (side != 0) & (sign != side)
         if self.event.direction:
             crossed = crossed & (side == -self.event.direction)
         rows = crossed.nonzero().flatten()
         if not len(rows):
-            return Zeros(rows, rows, rows)
+            return EventZeros(rows, rows, rows)
         if not self.event.located:
-            return Zeros(rows, passed.t1[rows], passed.x1[rows])
-        return self._located(passed, rows)
+            return EventZeros(rows, batch.t1[rows], batch.x1[rows])
+        return self._located(batch, rows)
 
-    def _located(self, passed: Passed, rows: Tensor) -> Zeros:
+    def _located(self, batch: StepBatch, rows: Tensor) -> EventZeros:
         """The zeros in some of the steps."""
-        assert passed.within is not None
-        state = passed.within(rows)
-        t0 = passed.t0[rows]
-        length = passed.t1[rows] - t0
-        side = self.side[passed.samples[rows]]
+        assert batch.within is not None
+        state = batch.within(rows)
+        t0 = batch.t0[rows]
+        length = batch.t1[rows] - t0
+        side = self.side[batch.samples[rows]]
 
         def value(t: Tensor) -> Tensor:
             return self.event.values(t, state((t - t0) / length)).to(t)
@@ -218,26 +218,26 @@ class EventSearch:
             t = t0 + theta * length
         if torch.is_grad_enabled() and value(t).requires_grad:
             t = _differentiable(value, t, length)
-        return Zeros(rows, t, state((t - t0) / length))
+        return EventZeros(rows, t, state((t - t0) / length))
 
-    def _passages(self, passed: Passed, value: Tensor, searched: Tensor) -> Zeros | None:
+    def _passages(self, batch: StepBatch, value: Tensor, searched: Tensor) -> EventZeros | None:
         """The first passages of stochastic paths; None of an ordinary equation."""
         if self.key is None:
             return None
-        if passed.x1.requires_grad:
+        if batch.x1.requires_grad:
             raise ValueError(
                 "gradients do not flow through first passages, whose law depends on what they "
                 "would flow to: detach x0 and the parameters, or solve with torch.no_grad()"
             )
-        index = passed.samples
+        index = batch.samples
         searched = searched & value.isfinite() & (self.side[index] != 0)
         values = (self.value[index], value)
         return first_passage(
             self.event.values,
-            passed._replace(accept=searched),
+            batch._replace(accept=searched),
             values,
             self.key[index],
-            self.looked[index],
+            self.steps_searched[index],
         )
 
     def stopped_solution(self, solution: Solution) -> Solution:
@@ -262,13 +262,13 @@ class EventSearch:
         batch = len(x)
         counts = torch.zeros(batch, dtype=torch.int64, device=x.device)
         rows = []
-        for index, _, _ in self.found:
+        for index, _, _ in self.zeros:
             rows.append(counts[index])
             counts[index] += 1
         most = max(1, int(counts.max())) if batch else 1
         t = torch.full((most, batch), torch.nan, dtype=torch.float64, device=x.device)
         states = x.new_full((most, *x.shape), torch.nan)
-        for row, (index, time, state) in zip(rows, self.found, strict=True):
+        for row, (index, time, state) in zip(rows, self.zeros, strict=True):
             t = t.index_put((row, index), time)
             states = states.index_put((row, index), state)
         return Events(t, states)

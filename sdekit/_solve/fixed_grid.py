@@ -10,10 +10,10 @@ from torch import Tensor
 
 from sdekit._solve.active import take
 from sdekit._solve.counted import Counted
-from sdekit._solve.dense import Chosen, Dense, cubic, cubic_data
+from sdekit._solve.dense import Dense, SavedStates, cubic, cubic_data
 from sdekit._solve.events import EventSearch
 from sdekit._solve.gradient import AbstractGradient
-from sdekit._solve.passage import Passed
+from sdekit._solve.passage import StepBatch
 from sdekit._solve.solution import (
     NotFiniteError,
     Point,
@@ -40,7 +40,7 @@ def states_on_grid(
     throw: bool,
     every: bool,
     search: EventSearch | None,
-    record: Dense | Chosen | None,
+    record: Dense | SavedStates | None,
 ) -> Iterator[Point]:
     """The states of a solve, all or only the first and the last; arguments as in `solve`."""
     needed = every or callback is not None
@@ -121,7 +121,7 @@ def unchanged(points: Iterator[Point]) -> Iterator[Point]:
 
 
 def _require_version(point: Point, version: int | None) -> None:
-    """Refuses a state that was changed in place, from which the solve would go on."""
+    """Refuses a state that was changed in place, from which the solve would continue."""
     if version_of(point.x) != version:
         raise RuntimeError(
             f"x of the point at step {point.step} was changed in place, which would change the "
@@ -152,7 +152,7 @@ def points(
     check: bool = True,
     every: bool = True,
     search: EventSearch | None = None,
-    record: Dense | Chosen | None = None,
+    record: Dense | SavedStates | None = None,
 ) -> Iterator[Point]:
     """The states of a solve: of every step, or only the first and the last.
 
@@ -207,7 +207,7 @@ def _observed(
     x0: Tensor,
     taken: Step,
     search: EventSearch | None,
-    record: Dense | Chosen | None,
+    record: Dense | SavedStates | None,
 ) -> tuple[Tensor, Tensor]:
     """The states with which the solver continues after step i, and those that the solve returns,
     from the latter before it; they differ where the solver corrects its states afterwards.
@@ -231,8 +231,8 @@ def _stopped(search: EventSearch, steps: Steps, i: int, x0: Tensor, step: Step) 
     within = None if steps.noise is not None else partial(_within, steps, i, x0, step)
     x = torch.where(broadcast(search.stopped, x0) != 0, x0, step.x)
     problem = Counted.of(steps.problem.problem, x0)  # all samples count the same evaluations
-    passed = Passed(index, ~search.stopped, t0, t1, x0, x, problem, within)
-    zeros = search.look(passed)
+    batch = StepBatch(index, ~search.stopped, t0, t1, x0, x, problem, within)
+    zeros = search.locate(batch)
     if zeros is None or not search.event.terminal:
         return x
     return x.index_copy(0, zeros.rows, zeros.x)

@@ -189,12 +189,12 @@ class _ReversibleSolve(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:  # noqa: ANN401
         with torch.no_grad():
-            found = _ReversibleSolve.gradients(ctx, gradients)
+            first = _ReversibleSolve.gradients(ctx, gradients)
         if not torch.is_grad_enabled():
-            return (None, None, None, *found)
+            return (None, None, None, *first)
         origins = [t for t in (*ctx.saved_tensors, *gradients) if t is not None]
-        marked = iter(_FirstDerivatives.apply(*[g for g in found if g is not None], *origins))
-        return (None, None, None, *(g if g is None else next(marked) for g in found))
+        marked = iter(_FirstDerivatives.apply(*[g for g in first if g is not None], *origins))
+        return (None, None, None, *(g if g is None else next(marked) for g in first))
 
     @staticmethod
     def gradients(ctx: Any, gradients: Sequence[Tensor | None]) -> list[Tensor | None]:  # noqa: ANN401

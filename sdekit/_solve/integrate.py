@@ -24,7 +24,7 @@ from sdekit._solve.arguments import (
 )
 from sdekit._solve.control import PIDController
 from sdekit._solve.counted import Counted
-from sdekit._solve.dense import Chosen, Dense
+from sdekit._solve.dense import Dense, SavedStates
 from sdekit._solve.events import Event, EventSearch
 from sdekit._solve.fixed_grid import collect, points, solution_on_grid, states_on_grid, unchanged
 from sdekit._solve.gradient import AbstractGradient
@@ -173,7 +173,7 @@ def solve(
     if control is None or not len(x0):
         steps = Steps(counted, grid, solver.plan(counted, grid), noise)
         callback = callback if control is None else None
-        record = record if chosen is None else Chosen(chosen)
+        record = record if chosen is None else SavedStates(chosen)
         states = states_on_grid(
             steps, x0, every=kept == "all", gradient=gradient, callback=callback, throw=throw,
             search=search, record=record,
@@ -212,20 +212,20 @@ def _on_grid(
     steps: Steps,
     x: Tensor,
     xs: Tensor | None,
-    record: Dense | Chosen | None,
+    record: Dense | SavedStates | None,
     *,
     throw: bool,
     search: EventSearch | None,
 ) -> Solution:
     """The solution that ends at x, with the states at all times of the grid, or chosen ones."""
     ts = steps.ts
-    if isinstance(record, Chosen):
+    if isinstance(record, SavedStates):
         ts = record.times
         # All samples may stop before the last of the times.
         states = [*record.xs, *[x] * (len(ts) - len(record.xs))]
         xs = torch.stack(states) if len(x) else x.expand(len(ts), *x.shape)
-    found = solution_on_grid(steps, x, xs, ts=ts, throw=throw, search=search)
-    return replace(found, dense=record) if isinstance(record, Dense) else found
+    solution = solution_on_grid(steps, x, xs, ts=ts, throw=throw, search=search)
+    return replace(solution, dense=record) if isinstance(record, Dense) else solution
 
 
 def _merged(grid: list[float], chosen: list[float]) -> list[float]:

@@ -15,7 +15,7 @@ _SMALLEST = 1e-12
 _NEWTON = 8  # steps to the surface; one is enough where g is linear
 
 
-class Passed(NamedTuple):
+class StepBatch(NamedTuple):
     """Steps that were taken, one per sample of a part of the batch.
 
     Attributes:
@@ -37,7 +37,7 @@ class Passed(NamedTuple):
     within: Callable[[Tensor], Callable[[Tensor], Tensor]] | None
 
 
-class Zeros(NamedTuple):
+class EventZeros(NamedTuple):
     """Zeros of some rows of the steps that were taken, with their times and states."""
 
     rows: Tensor
@@ -47,11 +47,11 @@ class Zeros(NamedTuple):
 
 def first_passage(
     function: Callable[[Tensor, Tensor], Tensor],
-    passed: Passed,
+    batch: StepBatch,
     values: tuple[Tensor, Tensor],
     key: Tensor,
     number: Tensor,
-) -> Zeros:
+) -> EventZeros:
     """The first passages of zero by g, of the samples whose steps are accepted.
 
     Given its values a > 0 and b at the ends of a step of length h, a Brownian motion whose variance
@@ -71,31 +71,31 @@ def first_passage(
         processes and barrier options"; Michael, Schucany and Haas 1976, "Generating random variates
         using transformations with multiple roots", for the inverse Gaussian law.
     """
-    t0 = passed.t0
-    t1 = passed.t1
+    t0 = batch.t0
+    t1 = batch.t1
     length = (t1 - t0).abs()
     second = values[1].abs() < values[0].abs()
     near = torch.where(second, t1, t0)
-    point = torch.where(broadcast(second, passed.x0) != 0, passed.x1, passed.x0)
-    _, _, across, _ = _across(function, passed.problem, near, point)
+    point = torch.where(broadcast(second, batch.x0) != 0, batch.x1, batch.x0)
+    _, _, across, _ = _across(function, batch.problem, near, point)
     variance = sum_of_sample(across.square()) * length
     side = values[0].sign().to(length)
     a = values[0].to(length).abs()
     b = side * values[1].to(length)
     uniform = generator.uniform01(key, number, (), counter=0)
     hit = (b <= 0) | (variance > 0) & (uniform < torch.exp(-2 * a * b / variance))
-    rows = (passed.accept & hit).nonzero().flatten()
+    rows = (batch.accept & hit).nonzero().flatten()
     if not len(rows):
-        return Zeros(rows, t0[rows], passed.x0[rows])
+        return EventZeros(rows, t0[rows], batch.x0[rows])
     a, b, variance, key, number, length = (
         part[rows] for part in (a, b, variance, key, number, length)
     )
     theta = _share(a, b, variance, key, number)
-    problem = passed.problem.rows(rows)
+    problem = batch.problem.rows(rows)
     with torch.no_grad():
         t = torch.lerp(t0[rows], t1[rows], theta)
-        x = passed.x0[rows]
-        between = torch.lerp(x, passed.x1[rows], broadcast(theta, x))
+        x = batch.x0[rows]
+        between = torch.lerp(x, batch.x1[rows], broadcast(theta, x))
         dw = generator.normal(key, number, tuple(across.shape[1:]), counter=3, dtype=x.dtype)
         dw = broadcast((theta * (1 - theta) * length).sqrt(), dw) * dw
         x = problem.diffuse(near[rows], point[rows], dw, between)
@@ -107,7 +107,7 @@ def first_passage(
         size = sum_of_sample(normal * along)
         step = torch.where(size > 0, -height / torch.where(size > 0, size, 1.0), 0.0)
         x = axpy(step.to(t), along, x)
-    return Zeros(rows, t, x)
+    return EventZeros(rows, t, x)
 
 
 def _share(a: Tensor, b: Tensor, variance: Tensor, key: Tensor, number: Tensor) -> Tensor:

@@ -42,8 +42,8 @@ def gmres(
         if k % _BETWEEN == 0 or k == most:
             weights, residual = _least_squares(hessenberg[:, : k + 1, :k], norm)
             converged = ~done & (residual <= limit)
-            found = (basis[:, :k] * weights[:, :, None]).sum(1)
-            x = torch.where(converged[:, None], found, x)
+            candidate = (basis[:, :k] * weights[:, :, None]).sum(1)
+            x = torch.where(converged[:, None], candidate, x)
             done = done | converged | residual.isnan()
     return x
 

@@ -109,8 +109,8 @@ class ByProducts:
         right = self.h * value.reshape(len(value), -1).to(self.h)
         self.largest = torch.maximum(self.largest, torch.linalg.vector_norm(right, dim=1))
         limit = self.residual * self.largest
-        found = gmres(self._product, right, limit=limit, most=_DIMENSIONS)
-        return found.reshape(value.shape).to(value)
+        solution = gmres(self._product, right, limit=limit, most=_DIMENSIONS)
+        return solution.reshape(value.shape).to(value)
 
     def _product(self, vector: Tensor) -> Tensor:
         """(1 - length f_x) v."""

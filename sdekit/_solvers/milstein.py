@@ -87,11 +87,11 @@ def _pushed(
     point = x.contiguous()
     direction = direction.contiguous()
     if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():
-        found = torch.func.jvp(function, (point,), (direction,))
-        return found[0], found[1]
+        result = torch.func.jvp(function, (point,), (direction,))
+        return result[0], result[1]
     with torch.inference_mode(mode=False):  # in that mode older versions of torch return zeros
-        found = torch.func.jvp(function, (point.clone(),), (direction.clone(),))
-        return found[0], found[1]
+        result = torch.func.jvp(function, (point.clone(),), (direction.clone(),))
+        return result[0], result[1]
 
 
 def _product(problem: AbstractSDE, t: Time, x: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 from sdekit._solve.events import root
 from sdekit._solve.solution import Point, not_finite
 from sdekit.calling import checked_call
-from sdekit.interop._odeint_steps import Taken, number
+from sdekit.interop._odeint_steps import AcceptedStep, number
 from sdekit.interop._system import System
 
 MOST = 20_000  # fixed steps at most until an event, as in torchdiffeq
@@ -39,17 +39,17 @@ class Crossing:
         def function(t: Tensor, *parts: Tensor) -> Any:  # noqa: ANN401
             return self.event_fn(t, parts[0] if single else parts)
 
-        found = checked_call("event_fn(t, y)", function, t, *state)
-        if not isinstance(found, Tensor) or found.is_complex() or not found.numel():
+        value = checked_call("event_fn(t, y)", function, t, *state)
+        if not isinstance(value, Tensor) or value.is_complex() or not value.numel():
             raise TypeError(
-                f"event_fn(t, y) returned {found!r:.60}; it must return a real tensor, of which "
+                f"event_fn(t, y) returned {value!r:.60}; it must return a real tensor, of which "
                 "one element changes its sign"
             )
-        if bool(found.isnan().any()) and bool(torch.isfinite(x).all()):
+        if bool(value.isnan().any()) and bool(torch.isfinite(x).all()):
             raise ValueError(
                 f"event_fn(t, y) is NaN at t = {float(t):.6g}: it must be defined wherever y comes"
             )
-        return found
+        return value
 
     def __call__(self, t: float, x: Tensor) -> Tensor:
         """The function at a time and a state, `(1,)`."""
@@ -64,13 +64,13 @@ class Crossing:
         with torch.enable_grad():
             inputs = (t.detach().clone().requires_grad_(), x.detach().requires_grad_())
             value = self.differentiable(*inputs)
-            found = torch.autograd.grad(value, inputs, allow_unused=True, materialize_grads=True)
+            slopes = torch.autograd.grad(value, inputs, allow_unused=True, materialize_grads=True)
         with torch.no_grad():
             slope = self.system.drift(float(t), x.detach())
-        return float(found[0] + (found[1] * slope).sum()), found[1]
+        return float(slopes[0] + (slopes[1] * slope).sum()), slopes[1]
 
 
-def first_crossing(crossing: Crossing, taken: Iterator[Taken]) -> tuple[float, Tensor]:
+def first_crossing(crossing: Crossing, taken: Iterator[AcceptedStep]) -> tuple[float, Tensor]:
     """The time of the first zero, and the state there.
 
     Raises:
@@ -90,10 +90,10 @@ def first_crossing(crossing: Crossing, taken: Iterator[Taken]) -> tuple[float, T
             if float(crossing(t0 + length, step.x)) > 0:
                 continue
 
-            def fallen(theta: Tensor, step: Taken = step, t0: float = t0) -> Tensor:
+            def negated_event(theta: Tensor, step: AcceptedStep = step, t0: float = t0) -> Tensor:
                 t = t0 + float(theta) * (number(step.t1) - t0)
                 return -crossing(t, step.within(theta)).to(theta)
 
-            theta = root(fallen, torch.zeros(1, dtype=torch.float64, device=step.x.device))
+            theta = root(negated_event, torch.zeros(1, dtype=torch.float64, device=step.x.device))
         return t0 + float(theta) * length, step.within(theta)
     raise ValueError(f"event_fn(t, y) has not changed its sign in {MOST:,} steps")

@@ -25,7 +25,7 @@ from sdekit.interop._odeint_methods import (
     require_arguments,
     require_method,
 )
-from sdekit.interop._odeint_steps import Taken, adaptive_steps, fixed_steps, number
+from sdekit.interop._odeint_steps import AcceptedStep, adaptive_steps, fixed_steps, number
 from sdekit.interop._odeint_times import Times, outputs
 from sdekit.interop._originals import torchdiffeq_odeint
 from sdekit.interop._system import State, System
@@ -151,9 +151,9 @@ def _solve(
     taken = chosen.steps(start, ts, event=event_fn is not None)
     if event_fn is not None:
         when, x = first_crossing(Crossing(system, event_fn, ts.numbers[0], start), taken)
-        found = torch.tensor(when, dtype=torch.float64, device=x0.device)
+        event_t = torch.tensor(when, dtype=torch.float64, device=x0.device)
         dtype = t.dtype if isinstance(t, Tensor) and t.is_floating_point() else x0.dtype
-        return found.to(dtype), system.shaped(torch.cat([x0, x]))
+        return event_t.to(dtype), system.shaped(torch.cat([x0, x]))
     xs = list(outputs(ts, taken))
     if not has_hidden_values(xs[-1]) and (end := not_finite(Point(0, ts.numbers[-1], xs[-1]))):
         raise _first_failure(chosen, x0, ts) or end
@@ -184,7 +184,7 @@ class _Method:
     name: str
     options: dict[str, Any]
 
-    def steps(self, x0: Tensor, ts: Times, *, event: bool) -> Iterator[Taken]:
+    def steps(self, x0: Tensor, ts: Times, *, event: bool) -> Iterator[AcceptedStep]:
         """The steps from the first time to the last; to an event, without an end."""
         first = ts.numbers[0]
         last = ts.numbers[-1]

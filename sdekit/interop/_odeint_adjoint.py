@@ -163,14 +163,14 @@ def _backward_options(
     """The options of the backward solve: those of the forward solve but for its norm, or the given
     ones, with a norm of the tuple of all that it solves.
     """
-    found = dict((options or {}) if given is None else given)
+    backward = dict((options or {}) if given is None else given)
     forward_norm = (options or {}).get("norm")
-    norm = found.pop("norm", None) if given is not None else None
-    found.pop("norm", None)
+    norm = backward.pop("norm", None) if given is not None else None
+    backward.pop("norm", None)
     if callable(norm):
-        return {**found, "norm": norm}
+        return {**backward, "norm": norm}
     if norm is None and forward_norm is None:
-        return found
+        return backward
     parts = len(system.shapes)
 
     def of_state(state: tuple[Tensor, ...]) -> Any:  # noqa: ANN401
@@ -184,7 +184,7 @@ def _backward_options(
         a = state[1 + parts : 1 + 2 * parts]
         return max(abs(of_state(y)), abs(of_state(a)), *map(rms, rest))
 
-    return {**found, "norm": of_all}
+    return {**backward, "norm": of_all}
 
 
 def _solve_by_torchdiffeq(
@@ -269,11 +269,11 @@ class _Adjoint(torch.autograd.Function):
         *params: Tensor,
     ) -> tuple[Tensor, Tensor]:
         system = problem.system
-        found = odeint(
+        result = odeint(
             system.func, system.shaped(x0[0]), problem.t,
             **problem.forward_settings, event_fn=problem.event_fn,
         )  # fmt: skip
-        when, states = (t[-1:], found) if problem.event_fn is None else found
+        when, states = (t[-1:], result) if problem.event_fn is None else result
         parts = (states,) if system.single else states
         rows = [system.flat(row[0] if system.single else row) for row in zip(*parts, strict=True)]
         xs = torch.cat(rows)
@@ -300,11 +300,11 @@ class _Adjoint(torch.autograd.Function):
         for i in range(len(xs) - 1, 0, -1):
             by_t[i] = _product(ctx, grad[i], ends[i], xs[i])
             state = (zero, *system.parts(xs[i]), *system.parts(a[0]), *gradients)
-            found = odeint(
+            solved = odeint(
                 _Backward(system, params), state, [ends[i], ends[i - 1]],
                 **problem.backward_settings,
             )  # fmt: skip
-            there = tuple(part[1] for part in found)
+            there = tuple(part[1] for part in solved)
             a_parts = there[1 + parts : 1 + 2 * parts]
             a = system.flat(a_parts[0] if system.single else a_parts)
             if i == 1:

@@ -107,8 +107,8 @@ def _linked(
             when = when + change.to(when)
             x = x + change.to(x) * slope
     ends = system.parts(x[0])
-    found = tuple(torch.cat([part[:-1], end[None]]) for part, end in zip(parts, ends, strict=True))
-    return when, found[0] if system.single else found
+    states = tuple(torch.cat([part[:-1], end[None]]) for part, end in zip(parts, ends, strict=True))
+    return when, states[0] if system.single else states
 
 
 class _Once(torch.autograd.Function):

@@ -283,14 +283,14 @@ def tolerances(
             f"{name} of a tuple y0 is a number, or one value for each of its {len(shapes)} parts, "
             f"not {len(values)}"
         )
-    found: list[float | Tensor] = []
+    tolerances: list[float | Tensor] = []
     for one, shape in zip(values, shapes, strict=True):
         tensor = torch.as_tensor(one, dtype=torch.float64)
         if not bool((tensor >= 0).all()):
             raise ValueError(f"{name} has tolerances, from 0 on, not {float(tensor.min())}")
         number = tensor.numel() == 1
-        found.append(float(tensor) if number else tensor.to(x0).expand(shape))
-    return found
+        tolerances.append(float(tensor) if number else tensor.to(x0).expand(shape))
+    return tolerances
 
 
 def callback_of(func: object, system: System, method: str, suffix: str = "") -> Callback | None:
@@ -299,24 +299,24 @@ def callback_of(func: object, system: System, method: str, suffix: str = "") -> 
     Arguments:
         suffix: of the names of func's attributes, such as "_adjoint".
     """
-    found = {
+    callbacks = {
         name: getattr(func, name + suffix) for name in CALLBACKS if hasattr(func, name + suffix)
     }
-    unknown = [name for name in found if method in FIXED and name != "callback_step"]
+    unknown = [name for name in callbacks if method in FIXED and name != "callback_step"]
     if unknown:
         warnings.warn(
             f"odeint: the method {method!r} has fixed steps and does not call {', '.join(unknown)}",
             stacklevel=2,
         )
-    if not found:
+    if not callbacks:
         return None
 
     def callback(name: str, t0: Time, x: Tensor, dt: Time) -> None:
-        if name not in found:
+        if name not in callbacks:
             return
 
         def call(t0: Tensor, dt: Tensor, *parts: Tensor) -> None:
-            found[name](t0, parts[0] if system.single else parts, dt)
+            callbacks[name](t0, parts[0] if system.single else parts, dt)
 
         dtype = torch.float64 if method in ADAPTIVE else x.dtype
         numbers = [

@@ -33,7 +33,7 @@ _LATEST = 1e-3  # times the largest number of the dtype: where the search for an
 _EPSILON = torch.finfo(torch.float64).eps
 
 
-class Taken(NamedTuple):
+class AcceptedStep(NamedTuple):
     """An accepted step: its times, the state at its end, and `within(theta)`, the state at
     t0 + theta (t1 - t0), theta `(1,)`.
     """
@@ -139,7 +139,7 @@ def rms(x: Tensor) -> Tensor:
     return torch.linalg.vector_norm(x) / math.sqrt(max(1, x.numel()))
 
 
-def _say_nothing(name: str, t: Time, x: Tensor, length: Time) -> None:
+def _no_callback(name: str, t: Time, x: Tensor, length: Time) -> None:
     """The callback if none is given."""
 
 
@@ -152,7 +152,7 @@ def adaptive_steps(
     solver: AbstractSolver,
     control: Control,
     callback: Callback | None,
-) -> Iterator[Taken]:
+) -> Iterator[AcceptedStep]:
     """The accepted steps from t to the end, which may be infinite. A step that begins or ends at a
     jump of func calls it with times strictly on its own side of the jump.
 
@@ -166,7 +166,7 @@ def adaptive_steps(
     length = 0.0
     tried = 0
     state: Tree = None
-    say = callback or _say_nothing
+    notify = callback or _no_callback
     problem = Counted.of(system, x)
     for stop in (*ahead, end):
         if state is None:
@@ -179,18 +179,18 @@ def adaptive_steps(
             if abs(t1) > _LATEST * torch.finfo(x.dtype).max:
                 raise ValueError(f"event_fn(t, y) has not changed its sign up to t = {t:.3g}")
             tried += 1
-            say("callback_step", t, x, abs(t1 - t))
+            notify("callback_step", t, x, abs(t1 - t))
             step = solver.step(problem, t, t1, x, Increment(), state)
             q = _quotient(control, solver, x, step.x, step.error)
             proposed = abs(t1 - t) * control.factor(q, solver.embedded)
             if (q > 1 and step_length > control.shortest) or math.isinf(q):
-                say("callback_reject_step", t, x, abs(t1 - t))
-                _require_hope(control, x, t, step_length, q, tried)
+                notify("callback_reject_step", t, x, abs(t1 - t))
+                _require_shortenable(control, x, t, step_length, q, tried)
                 length = proposed
                 continue
-            say("callback_accept_step", t, x, abs(t1 - t))
+            notify("callback_accept_step", t, x, abs(t1 - t))
             length = max(length, proposed) if t1 == stop else proposed
-            yield Taken(t, t1, step.x, _dense(solver, problem, t, t1, step.dense))
+            yield AcceptedStep(t, t1, step.x, _dense(solver, problem, t, t1, step.dense))
             t = t1
             x = step.x
             state = step.state
@@ -231,7 +231,7 @@ def _quotient(
         )
 
 
-def _require_hope(
+def _require_shortenable(
     control: Control, x: Tensor, t: float, length: float, q: float, tried: int
 ) -> None:
     """Refuses to continue after a rejected step that cannot be shortened, or was the last allowed.
@@ -247,9 +247,9 @@ def _require_hope(
 
 def _unfinished(x: Tensor, t: float, status: Status) -> UnfinishedError:
     """The error of a solve that stops at t with the state x."""
-    nowhere = torch.full_like(x.detach(), math.nan)
+    nan_state = torch.full_like(x.detach(), math.nan)
     ts = torch.tensor([t], dtype=torch.float64)
-    solution = solution_of_equal_steps(nowhere, ts, None, None, evaluations=0, steps=None)
+    solution = solution_of_equal_steps(nan_state, ts, None, None, evaluations=0, steps=None)
     solution = replace(solution, status=torch.full_like(solution.status, status))
     return unfinished(solution, ts, x, advice=_ADVICE)
 
@@ -277,7 +277,7 @@ def fixed_steps(
     perturb: bool,
     cubic: bool,
     callback: Callback | None,
-) -> Iterator[Taken]:
+) -> Iterator[AcceptedStep]:
     """A step for each interval of a grid.
 
     Arguments:
@@ -294,7 +294,7 @@ def fixed_steps(
             callback("callback_step", t0, x, abs(t1 - t0))
         end = solver.step(problem, t0, t1, x, Increment(), ()).x
         within = partial(_cubic, problem, t0, t1, x, end) if cubic else partial(_line, x, end)
-        yield Taken(t0, t1, end, within)
+        yield AcceptedStep(t0, t1, end, within)
         x = end
     problem.require_unchanged()
 

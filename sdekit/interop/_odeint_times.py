@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 from sdekit._grid import times
 from sdekit.calling import checked_call
 from sdekit.elementary import Time
-from sdekit.interop._odeint_steps import Taken, number
+from sdekit.interop._odeint_steps import AcceptedStep, number
 from sdekit.interop._system import System
 
 
@@ -65,7 +65,7 @@ class _Shifted(torch.autograd.Function):
         return grad, None, (grad * slope).sum().to(t).reshape(t.shape)
 
 
-def outputs(ts: Times, taken: Iterator[Taken]) -> Iterator[Tensor]:
+def outputs(ts: Times, taken: Iterator[AcceptedStep]) -> Iterator[Tensor]:
     """The states at the times after the first."""
     remaining = deque(zip(ts.numbers, ts.grid, strict=True))
     remaining.popleft()

@@ -265,9 +265,9 @@ class Call:
 
     def result(self, xs: Tensor, state: tuple[Tensor, ...], *, extra: bool) -> Any:  # noqa: ANN401
         """What sdeint returns."""
-        found = (xs[..., :-1], xs[..., -1].diff(dim=0)) if self.logqp else (xs,)
-        found = (*found, state) if extra else found
-        return found if len(found) > 1 else found[0]
+        results = (xs[..., :-1], xs[..., -1].diff(dim=0)) if self.logqp else (xs,)
+        results = (*results, state) if extra else results
+        return results if len(results) > 1 else results[0]
 
 
 def _noise(bm: Brownian | None, ts: Sequence[float], *, adaptive: bool) -> AbstractNoise:

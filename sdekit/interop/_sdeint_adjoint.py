@@ -160,10 +160,10 @@ def _parameters(sde: object, given: Iterable[Tensor] | None) -> list[Tensor]:
         ValueError: where they are not given, and sde is not a module.
     """
     if given is None and isinstance(sde, AbstractSDE):
-        found = modules_and_parameters(sde)
+        items = modules_and_parameters(sde)
         given = [
             param
-            for item in found
+            for item in items
             for param in (item.parameters() if isinstance(item, nn.Module) else [item])
         ]
     if given is None:

@@ -21,7 +21,7 @@ class System(AbstractSDE):
     two of them.
 
     Arguments:
-        func, y0: as of `odeint`.
+        func, y0: see `odeint`.
 
     Raises:
         TypeError: in a solve, when func returns something other than tensors of a dtype that fits.
@@ -50,10 +50,10 @@ class System(AbstractSDE):
         that func is not called at the jumps there.
         """
         low, high = torch.tensor(sorted((t0, t1)), dtype=dtype).unbind()
-        found = copy.copy(self)
-        found.low = float(torch.nextafter(low, high))
-        found.high = float(torch.nextafter(high, low))
-        return found
+        limited = copy.copy(self)
+        limited.low = float(torch.nextafter(low, high))
+        limited.high = float(torch.nextafter(high, low))
+        return limited
 
     def flat(self, y: State) -> Tensor:
         """A state as `(1, n)`."""

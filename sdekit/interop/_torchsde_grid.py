@@ -21,7 +21,7 @@ from sdekit._solvers import AbstractSolver
 from sdekit._solvers.contract import Tree
 from sdekit.calling import has_hidden_values
 
-_SLACK = 1e-6  # of a step: times closer than this are equal
+_TIME_TOLERANCE = 1e-6  # of a step: times closer than this are equal
 _CHECK_INTERVAL = 128  # steps between two checks that the state is finite
 
 
@@ -183,7 +183,7 @@ def states(
     slack: float,
 ) -> tuple[list[Tensor], Tree]:  # fmt: skip
     """The states at ts, and the state of the solver after the last step."""
-    found = []
+    xs = []
     remaining = deque(ts)
     sign = math.copysign(1.0, remaining[-1] - remaining[0])
     previous = None
@@ -194,13 +194,13 @@ def states(
         if within and previous is not None:
             inner = within_step(noise, now.step)
             ends = (previous.t, now.t)
-            found += bridged(problem, inner, ends, (previous.x, now.x), within)
+            xs += bridged(problem, inner, ends, (previous.x, now.x), within)
         while remaining and abs(now.t - remaining[0]) <= slack:
             remaining.popleft()
-            found.append(now.x)
+            xs.append(now.x)
         previous = now
     assert previous is not None
-    return found, previous.state
+    return xs, previous.state
 
 
 def steps(t0: float, t1: float, dt: float, slack: float) -> list[float]:
@@ -213,7 +213,7 @@ def slack_of(ts: Tensor | Sequence[float], numbers: Sequence[float], dt: float) 
     """The distance below which two times are equal: the rounding of ts, or 1e-6 of a step."""
     dtype = ts.dtype if isinstance(ts, Tensor) and ts.is_floating_point() else torch.float64
     rounding = 4 * torch.finfo(dtype).eps * max(map(abs, numbers))
-    return min(max(rounding, _SLACK * dt), dt / 4)
+    return min(max(rounding, _TIME_TOLERANCE * dt), dt / 4)
 
 
 def of_steps(
