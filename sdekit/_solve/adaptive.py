@@ -2,8 +2,8 @@
 equations.
 
 Everything that decides about steps (times, errors, rows) is kept on the host, whatever the device
-of the states: a round of steps reads its errors and nothing else, unless there are events. What the
-device needs is copied there without waiting.
+of the states: a round of steps reads its errors and nothing else, unless there are events or the
+solver iterates (Newton's method, GMRES). What the device needs is copied there without waiting.
 """
 
 import math

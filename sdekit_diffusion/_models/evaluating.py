@@ -20,7 +20,8 @@ def evaluating(model: AbstractModel, n: int) -> Iterator[None]:
 
     Threads may share a model: the first call changes the mode of modules in training mode, and the
     last call to end restores it. A thread that trains the model meanwhile would find it in
-    evaluation mode, and should train a copy.
+    evaluation mode, and its `.train()` would put the networks of the calls into training mode: it
+    should train a copy.
 
     Raises:
         ValueError: where values per sample of the model are not for n samples.
