@@ -661,6 +661,15 @@ def test_numbers_of_each_sample_in_a_plain_function_are_explained(rates):
         solve(decay, torch.ones_like(rate), [0.0, 1.0], solver=Dopri5(), control=control)
     assert "rows(index)" in caught.value.__notes__[0]
 
+    def own(t, x):  # the note does not depend on the words of an error
+        if len(x) < len(rate):
+            raise ValueError("a number for each sample is needed")
+        return -rate * x
+
+    with pytest.raises(ValueError, match="number for each") as caught:
+        solve(ODE(own), torch.ones_like(rate), [0.0, 1.0], solver=Dopri5(), control=control)
+    assert "rows(index)" in caught.value.__notes__[0]
+
     def wrong(t, x):
         raise RuntimeError("of another size")
 

@@ -7,7 +7,6 @@ solver iterates (Newton's method, GMRES). What the device needs is copied there 
 """
 
 import math
-import re
 from collections.abc import Callable
 from functools import partial
 
@@ -87,15 +86,17 @@ class AdaptiveSolve:
         return solution, self.results.reached.to(self.device)
 
     def _explain(self, error: Exception) -> None:
-        """Adds to an error of shapes that an equation is called for some of the samples."""
+        """Adds to an error that an equation is called for some of the samples, which may be its
+        cause.
+        """
         total = len(self.results.x)
         closes_over = type(self.full_problem.problem).rows is AbstractSDE.rows
-        if self.rounds and closes_over and re.search("size|shape", str(error)):
+        if self.rounds and closes_over:
             error.add_note(
                 f"With adaptive steps f and g are called for some of the {total} samples, such as "
-                "those that have not ended. If f or g uses numbers of each sample, define the "
-                "equation as a subclass of AbstractSDE with a method rows(index), or add them to "
-                "the state."
+                "those that have not ended. If f or g uses numbers of each sample, shapes differ "
+                "then: define the equation as a subclass of AbstractSDE with a method rows(index), "
+                "or add them to the state."
             )
 
     def _initial_samples(self, x0: Tensor, ts: list[float]) -> ActiveSamples:
