@@ -1,6 +1,7 @@
 """States between the steps of a solve."""
 
 import math
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from sdekit import (
     RK4,
     SDE,
     SRA1,
+    AbstractSolver,
     AdamsBashforth,
     AdamsMoulton,
     BrownianPath,
@@ -20,6 +22,7 @@ from sdekit import (
     EulerMaruyama,
     Event,
     Heun,
+    ImplicitPlaten,
     PIDController,
     PiecewiseClocked,
     Rodas4,
@@ -278,3 +281,70 @@ def test_events_are_those_of_the_states_after_their_correction(solver):
     assert torch.equal(found.xs[:, 1], expected[:, 1])
     located = solve(ode, x0, grid, solver=solver, event=Event(lambda t, x: x[:, 0] - 0.7))
     assert abs(float(located.events.t[0, 0]) + math.log(0.7)) < 6e-3
+
+
+@dataclass(frozen=True, eq=False)
+class WithoutInterpolant(Dopri5):
+    """A pair whose steps return nothing for states within."""
+
+    interpolate = AbstractSolver.interpolate
+
+    def step(self, problem, t0, t1, x, noise, state):
+        return super().step(problem, t0, t1, x, noise, state)._replace(dense=None)
+
+
+def of_length(h):
+    """A controller whose steps all have this length."""
+    return PIDController(1e3, 1e3, first=h, largest=1.0)
+
+
+def passing(level):
+    return Event(lambda t, x: x[:, 0] - level)
+
+
+@pytest.mark.parametrize("ends", [(0.0, 2.0), (2.0, 0.0)], ids=["forwards", "backwards"])
+def test_adaptive_steps_without_an_interpolant_have_the_cubic(ends):
+    """Errors of states between the steps, and of the times of events, fall as h^4; on the straight
+    line they fell as h^2.
+    """
+    solver = WithoutInterpolant()
+    times = torch.linspace(*ends, 51, dtype=F64)
+    expected = torch.stack([exact(t, start=ends[0]) for t in times.tolist()])
+    errors = []
+    for n in (8, 16, 32):
+        settings = {"solver": solver, "control": of_length(2.0 / n)}
+        solution = solve(ODE(f), X0[:1], ends, save="dense", **settings)
+        assert solution.accepted.tolist() == [n]
+        saved = solve(ODE(f), X0[:1], ends, save=times, **settings)
+        torch.testing.assert_close(saved.xs, solution.at(times), rtol=0, atol=1e-14)
+        grid = solve(ODE(f), X0[:1], uniform(*ends, n), solver=solver, save="dense")
+        torch.testing.assert_close(grid.at(times), solution.at(times), rtol=0, atol=1e-14)
+        middle = 1.0 + 1.0 / n  # of a step
+        there = passing(exact(middle, start=ends[0])[0])
+        stopped = solve(ODE(f), X0[:1], ends, event=there, **settings)
+        late = float(stopped.events.t[0, 0]) - middle
+        errors.append([float((solution.at(times) - expected[:, :1]).abs().max()), abs(late)])
+    falls = np.log2(np.array(errors)[:-1] / np.array(errors)[1:])
+    assert (falls > 3.5).all()
+
+
+def test_slopes_are_evaluated_only_for_samples_with_states_within_steps():
+    """Two evaluations for a step with output, counted for its sample; none without."""
+    settings = {"solver": WithoutInterpolant(), "control": of_length(0.25)}
+    event = Event(lambda t, x: x[:, 0] - 0.9)
+    alone = solve(ODE(f), X0, [0.0, 2.0], **settings).evaluations
+    kept = solve(ODE(f), X0, [0.0, 2.0], save="dense", **settings).evaluations
+    some = solve(ODE(f), X0, [0.0, 2.0], save=[0.3, 0.4, 1.1], **settings).evaluations
+    seen = solve(ODE(f), X0, [0.0, 2.0], event=replace(event, terminal=False), **settings)
+    assert (kept - alone).tolist() == [2 * 8] * 3
+    assert (some - alone).tolist() == [2 * 2] * 3  # the step of 0.3 and 0.4, and that of 1.1
+    assert (seen.evaluations - alone).tolist() == [2, 0, 0]
+
+
+def test_implicit_states_between_adaptive_steps_are_as_accurate_as_at_their_ends():
+    control = PIDController(1e-4, 1e-4)
+    solution = solve(ODE(f), X0, [0.0, 2.0], solver=ImplicitPlaten(), control=control, save="dense")
+    times = torch.linspace(0.0, 2.0, 51, dtype=F64)
+    expected = torch.stack([exact(t) for t in times.tolist()])
+    ends = float((solution.x - exact(2.0)).abs().max())
+    assert float((solution.at(times) - expected).abs().max()) < 1.3 * ends

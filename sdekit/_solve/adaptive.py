@@ -18,7 +18,7 @@ from sdekit._noise.white import AbstractNoise, Increment, Reader
 from sdekit._solve.active import AcceptedSteps, ActiveSamples, Results, scatter_rows, take, where
 from sdekit._solve.control import PIDController
 from sdekit._solve.counted import Counted
-from sdekit._solve.dense import Dense, Piece
+from sdekit._solve.dense import Dense, Piece, cubic, cubic_data
 from sdekit._solve.events import EventSearch
 from sdekit._solve.intervals import DyadicIntervals, FreeIntervals, Interval
 from sdekit._solve.passage import StepBatch
@@ -154,7 +154,7 @@ class AdaptiveSolve:
         active = self.active
 
         def within(rows: Tensor) -> Callable[[Tensor], Tensor]:
-            return partial(self.solver.interpolate, self._dense(interval.t1, step, rows.cpu()))
+            return partial(self._interpolant(step), self._dense(interval.t1, step, rows.cpu()))
 
         index, accepted = _to_device(self.device, active.index, accept & (active.ended == 0))
         problem = Counted.of(self.problem.problem, active.x)
@@ -226,6 +226,7 @@ class AdaptiveSolve:
             self.device, active.index[rows], active.t[rows], t1[rows], rows
         )
         if self.noise is None:
+            dense.cubic = step.dense is None
             data = self._dense(t1, step, rows)
         else:
             data = (active.x[samples], step.x[samples])
@@ -266,7 +267,7 @@ class AdaptiveSolve:
             self.device, t0, theta, row, output, active.index[row]
         )
         if self.noise is None or increment.w is None:
-            x = self.solver.interpolate(self._dense(t1, step, row), theta)
+            x = self._interpolant(step)(self._dense(t1, step, row), theta)
         else:
             problem = self.full_problem.rows(index)
             x0 = active.x[samples]
@@ -279,9 +280,13 @@ class AdaptiveSolve:
         xs[output, index] = x
         active.next_output = active.next_output + counts
 
+    def _interpolant(self, step: Step) -> Callable[[Tree, Tensor], Tensor]:
+        """The function of `_dense` and theta that returns states within a step."""
+        return cubic if step.dense is None else self.solver.interpolate
+
     def _dense(self, t1: Tensor, step: Step, row: Tensor) -> Tree:
-        """The data that the solver interpolates, one row per output, computed once per sample with
-        outputs; its evaluations are counted.
+        """The data of the interpolation, one row per output, computed once per sample with outputs;
+        its evaluations are counted: two where the step returned none, for the slopes at both ends.
         """
         active = self.active
         rows, inverse = row.unique_consecutive(return_inverse=True)
@@ -289,8 +294,10 @@ class AdaptiveSolve:
             self.device, active.index[rows], active.t[rows], t1[rows], rows, inverse
         )
         problem = Counted(self.full_problem.problem.rows(index), self.full_problem.copies)
-        dense = (active.x, step.x) if step.dense is None else step.dense
-        dense = self.solver.dense(problem, start, stop, take(dense, samples))
+        if step.dense is None:
+            dense = cubic_data(problem, start, stop, active.x[samples], step.x[samples])
+        else:
+            dense = self.solver.dense(problem, start, stop, take(step.dense, samples))
         active.output_evaluations = active.output_evaluations.index_add(
             0, rows, torch.full_like(rows, problem.evaluations)
         )

@@ -117,8 +117,9 @@ def solve(
         save: which states the solution has. "last": only those at ts[-1]; "all": those at all ts;
             a sequence of times: those at these times, in the order of the solve; "dense": what its
             method `at` needs for any times. Within a step the state of an ordinary equation is on
-            the solver's interpolant (if it has none, on a cubic on a grid, and on a straight line
-            with adaptive steps); that of a stochastic equation is bridged along the path.
+            the solver's interpolant, or if it has none on the cubic through both ends of the step
+            and their slopes, for two evaluations of the drift; that of a stochastic equation is
+            bridged along the path.
         control: the controller of adaptive steps; None for a fixed grid.
         gradient: how gradients pass back through a fixed grid, `Checkpointed()` or `Reversible()`;
             None leaves it to autograd, which records every step.

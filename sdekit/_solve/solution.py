@@ -173,9 +173,9 @@ class Solution:
     def at(self, t: float | Sequence[float] | Tensor) -> Tensor:
         """The states at any times of a solve with save="dense".
 
-        Within a step the state of an ordinary equation is on the solver's interpolant (if it has
-        none, on a cubic on a grid, and on a straight line with adaptive steps); that of a
-        stochastic equation is bridged along the path.
+        Within a step the state of an ordinary equation is on the solver's interpolant, or if it has
+        none on the cubic through both ends of the step and their slopes; that of a stochastic
+        equation is bridged along the path.
 
         Arguments:
             t: a time within the solve, or several, `(times,)`.

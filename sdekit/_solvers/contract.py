@@ -34,7 +34,8 @@ class Step(NamedTuple):
         x: the state at t1.
         error: an estimate of the error of the step, shaped like x, or whatever `quotient` of the
             solver takes; None without an estimate.
-        dense: what `dense` of the solver takes, for states within the step; or None.
+        dense: what `dense` of the solver takes, for states within the step; None if these are on
+            the cubic through both ends and their slopes, for which the drift is evaluated twice.
         state: what the next step receives as `state`.
 
     Example:
