@@ -44,7 +44,7 @@ if not hasattr(torch.testing, "assert_allclose"):
     setattr(torch.testing, "assert_allclose", close)  # noqa: B010
 if os.environ.get("SDEKIT_REPLACE") != "0":
     for module, names in (
-        (torchdiffeq, ("odeint", "odeint_adjoint", "odeint_event")),
+        (torchdiffeq, ("odeint", "odeint_adjoint", "odeint_dense", "odeint_event")),
         (torchsde, ("sdeint", "sdeint_adjoint")),
     ):
         for name in names:

@@ -42,7 +42,14 @@ from sdekit._solve.solution import (
 from sdekit._solve.stepper import Stepper, stepper
 from sdekit._solvers import *  # noqa: F403
 from sdekit._solvers import all_solvers
-from sdekit.interop import odeint, odeint_adjoint, odeint_event, sdeint, sdeint_adjoint
+from sdekit.interop import (
+    odeint,
+    odeint_adjoint,
+    odeint_dense,
+    odeint_event,
+    sdeint,
+    sdeint_adjoint,
+)
 
 __all__ = [
     "ODE",
@@ -90,6 +97,7 @@ __all__ = [
     "normal",
     "odeint",
     "odeint_adjoint",
+    "odeint_dense",
     "odeint_event",
     "path_weights",
     "sdeint",

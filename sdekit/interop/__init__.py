@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from sdekit.interop._from_torchsde import from_torchsde
 from sdekit.interop._odeint import odeint
 from sdekit.interop._odeint_adjoint import odeint_adjoint
+from sdekit.interop._odeint_dense import odeint_dense
 from sdekit.interop._odeint_event import odeint_event
 from sdekit.interop._path_adapters import BrownianTreeNoiseSampler
 from sdekit.interop._sdeint import sdeint
@@ -30,6 +31,7 @@ __all__ = [
     "from_torchsde",
     "odeint",
     "odeint_adjoint",
+    "odeint_dense",
     "odeint_event",
     "sdeint",
     "sdeint_adjoint",

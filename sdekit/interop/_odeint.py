@@ -50,9 +50,10 @@ def odeint(
     explicit Runge-Kutta methods are sdekit's own, with all options, events, callbacks, complex
     states and gradients with respect to t: "dopri5", "dopri8" (`Dopri8`, another pair of order
     eight than torchdiffeq's), "bosh3", "fehlberg2", "adaptive_heun", "tsit5" (which torchdiffeq
-    does not have), "euler", "midpoint", "heun2", "heun3" and "rk4". The Adams methods,
-    "scipy_solver" and the implicit methods are torchdiffeq's, with the same arguments. sdekit's own
-    methods differ from torchdiffeq's on purpose:
+    0.2.5 does not have), "euler", "midpoint", "heun2", "heun3" and "rk4". The Adams methods,
+    "scipy_solver" and the implicit methods with fixed steps, such as "implicit_euler", are
+    torchdiffeq's, if its version has them, with the same arguments. sdekit's own methods differ
+    from torchdiffeq's on purpose:
 
     - func is never called at a time outside the interval, except on the way to an event;
     - a state that is not finite, or a tolerance below the rounding of y's dtype, is an error;
@@ -145,9 +146,9 @@ def _solve(
         raise ValueError(
             f"with event_fn t is the pair of the beginning and any later time, not {len(t)} times"
         )
-    ts = Times.of(t, differentiated=method in ADAPTIVE or method is None)
+    chosen = Method(system, func, y0, rtol, atol, method or "dopri5", options or {})
+    ts = Times.of(t, differentiated=chosen.is_adaptive)
     start = ts.shifted(system, x0, 0, -1.0)
-    chosen = _Method(system, func, y0, rtol, atol, method or "dopri5", options or {})
     taken = chosen.steps(start, ts, event=event_fn is not None)
     if event_fn is not None:
         when, x = first_crossing(Crossing(system, event_fn, ts.numbers[0], start), taken)
@@ -155,8 +156,8 @@ def _solve(
         dtype = t.dtype if isinstance(t, Tensor) and t.is_floating_point() else x0.dtype
         return event_t.to(dtype), system.shaped(torch.cat([x0, x]))
     xs = list(outputs(ts, taken))
-    if not has_hidden_values(xs[-1]) and (end := not_finite(Point(0, ts.numbers[-1], xs[-1]))):
-        raise _first_failure(chosen, x0, ts) or end
+    if failure := chosen.failure(x0, ts, xs[-1]):
+        raise failure
     xs = [ts.shifted(system, x, i, 1.0) for i, x in enumerate(xs, 1)]
     return system.shaped(torch.cat([x0, *xs]))
 
@@ -173,7 +174,7 @@ def guarded_arguments(
 
 
 @dataclass(frozen=True, eq=False)
-class _Method:
+class Method:
     """A method with its options, for one system."""
 
     system: System
@@ -184,13 +185,18 @@ class _Method:
     name: str
     options: dict[str, Any]
 
+    @property
+    def is_adaptive(self) -> bool:
+        """Whether the error chooses the steps."""
+        return self.name in ADAPTIVE
+
     def steps(self, x0: Tensor, ts: Times, *, event: bool) -> Iterator[AcceptedStep]:
         """The steps from the first time to the last; to an event, without an end."""
         first = ts.numbers[0]
         last = ts.numbers[-1]
         given = options_of(self.name, self.options)
         callback = callback_of(self.func, self.system, self.name)
-        if self.name in ADAPTIVE:
+        if self.is_adaptive:
             return adaptive_steps(
                 self.system, x0, first, math.copysign(math.inf, last - first) if event else last,
                 solver=ADAPTIVE[self.name], callback=callback,
@@ -200,6 +206,22 @@ class _Method:
             self.system, x0, self._grid(ts, given.step_size, given.constructor, event=event),
             solver=FIXED[self.name], callback=callback, perturb=given.perturb, cubic=given.cubic,
         )  # fmt: skip
+
+    def failure(self, x0: Tensor, ts: Times, end: Tensor) -> NotFiniteError | None:
+        """The error of a solve whose state at the end is not finite: that of the initial state or
+        of the first step that is not, found by repeating the steps.
+        """
+        if has_hidden_values(end) or not (last := not_finite(Point(0, ts.numbers[-1], end))):
+            return None
+        if failure := not_finite(Point(0, ts.numbers[0], x0.detach())):
+            return failure
+        numbers = Times(ts.numbers, None, ts.exact)
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # given already
+            for i, step in enumerate(self.steps(x0.detach(), numbers, event=False), 1):
+                if failure := not_finite(Point(i, number(step.t1), step.x)):
+                    return failure
+        return last
 
     def _grid(
         self,
@@ -256,18 +278,3 @@ def _constructed(
     if isinstance(grid, Tensor) and grid.requires_grad:
         return grid.double().reshape(-1, 1).unbind()
     return [ts.numbers[0], *numbers[1:-1], ts.numbers[-1]]
-
-
-def _first_failure(method: _Method, x0: Tensor, ts: Times) -> NotFiniteError | None:
-    """The error of the initial state or of the first step that is not finite, found by repeating
-    the steps.
-    """
-    if failure := not_finite(Point(0, ts.numbers[0], x0.detach())):
-        return failure
-    numbers = Times(ts.numbers, None, ts.exact)
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # given already
-        for i, step in enumerate(method.steps(x0.detach(), numbers, event=False), 1):
-            if failure := not_finite(Point(i, number(step.t1), step.x)):
-                return failure
-    return None
