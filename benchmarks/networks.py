@@ -6,7 +6,8 @@ near a random surface in 32 dimensions, and U-Nets on digits. They predict the n
 or the flow. The error of a sample is the root mean square of its coordinates' difference to the
 flow of the same network from the same x_T, solved to 1e-6. A row has the mean error of the default,
 that of the best of the published samplers over all grids, the ratio of the means and that of the
-medians. For digits also with labels and guidance of 3, and Frechet distances in the features of a
+medians; at the end the geometric means of both ratios over the networks without guidance, without
+digits. For digits also with labels and guidance of 3, and Frechet distances in the features of a
 classifier, less that of the solved flow, with bootstrapped standard errors.
 
 `python benchmarks/networks.py [--quick] [--names curve surface digits]`; an hour on one core, all
@@ -15,6 +16,7 @@ but the digits five minutes.
 
 import argparse
 import math
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -171,6 +173,32 @@ def compared(
     return rows
 
 
+def geometric_means(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """For each number of evaluations the geometric means of both ratios, over the networks of the
+    plane and of the surface without guidance.
+    """
+    means = []
+    for steps in sorted({row["evaluations"] for row in rows}):
+        own = [
+            row
+            for row in rows
+            if row["evaluations"] == steps
+            and "guidance" not in row["network"]
+            and not row["network"].startswith("digits")
+        ]
+        if not own:
+            continue
+        mean: dict[str, Any] = {"evaluations": steps, "networks": len(own)}
+        for ratio in ("ratio", "ratio of medians"):
+            mean[ratio] = statistics.geometric_mean(row[ratio] for row in own)
+        means.append(mean)
+        print(
+            f"geometric mean over {len(own)} networks, {steps:3d} evaluations: ratio "
+            f"{mean['ratio']:.2f}, of medians {mean['ratio of medians']:.2f}"
+        )
+    return means
+
+
 def distances(model: sd.ScoreModel, budgets: tuple[int, ...]) -> list[dict[str, Any]]:
     """Frechet distances of digits to the training images, less that of the solved flow."""
     source = sd.data.load("digits")
@@ -253,6 +281,8 @@ def main() -> None:
             result[f"Frechet, {case.name}"] = distances(plain, budgets[:4])
         draw(result["rows"])
         save("networks", result)
+    result["geometric means"] = geometric_means(result["rows"])
+    save("networks", result)
 
 
 if __name__ == "__main__":

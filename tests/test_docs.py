@@ -11,6 +11,7 @@ from fractions import Fraction
 
 import api_pages
 import measured
+import networks
 import pytest
 from outputs import PAGES, ROOT, agree, examples, outputs
 from registered import completed, evaluations, solvers, summary
@@ -243,6 +244,22 @@ def test_tables_of_measurements_are_made_from_what_the_commands_wrote():
         assert (ROOT / command.split()[1]).exists()
         assert command in built(page)
         assert "<!-- measured" not in built(page)
+
+
+def test_geometric_means_of_networks_leave_out_guidance_and_digits():
+    names = ["curve 1, vp, noise", "surface, vp, noise", "digits, vp, noise"]
+    names.append("curves, vp, noise, guidance 3")
+    ratios = [(0.5, 1.0), (2.0, 4.0), (9.0, 9.0), (7.0, 7.0)]
+    both = ("ratio", "ratio of medians")
+    rows = [
+        {"network": name, "evaluations": steps} | dict(zip(both, pair, strict=True))
+        for name, pair in zip(names, ratios, strict=True)
+        for steps in (5, 10)
+    ]
+    means = {"networks": 2, "ratio": 1.0, "ratio of medians": 2.0}
+    expected = [pytest.approx({"evaluations": steps} | means) for steps in (5, 10)]
+    assert networks.geometric_means(rows) == expected
+    assert networks.geometric_means(rows[4:]) == []
 
 
 def test_a_table_of_solvers_is_made_from_their_evaluations():
