@@ -236,8 +236,9 @@ def test_python_memory_is_flat_in_the_number_of_steps(monkeypatch):
         return top
 
     peak(10)
-    # The grid itself: one Python float a step, and its place in a list.
-    assert peak(4000) < peak(400) + 4000 * 64
+    # The grid itself: one Python float a step, and its place in a list. Other threads may allocate
+    # during one solve, but hardly during each of three.
+    assert min(peak(4000) for _ in range(3)) < peak(400) + 4000 * 64
 
 
 @pytest.mark.parametrize(
