@@ -26,6 +26,7 @@ from sdekit_diffusion._app import (
     trained,
 )
 from sdekit_diffusion._app.exploring import Sliders
+from sdekit_diffusion._app.measurements import Measurements
 from sdekit_diffusion._app.net_options import Net
 from sdekit_diffusion._app.options import (
     QUICK,
@@ -38,7 +39,6 @@ from sdekit_diffusion._app.options import (
 )
 from sdekit_diffusion._app.parsing import parsed
 from sdekit_diffusion._app.restoring import Degradation
-from sdekit_diffusion._app.watch import Watch
 from sdekit_diffusion._common.inputs import available_device
 from sdekit_diffusion._storage.distributed import first_to_fail, process_group, rank, wait
 from sdekit_diffusion._storage.shards import digest
@@ -62,7 +62,7 @@ def train(
     net: Net = Net(),  # noqa: B008 - frozen
     recipe: Recipe = Recipe(),  # noqa: B008 - frozen
     log: Log = Log(),  # noqa: B008 - frozen
-    watch: Watch = Watch(),  # noqa: B008 - frozen
+    measurements: Measurements = Measurements(),  # noqa: B008 - frozen
     device: str = "cpu",
     minutes: float | None = None,
     resume: bool = False,
@@ -84,7 +84,7 @@ def train(
         net: the network, its conditioning and what it predicts.
         recipe: the settings of the training run.
         log: what is logged, and how often.
-        watch: what is measured during training.
+        measurements: what is measured during training.
         device: where to train: cpu, cuda, cuda:1, ...
         minutes: end after this many minutes, with a checkpoint to resume from.
         resume: continue from the newest checkpoint in the folder, or begin a run if there is none.
@@ -104,7 +104,7 @@ def train(
         data_notes = {"name": source.name} | ({labels.NOTE: label} if label else {})
         require_minutes(minutes, run)
         sdekit_diffusion.Training(model, source, recipe)
-        measures = watch.measures(source, recipe, run, label)
+        measures = measurements.measures(source, recipe, run, label)
         if rank() == 0:
             _prepare(run, overwrite, resume)
         wait()
@@ -160,7 +160,7 @@ def sample(
     with process_group("cpu"):
         model, _ = trained.opened(run, loading)
         chosen = labels.chosen(run, model, label, guidance)
-        settings = {**asdict(sampler), **trained.premises(run, model)}
+        settings = {**asdict(sampler), **trained.result_identity(run, model)}
         settings |= labels.settings(chosen, guidance)
         shards = Shards(folder, n, sampler.batch_size, sampler.first, settings)
         outputs.require(out, shards, model.scale)
@@ -231,7 +231,7 @@ def likelihood(
         x = source.test[:n]
         arrays = {"x": x} | ({} if given is None else {given.name: given.values})
         settings = {"data": digest("", arrays), **asdict(estimate), "sde": sde, "seed": seed}
-        settings |= trained.premises(run, model) | guidance.settings()
+        settings |= trained.result_identity(run, model) | guidance.settings()
         folder = run if csv is None else csv.parent
         folder /= f"likelihood-{digest([settings, len(x), batch_size])}.shards"
         shards = Shards(folder, len(x), batch_size, settings=settings)
@@ -300,7 +300,7 @@ def restore(
         degradation.operator(tuple(images.shape[1:]))
         options = {"samples": samples, "particles": particles, "steps": steps, "seed": seed}
         settings = {**asdict(degradation), **options, "data": digest("", {"x": images})}
-        settings |= trained.premises(run, model)
+        settings |= trained.result_identity(run, model)
         shards = Shards(outputs.shards_of(out), len(images), 1, first, settings)
 
         def work(start: int, count: int) -> dict[str, Tensor]:
@@ -309,10 +309,10 @@ def restore(
 
         shards.fill(work, "restoring")
         if rank() == 0:
-            found = restoring.Restoration.of(shards)
-            outputs.save_restoration(out, found, model.scale)
+            restoration = restoring.Restoration.of(shards)
+            outputs.save_restoration(out, restoration, model.scale)
             shards.remove()
-            print("\n".join([*found.sentences(), f"wrote {out}"]))
+            print("\n".join([*restoration.sentences(), f"wrote {out}"]))
         wait()
 
 

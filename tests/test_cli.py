@@ -34,7 +34,7 @@ from sdekit_diffusion import (
 )
 from sdekit_diffusion import load as load_model
 from sdekit_diffusion.__main__ import COMMANDS, main
-from sdekit_diffusion._app import evaluation, held_out, report, watch
+from sdekit_diffusion._app import evaluation, held_out, measurements, report
 from sdekit_diffusion._app.evaluation import distances
 from sdekit_diffusion._app.held_out import measured
 from sdekit_diffusion._app.net_options import Net
@@ -1151,22 +1151,26 @@ def test_training_with_labels_is_that_of_the_library(labelled, monkeypatch):
 def test_pictures_of_a_training_run_have_a_part_for_each_class(labelled, tmp_path, monkeypatch):
     run, source = labelled
     shown = []
-    kept = watch.picture
+    kept = measurements.picture
 
     def picture(x, scale, rows=()):
         shown.append((x, rows))
         return kept(x, scale, rows)
 
-    monkeypatch.setattr(watch, "picture", picture)
+    monkeypatch.setattr(measurements, "picture", picture)
     model = load_model(run)
-    ((every, pictures),) = watch.Watch(sample_every=7).measures(source, Recipe(), tmp_path, "label")
+    ((every, pictures),) = measurements.Measurements(sample_every=7).measures(
+        source, Recipe(), tmp_path, "label"
+    )
     assert every == 7
     assert pictures(model, 7) == {}
     label = torch.tensor([0, 1]).repeat_interleave(200)
     expected = model.scale.decode(sample(model.given(label=label), 400, seed=0, steps=20))
     assert torch.equal(shown[0][0], expected)
     assert shown[0][1] == ["0", "1"]  # those of the training samples
-    ((_, pictures),) = watch.Watch(sample_every=7).measures(source, Recipe(), tmp_path)
+    ((_, pictures),) = measurements.Measurements(sample_every=7).measures(
+        source, Recipe(), tmp_path
+    )
     pictures(model, 8)
     assert torch.equal(shown[1][0], model.scale.decode(sample(model, 36, seed=0, steps=20)))
     assert shown[1][1] == []

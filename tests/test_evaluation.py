@@ -328,7 +328,7 @@ def test_neighbours_of_known_points(monkeypatch):
         )
         assert found["ratio"] == pytest.approx(3, rel=1e-4)
         assert (found["n_samples"], found["n_held_out"], found["n_train"]) == (30, 30, 100)
-        assert torch.equal(near.found, train[50:80])
+        assert torch.equal(near.training_samples, train[50:80])
         assert near.distances == pytest.approx(np.full(30, 0.3), rel=1e-4)
         assert near.held_out == pytest.approx(np.full(30, 0.1), rel=1e-3)
 
@@ -339,7 +339,7 @@ def test_neighbours_are_compared_in_the_scale_of_the_model():
     train = torch.tensor([[0.0, 0.0], [900.0, 5.0]])
     source = points(train, torch.tensor([[0.0, 2.0]]), scale)
     found, near = comparison.neighbours(torch.tensor([[500.0, 0.0]]), source)
-    assert torch.equal(near.found, train[:1])
+    assert torch.equal(near.training_samples, train[:1])
     assert found["samples"] == pytest.approx(0.5)
     assert found["held_out"] == pytest.approx(2.0)
 
@@ -439,7 +439,7 @@ def test_premises_tell_models_apart(tmp_path):
             for weight in model.parameters():
                 weight.fill_(value)
         sd.save(model, tmp_path / str(i))
-        found.append(trained.premises(tmp_path / str(i), sd.load(tmp_path / str(i))))
+        found.append(trained.result_identity(tmp_path / str(i), sd.load(tmp_path / str(i))))
     assert found[0]["model"] != found[1]["model"]
     assert (found[0]["device"], found[0]["torch"]) == ("cpu", torch.__version__)
 

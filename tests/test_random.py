@@ -152,7 +152,7 @@ def test_a_number_depends_on_its_coordinates_alone():
 
 def test_large_events_are_drawn_in_pieces_that_do_not_show(monkeypatch):
     whole = normal(1, torch.arange(3), (11, 13))
-    monkeypatch.setattr("sdekit._noise.generator._WORDS", 10)
+    monkeypatch.setattr("sdekit._noise.generator._CPU_BLOCK", 10)
     assert torch.equal(normal(1, torch.arange(3), (11, 13)), whole)
 
 

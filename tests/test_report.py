@@ -361,7 +361,7 @@ def test_copies_have_no_distance_to_the_training_images():
     source = load("digits")
     numbers, found = comparison.neighbours(source.train[:100], source)
     assert (numbers["ratio"], numbers["samples"]) == (0, 0)
-    assert torch.equal(found.found, source.train[:100])
+    assert torch.equal(found.training_samples, source.train[:100])
     assert found.distances.max() == 0 < found.held_out.min()
     assert comparison.neighbours(source.test[:100], source)[0]["ratio"] == 1
 

@@ -47,7 +47,7 @@ class Panels:
         return self.nodes.shape[1]
 
     @property
-    def speed(self) -> np.ndarray:
+    def rate_at_end(self) -> np.ndarray:
         """dA/dl at the end of each step, `(steps,)`."""
         return np.where(self.rate, self.rate, np.ones_like(self.stop))
 
@@ -67,7 +67,7 @@ class Panels:
         s = self._position(self.stop[:, None] - _NODES * width, variable)
         density = (
             np.exp(-(self.rate * (self.stop - self.start))[:, None] * _NODES)
-            * self.speed[:, None]
+            * self.rate_at_end[:, None]
             * width
             * _WEIGHTS
         )

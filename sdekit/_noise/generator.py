@@ -25,9 +25,9 @@ _MIX_2 = 0x94D049BB133111EB - 2**64
 # Prevents that a small seed or index gives the word 0, which the finaliser maps to 0.
 _SALT = 0x6A09E667F3BCC909
 _POSITIONS = 1 << 26  # words between two counters
-_WORDS = 1 << 15  # evaluated together on the CPU, to fit into the second-level cache
+_CPU_BLOCK = 1 << 15  # evaluated together on the CPU, to fit into the second-level cache
 # On accelerators, where every call launches a kernel: about 200 MB of temporary memory.
-_MANY_WORDS = 1 << 22
+_ACCELERATOR_BLOCK = 1 << 22
 
 # Operands as tensors: torch makes one of a number in each call, which takes as long as a call on a
 # few words. Those without dimensions combine with tensors on any device.
@@ -136,7 +136,7 @@ def _fill(rows: Tensor, out: Tensor) -> Tensor:
     CPU, limited by memory on an accelerator.
     """
     words = out.shape[-1]
-    limit = _WORDS if rows.device.type == "cpu" else _MANY_WORDS
+    limit = _CPU_BLOCK if rows.device.type == "cpu" else _ACCELERATOR_BLOCK
     offsets = torch.arange(words, device=rows.device) * _GOLDEN_TENSOR
     if rows.numel() * words <= limit:  # without slices, which cost as much as a call
         _normals(rows, offsets, out)

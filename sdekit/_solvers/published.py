@@ -103,7 +103,7 @@ class UniPC(AbstractMultistep):
     def rule(self, panels: Panels) -> np.ndarray:
         moments = panels.moments()
         if panels.k == 2:
-            limit = panels.speed * (panels.stop - panels.start)
+            limit = panels.rate_at_end * (panels.stop - panels.start)
             moments[:, 1] = (moments[:, 0] if self.form == "bh2" else limit) / 2
         return panels.weights(moments)
 

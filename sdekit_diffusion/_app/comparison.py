@@ -39,7 +39,7 @@ class Nearest(NamedTuple):
     and of held-out data `(m,)` to their nearest training samples.
     """
 
-    found: Tensor
+    training_samples: Tensor
     distances: NDArray[np.float64]
     held_out: NDArray[np.float64]
 
@@ -60,16 +60,16 @@ def neighbours(x: Tensor, source: Dataset) -> tuple[dict[str, Any], Nearest]:
         )
         index = np.where(block_distance < distance, i + block_index, index)
         distance = np.minimum(block_distance, distance)
-    nearest_found = Nearest(train[index[: len(x)]], distance[: len(x)], distance[len(x) :])
-    generated_median = float(np.median(nearest_found.distances))
-    held_out_median = float(np.median(nearest_found.held_out))
+    result = Nearest(train[index[: len(x)]], distance[: len(x)], distance[len(x) :])
+    generated_median = float(np.median(result.distances))
+    held_out_median = float(np.median(result.held_out))
     numbers = {
         "ratio": generated_median / held_out_median if held_out_median else float("nan"),
         "samples": generated_median,
         "held_out": held_out_median,
     }
     counts = {"n_samples": len(x), "n_held_out": len(test), "n_train": len(train)}
-    return numbers | counts, nearest_found
+    return numbers | counts, result
 
 
 def comparable(x: Tensor, scale: Scale) -> Tensor:

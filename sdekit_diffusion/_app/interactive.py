@@ -10,7 +10,7 @@ from sdekit_diffusion._app.explored import Explored
 from sdekit_diffusion._app.options import Sampler
 from sdekit_diffusion._models.checkpoint import versions
 
-_WHAT = {
+_DESCRIPTIONS = {
     "points": "Coloured points are states of the solves, grey points the data.",
     "images": "Each tile is a sample on its way from noise to an image.",
 }
@@ -19,7 +19,7 @@ _CLASSES = {
     "images": " A column has the images of one class, whose number stands below it.",
 }
 # What to look for at each slider: in points and in images.
-_LOOK_FOR = {
+_SLIDER_CAPTIONS = {
     "time": (
         "From noise at the left to data at the right. At the end the coloured points should "
         "cover the grey ones, equally densely, unless guidance is above 1.",
@@ -61,11 +61,12 @@ def page_of(explored: Explored, frames: dict[str, Any], sampler: Sampler) -> str
     kind: str = frames["kind"]
     shown = ["time", *(name for name, values in frames["axes"].items() if len(values) > 1)]
     items = [
-        f"<dt>{name}</dt><dd>{escape(_LOOK_FOR[name][kind == 'images'])}</dd>" for name in shown
+        f"<dt>{name}</dt><dd>{escape(_SLIDER_CAPTIONS[name][kind == 'images'])}</dd>"
+        for name in shown
     ]
     if sampler.noise == "path" and any(frames["axes"]["eta"]) and "steps" in shown:
         items.append(f"<dt>noise</dt><dd>{_PATH}</dd>")
-    lead = f"{explored.kind} {_WHAT[kind]}{_CLASSES[kind] if frames['classes'] else ''}"
+    lead = f"{explored.kind} {_DESCRIPTIONS[kind]}{_CLASSES[kind] if frames['classes'] else ''}"
     size = math.prod(explored.shape)
     if kind == "points" and size > 2:
         lead += f" The first two of their {size} coordinates are drawn."

@@ -14,7 +14,7 @@ import torch
 from sdekit_diffusion._app import figures
 from sdekit_diffusion._app.held_out import Array, HeldOut
 from sdekit_diffusion._app.restoring import Restoration
-from sdekit_diffusion._storage.atomic import replace_atomically, settle
+from sdekit_diffusion._storage.atomic import replace_atomically, sync_all
 from sdekit_diffusion._storage.shards import Shards
 from sdekit_diffusion.data import Scale
 
@@ -95,13 +95,13 @@ def table(csv: Path, result: HeldOut) -> None:
         )
 
 
-def save_restoration(out: Path, found: Restoration, scale: Scale) -> None:
+def save_restoration(out: Path, restoration: Restoration, scale: Scale) -> None:
     """Writes the picture of restored images, or all samples with their weights."""
     with replace_atomically(out) as temporary, temporary.open("wb") as file:
         if out.suffix == ".png":
-            found.picture(scale).savefig(file, format="png")
+            restoration.picture(scale).savefig(file, format="png")
         else:
-            np.savez(file, **{name: value.numpy() for name, value in vars(found).items()})
+            np.savez(file, **{name: value.numpy() for name, value in vars(restoration).items()})
 
 
 def save_page(out: Path, page: str, limit: float) -> float:
@@ -165,7 +165,7 @@ def _write_images(folder: Path, parts: Iterable[Array], shards: Shards, scale: S
             Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(
                 file, format="PNG"
             )
-    settle()
+    sync_all()
 
 
 def _file_name(shards: Shards, i: int) -> str:

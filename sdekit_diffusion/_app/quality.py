@@ -56,18 +56,20 @@ def classes(model: Array, held_out: Array, names: Array) -> dict[str, Any]:
     Returns:
         as JSON, with the p-value of the chi-squared test of equal shares of the classes.
     """
-    found = {"model": _predicted(model), "held_out": _predicted(held_out)}
-    counts = {name: np.bincount(index, minlength=len(names)) for name, (index, _) in found.items()}
+    predictions = {"model": _predicted(model), "held_out": _predicted(held_out)}
+    counts = {
+        name: np.bincount(index, minlength=len(names)) for name, (index, _) in predictions.items()
+    }
     confidence = {
         name: {"mean": float(sure.mean()), "stderr": float(sure.std() / len(sure) ** 0.5)}
-        for name, (_, sure) in found.items()
+        for name, (_, sure) in predictions.items()
     }
     return {
         "names": [str(name) for name in names],
         "counts": {name: count.tolist() for name, count in counts.items()},
         "p_value": _equal_shares(np.stack(list(counts.values()))),
         "confidence": confidence,
-        "worst": {name: _least_sure(*pair, names) for name, pair in found.items()},
+        "worst": {name: _least_sure(*pair, names) for name, pair in predictions.items()},
     }
 
 
@@ -105,6 +107,6 @@ def _equal_shares(counts: Array) -> float:
     """The p-value of the chi-squared test of two rows of counts; 1 where there is one class."""
     from scipy.stats import chi2_contingency
 
-    seen = counts[:, counts.sum(axis=0) > 0]
-    result: Any = chi2_contingency(seen, correction=False)
+    nonempty = counts[:, counts.sum(axis=0) > 0]
+    result: Any = chi2_contingency(nonempty, correction=False)
     return float(result.pvalue)

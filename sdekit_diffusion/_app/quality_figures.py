@@ -90,20 +90,20 @@ def histogram(classes: dict[str, Any]) -> "Figure":
     return figure
 
 
-def worst(x: Tensor, source: Dataset, found: dict[str, Any]) -> "Figure":
+def worst(x: Tensor, source: Dataset, selected: dict[str, Any]) -> "Figure":
     """The worst samples in a row, above the held-out ones that are worst in the same sense, each
     headed by its class and confidence, or its distance.
     """
     sets = {"model": x, "held_out": source.test}
-    columns = max(len(row["index"]) for row in found.values())
+    columns = max(len(row["index"]) for row in selected.values())
     figure = _figure(9, 2 * (9 / columns * x.shape[2] / x.shape[3] + 0.25))
     axes = figure.subplots(2, columns, squeeze=False)
     for ax in axes.flat:
         ax.axis("off")
     top = (source.scale.levels or 2) - 1
     for row, (name, label) in zip(axes, _ROWS.items(), strict=True):
-        headings = _headings(found[name])
-        for ax, index, heading in zip(row, found[name]["index"], headings, strict=False):
+        headings = _headings(selected[name])
+        for ax, index, heading in zip(row, selected[name]["index"], headings, strict=False):
             image = sets[name][index].double().numpy() / top
             shown = np.moveaxis(image.repeat(3 // len(image), axis=0), 0, 2)
             ax.imshow(shown.clip(0, 1), interpolation="nearest")

@@ -100,7 +100,7 @@ def write_report(
     results |= distances(x, source, seed, law.classes(n, sampler.first))
     if network is not None:
         results["inception"] = inception_table(x, source, network, device, seed)
-    figures = _make_figures(law, source, x, nearest.found, sampler, run)
+    figures = _make_figures(law, source, x, nearest.training_samples, sampler, run)
     figures |= quality_figures(x, source, results)
     pictures = _save_pictures(run, figures)
     page = run / "report.html" if out is None else Path(out)

@@ -110,15 +110,15 @@ def restored(
     std = data_scale(model, tuple(x.shape[1:])).std
     variance = (degradation.noise * std) ** 2
     observation = LinearObservation.simulated(operator, x, variance, seed=seed, first=first)
-    found = sample_posterior(
+    posterior = sample_posterior(
         model, observation, samples, particles=particles, steps=steps, seed=seed, first=first
     )
     return {
         "x": x,
         "observed": operator.adjoint(observation.y, tuple(x.shape[1:])),
-        "samples": found.x,
-        "log_weights": found.log_weights,
-        "log_evidence": found.log_evidence,
+        "samples": posterior.x,
+        "log_weights": posterior.log_weights,
+        "log_evidence": posterior.log_evidence,
     }
 
 
@@ -153,8 +153,8 @@ class Restoration:
     @property
     def std(self) -> Tensor:
         """The posterior standard deviation of each pixel, `(n, *shape)`."""
-        rest = (self.samples - self.mean.unsqueeze(1)).square()
-        return (self._weights * rest).sum(dim=1).sqrt()
+        squared_error = (self.samples - self.mean.unsqueeze(1)).square()
+        return (self._weights * squared_error).sum(dim=1).sqrt()
 
     @property
     def error(self) -> float:
@@ -196,9 +196,9 @@ class Restoration:
         drawn = self.samples[torch.arange(shown)[:, None], index]
         largest = self.std[:shown].amax().clamp_min(1e-12)
         width = scale.high - scale.low
-        deviation = scale.low + width * self.std[:shown] / largest
+        std_image = scale.low + width * self.std[:shown] / largest
         size = self.observed[:shown].abs().amax().clamp_min(1e-12) / max(abs(scale.high), 1e-12)
         columns = [self.x[:shown], self.observed[:shown] / size]
-        columns += [*drawn.unbind(1), self.mean[:shown], deviation]
+        columns += [*drawn.unbind(1), self.mean[:shown], std_image]
         labels = ["image", "observed", *[f"sample {i + 1}" for i in range(_DRAWN)]]
         return figures.table_of_images(columns, [*labels, "mean", "std"], scale)

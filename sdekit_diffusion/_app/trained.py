@@ -69,7 +69,7 @@ def source_of(name: str, scale: Scale) -> Dataset:
     return replace(source, scale=scale)
 
 
-def premises(run: str | Path, model: ScoreModel) -> dict[str, str]:
+def result_identity(run: str | Path, model: ScoreModel) -> dict[str, str]:
     """What the results of a run depend on besides the settings: its model, the versions of
     libraries and the kind of device.
     """

@@ -18,7 +18,7 @@ from sdekit_diffusion._sampling.method import ReverseProblem
 from sdekit_diffusion._sampling.on_clock import OnClock
 from sdekit_diffusion._sampling.start import centre
 
-_WORSE = 3.0  # nats below the least log psi at the start: log psi where psi is 0
+_LOG_PSI_MARGIN = 3.0  # nats below the least log psi at the start: log psi where psi is 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +62,7 @@ class Cloud:
         )
 
 
-class Both:
+class DenoiserPair:
     """The conditioned and the unconditioned denoiser, `(2, K, *event)`, as the integrand of an
     equation; each call also sets `log_psi`, from the same evaluation.
     """
@@ -77,10 +77,10 @@ class Both:
         self._least: Tensor | None = None
 
     def __call__(self, l: Time, u: Tensor) -> Tensor:
-        found = self.posterior.conditioned(*self.standard.model_input(l, u))
-        self.log_psi = self._positive(found.log_psi.to(torch.float64))
-        both = (found.conditioned, found.data)
-        return torch.stack([self.coordinates.standard_data(data) for data in both])
+        outputs = self.posterior.conditioned(*self.standard.model_input(l, u))
+        self.log_psi = self._positive(outputs.log_psi.to(torch.float64))
+        denoised = (outputs.conditioned, outputs.data)
+        return torch.stack([self.coordinates.standard_data(data) for data in denoised])
 
     def _positive(self, log_psi: Tensor) -> Tensor:
         """log psi, with a constant instead of -inf where psi is 0: p(y | x) may still become
@@ -88,7 +88,7 @@ class Both:
         """
         if self._least is None:  # at the start
             least = torch.where(log_psi.isfinite(), log_psi, math.inf).amin()
-            self._least = torch.where(least.isfinite(), least, 0.0) - _WORSE
+            self._least = torch.where(least.isfinite(), least, 0.0) - _LOG_PSI_MARGIN
         return torch.where(log_psi == -math.inf, self._least, log_psi)
 
 
@@ -128,14 +128,14 @@ class CloudSolve:
         """
         index = number * particles + torch.arange(particles, device=self.device)
         z = normal(seed, index, self.coordinates.event, counter=INITIAL_STATE, dtype=self.dtype)
-        both = Both(self.posterior, self.coordinates)
-        u = z + centre(both.standard, self.span[0], z)
-        equation, steps, to_u, from_u = self._steps(both, u)
+        denoisers = DenoiserPair(self.posterior, self.coordinates)
+        u = z + centre(denoisers.standard, self.span[0], z)
+        equation, steps, to_u, from_u = self._steps(denoisers, u)
         y = from_u(0, u)
         slopes = (equation.drift(steps.ts[0], y),)
         start = sum_of_sample(0.5 * (z.double() - u.double()) * (z.double() + u.double()))
-        log_weights = start + both.log_psi
-        cloud = Cloud(y, slopes, both.log_psi, log_weights, start.new_zeros(()), index)
+        log_weights = start + denoisers.log_psi
+        cloud = Cloud(y, slopes, denoisers.log_psi, log_weights, start.new_zeros(()), index)
         query = NoiseQuery(steps.ts, u, equation.noise_shape(u))
         for i, increment in enumerate(WhiteNoise(seed, index=index).answer(query)):
             w = increment.w
@@ -146,7 +146,7 @@ class CloudSolve:
             log_ratio = steps.log_ratio(i, cloud.y, other - y, w)
             if i + 1 < len(steps):
                 slopes = (equation.drift(steps.ts[i + 1], y), *cloud.slopes)[: steps.memory]
-                log_psi = both.log_psi
+                log_psi = denoisers.log_psi
             else:
                 x = self.coordinates.leave(self.span, to_u(i + 1, y))
                 log_psi = self.posterior.observation.log_prob(x).to(torch.float64)
@@ -157,15 +157,15 @@ class CloudSolve:
         _require_numbers(x, log_weights)
         return x, log_weights, cloud.ancestors
 
-    def _steps(self, both: Both, u: Tensor) -> tuple[Any, Transitions, Any, Any]:
+    def _steps(self, denoisers: DenoiserPair, u: Tensor) -> tuple[Any, Transitions, Any, Any]:
         """The equation with both denoisers, its transitions, and the maps from the clock's states
         to u and back.
         """
-        problem = ReverseProblem(both.standard, self.coordinates, u, self.span)
+        problem = ReverseProblem(denoisers.standard, self.coordinates, u, self.span)
         grid = self.method.points(problem)
         equation, solver, times, from_u, to_u, _ = self.method.transformed(problem, grid)
         ts = times.tolist()
-        equation: Any = replace(equation, integrand=both, prepare=None, plans=None)
+        equation: Any = replace(equation, integrand=denoisers, prepare=None, plans=None)
         equation = equation.tabulated(ts)
         return equation, Transitions(equation, ts, solver), to_u, from_u
 

@@ -152,8 +152,8 @@ def sample_posterior(
             row = posterior.rows(torch.tensor([j], device=place)) if count > 1 else posterior
             one = replace(problem, posterior=row, number=first + j, report=bar.update)
             parts.append(weighting.run(one))
-    found = _checked(parts[0] if not posterior.observation.each else _joined(parts))
-    return replace(found, x=found.x.to(dtype or own_dtype))
+    samples = _checked(parts[0] if not posterior.observation.each else _joined(parts))
+    return replace(samples, x=samples.x.to(dtype or own_dtype))
 
 
 def _weighting(
@@ -193,26 +193,26 @@ def _posterior(
     default: str,
 ) -> tuple[AbstractPosterior, AbstractDiffusion]:
     """The conditioned model that proposes, and the diffusion."""
-    found, diffusion = as_model(model, sde, shape)
-    if isinstance(found, AbstractPosterior):
+    resolved, diffusion = as_model(model, sde, shape)
+    if isinstance(resolved, AbstractPosterior):
         if observation is not None or proposal is not None:
             raise ValueError(
-                f"the model is given an observation already, a {type(found).__name__}: leave out "
-                "observation and proposal, or pass the model of x"
+                f"the model is given an observation already, a {type(resolved).__name__}: leave "
+                "out observation and proposal, or pass the model of x"
             )
-        return found, diffusion
+        return resolved, diffusion
     if observation is None:
         raise ValueError(
             "there is no observation: pass LinearObservation(operator, y, covariance), for example"
         )
-    if found.shape is not None and isinstance(observation, AbstractObservation):
-        dtype, device = found.place()
+    if resolved.shape is not None and isinstance(observation, AbstractObservation):
+        dtype, device = resolved.place()
         like = torch.zeros((), dtype=dtype, device=device)
-        observation = observation.bound(tuple(found.shape), like)
+        observation = observation.bound(tuple(resolved.shape), like)
     if proposal is None:
         proposal = default if isinstance(observation, LinearObservation) else "laplace"
     if isinstance(proposal, str) and proposal in _OTHERS:
-        return _OTHERS[proposal](found, observation), diffusion
+        return _OTHERS[proposal](resolved, observation), diffusion
     if isinstance(proposal, str | AbstractCovariance):
         if isinstance(proposal, str) and proposal not in COVARIANCES:
             raise ValueError(
@@ -220,10 +220,10 @@ def _posterior(
                 f"{', '.join([*COVARIANCES, *_OTHERS])}"
                 f"{did_you_mean(proposal, [*COVARIANCES, *_OTHERS])}"
             )
-        return MomentMatched(found, observation, proposal), diffusion
+        return MomentMatched(resolved, observation, proposal), diffusion
     if not callable(proposal):
         raise TypeError(f"proposal is a name, a covariance or a function, not {proposal!r:.60}")
-    made = proposal(found, observation)
+    made = proposal(resolved, observation)
     if not isinstance(made, AbstractPosterior):
         raise TypeError(
             f"proposal(model, observation) must return a conditioned model, an AbstractPosterior; "

@@ -209,25 +209,25 @@ class FlowWeights(AbstractWeighting):
         with torch.no_grad():
             u = z + centre(coordinates.standardised(posterior), low, z)
         start = coordinates.leave((high, low), u)
-        down = FlowMap(posterior, coordinates, (low, high), method, self.batch_size)
+        to_data = FlowMap(posterior, coordinates, (low, high), method, self.batch_size)
         settings = {"trace": self.trace, "first": problem.number * problem.n}
-        found = down.log_likelihood(start, lambda x: x.new_zeros(len(x)), **settings)
+        proposal = to_data.log_likelihood(start, lambda x: x.new_zeros(len(x)), **settings)
         with torch.no_grad():
-            log_start = down.log_prior(posterior, start)(start)
-        x = found.latent
-        up = FlowMap(posterior.model, coordinates, (high, low), method, self.batch_size)
+            log_start = to_data.log_prior(posterior, start)(start)
+        x = proposal.latent
+        to_noise = FlowMap(posterior.model, coordinates, (high, low), method, self.batch_size)
         # Other probes, so that the noise of both is independent.
         settings["first"] += _OTHER_PROBES
-        prior = up.log_likelihood(x, None, **settings)
+        prior = to_noise.log_likelihood(x, None, **settings)
         problem.report(problem.n)
         with torch.no_grad():
             log_likelihood = posterior.observation.log_prob(x).to(torch.float64)
-        log_q = log_start - found.value
-        variance = found.stderr.square() + prior.stderr.square()
+        log_q = log_start - proposal.value
+        variance = proposal.stderr.square() + prior.stderr.square()
         _require_few(variance)
         log_weights = prior.value + log_likelihood - log_q - 0.5 * variance
         return WeightedSamples(
-            x, log_weights, len(x), found.evaluations + prior.evaluations,
+            x, log_weights, len(x), proposal.evaluations + prior.evaluations,
             float(variance.mean()), problem.seed,
         )  # fmt: skip
 

@@ -89,13 +89,13 @@ class AbstractPosterior(AbstractDerivedModel):
         Raises:
             TypeError: when it is not a `Conditioned` for the states u.
         """
-        found = self.condition(l, u)
-        if not isinstance(found, Conditioned) or found.log_psi.shape != (len(u),):
+        result = self.condition(l, u)
+        if not isinstance(result, Conditioned) or result.log_psi.shape != (len(u),):
             raise TypeError(
                 f"condition of {type(self).__name__} must return Conditioned(data, conditioned, "
                 f"log_psi) with a log_psi of shape ({len(u)},)"
             )
-        return found
+        return result
 
     def predict_data(self, l: Time, u: Tensor) -> Tensor:
         return self.conditioned(l, u).conditioned
@@ -261,9 +261,9 @@ def _derivatives(observation: AbstractObservation, x: Tensor) -> tuple[Tensor, T
     def gradient_of(point: Tensor) -> tuple[Tensor, Tensor]:
         return _gradient(observation.log_prob, point)
 
-    found: Any = torch.func.vjp(gradient_of, x, has_aux=True)
-    gradient, pull, values = found
-    sums = pull(torch.ones_like(x))[0]
+    gradient_and_vjp: Any = torch.func.vjp(gradient_of, x, has_aux=True)
+    gradient, vjp, values = gradient_and_vjp
+    sums = vjp(torch.ones_like(x))[0]
     return gradient, (-sums).clamp_min(0.0), values
 
 
@@ -343,8 +343,8 @@ class DPS(AbstractPosterior):
             return self._objective(data).sum(), data
 
         with torch.inference_mode(False), torch.enable_grad():
-            found: Any = torch.func.grad(objective, has_aux=True)(u)
-        return found
+            gradient_and_data: Any = torch.func.grad(objective, has_aux=True)(u)
+        return gradient_and_data
 
     def _objective(self, data: Tensor) -> Tensor:
         """The function whose gradient is taken: log p(y | D), or as published -|y - A D|."""

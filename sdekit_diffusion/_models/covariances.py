@@ -212,10 +212,10 @@ class DiagonalCovariance(AbstractCovariance):
     def condition(
         self, model: AbstractModel, observation: LinearObservation, std: float, l: Time, u: Tensor
     ) -> Conditioned:
-        data, residual, spread = _whitened_residual(model, observation, l, u)
-        sums = observation.whitened(observation.apply(spread(torch.ones_like(residual))))
+        data, residual, covariance_times = _whitened_residual(model, observation, l, u)
+        sums = observation.whitened(observation.apply(covariance_times(torch.ones_like(residual))))
         variances = 1 + sums.clamp_min(0.0)
-        conditioned = data + spread(residual / variances)
+        conditioned = data + covariance_times(residual / variances)
         return Conditioned(data, conditioned, _log_normal(residual, variances, observation))
 
 
@@ -253,17 +253,17 @@ class JacobianCovariance(AbstractCovariance):
     def condition(
         self, model: AbstractModel, observation: LinearObservation, std: float, l: Time, u: Tensor
     ) -> Conditioned:
-        data, residual, spread = _whitened_residual(model, observation, l, u)
+        data, residual, covariance_times = _whitened_residual(model, observation, l, u)
 
         def measured(v: Tensor) -> Tensor:
-            return v + observation.whitened(observation.apply(spread(v)))
+            return v + observation.whitened(observation.apply(covariance_times(v)))
 
         if residual.shape[1] <= _DENSE:
             solved, log_psi = _dense(measured, residual, observation)
         else:
             solved = conjugate_gradients(measured, residual, self.rtol)
             log_psi = _isotropic_log_psi(observation, data, std, l)
-        return Conditioned(data, data + spread(solved), log_psi)
+        return Conditioned(data, data + covariance_times(solved), log_psi)
 
 
 def _dense(
@@ -283,10 +283,10 @@ def _dense(
 
 def _isotropic_log_psi(observation: LinearObservation, data: Tensor, std: float, l: Time) -> Tensor:
     """log psi with an isotropic V; for too many measurements with the largest gain for all."""
-    if observation.many:
+    if observation.gram_too_large:
         residual = observation.whitened(observation.residual(data))
-        spread = broadcast(posterior_variance(l, std**2), residual) * observation.largest_gain
-        return _log_normal(residual, torch.ones_like(residual) + spread, observation)
+        variance = broadcast(posterior_variance(l, std**2), residual) * observation.largest_gain
+        return _log_normal(residual, torch.ones_like(residual) + variance, observation)
     spectrum = observation.spectrum
     residual = spectrum.project(observation.residual(data))
     variance = broadcast(posterior_variance(l, std**2), residual)
@@ -336,15 +336,15 @@ def _whitened_residual(
     """D, L^{-1} (y - A D), and the product V A^T L^{-T} v with V = (b^2 / a) (dD/du)^T."""
     observation.require_noise()
     with torch.inference_mode(False), torch.enable_grad():
-        found: Any = torch.func.vjp(lambda point: model.predict_data(l, point), u)
-    data, pull = found
+        data_and_vjp: Any = torch.func.vjp(lambda point: model.predict_data(l, point), u)
+    data, vjp = data_and_vjp
     b = noise_scale(l)
     factor = b * b / signal_scale(l)
 
-    def spread(v: Tensor) -> Tensor:
-        return scaled(factor, pull(observation.adjoint(observation.unwhitened(v)))[0])
+    def covariance_times(v: Tensor) -> Tensor:
+        return scaled(factor, vjp(observation.adjoint(observation.unwhitened(v)))[0])
 
-    return data, observation.whitened(observation.residual(data)), spread
+    return data, observation.whitened(observation.residual(data)), covariance_times
 
 
 def posterior_variance(l: Time, variance: Tensor | float) -> Time:

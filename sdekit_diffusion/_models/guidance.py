@@ -235,9 +235,9 @@ class ClassifierGuided(AbstractDerivedModel):
         times = times.to(u).expand(len(u))
 
         def total(point: Tensor) -> Tensor:
-            found = self.log_prob(point * broadcast(size, point), times, self.y.to(u.device))
-            _require_log_prob(found, len(u))
-            return found.sum()
+            log_prob = self.log_prob(point * broadcast(size, point), times, self.y.to(u.device))
+            _require_log_prob(log_prob, len(u))
+            return log_prob.sum()
 
         return torch.func.grad(total)(u)
 
@@ -247,19 +247,19 @@ def _stiffness(scale: float) -> float:
     return abs(scale - 1) if scale else 0.0
 
 
-def _require_log_prob(found: object, n: int) -> None:
+def _require_log_prob(log_prob: object, n: int) -> None:
     """Refuses an output of log_prob that is not one number per sample, or has no gradient.
 
     Raises:
         ValueError: with what to return.
     """
-    if not isinstance(found, Tensor) or found.shape != (n,):
-        shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+    if not isinstance(log_prob, Tensor) or log_prob.shape != (n,):
+        shape = tuple(log_prob.shape) if isinstance(log_prob, Tensor) else type(log_prob).__name__
         raise ValueError(
             f"log_prob(x, t, y) returned {shape}; it must return log p(y | x) of each of {n} "
             f"samples, ({n},): of the logits of a classifier, log_softmax(logits, 1)[range(n), y]"
         )
-    if not found.requires_grad:
+    if not log_prob.requires_grad:
         raise ValueError(
             "log_prob(x, t, y) has no gradient in x: do not detach x, nor use torch.no_grad()"
         )

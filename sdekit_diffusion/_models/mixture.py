@@ -54,8 +54,8 @@ class AbstractMixture(AbstractModel):
         Raises:
             TypeError, ValueError: as `given`.
         """
-        found = torch.logsumexp(self._given_logits(self._observed(observation)), dim=1)
-        return found if self._bound(observation).each else found[0]
+        log_evidence = torch.logsumexp(self._given_logits(self._observed(observation)), dim=1)
+        return log_evidence if self._bound(observation).each else log_evidence[0]
 
     def _bound(self, observation: AbstractObservation) -> AbstractObservation:
         """The observation, bound to the shape, dtype and device of samples of this law."""

@@ -18,8 +18,8 @@ from sdekit_diffusion._models.operators import MAX_GRAM, gram, operator_of, requ
 
 _ROUNDING = 1e-12  # of elements of A A^T off the diagonal, relative to the largest on it
 # Cached values that do not depend on y, which `rows` keeps.
-_KEPT = ("spectrum", "log_volume", "noise_covariance", "_factor", "largest_gain")
-_POWER_STEPS = 30
+_INDEPENDENT_OF_Y = ("spectrum", "log_volume", "noise_covariance", "_factor", "largest_gain")
+_POWER_ITERATIONS = 30
 
 
 class AbstractObservation(ABC):
@@ -106,14 +106,14 @@ class Observation(AbstractObservation):
 
     def log_prob(self, x: Tensor) -> Tensor:
         _require_one_each(self, x)
-        found = self.log_likelihood(x, self.y.to(x.device))
-        if not isinstance(found, Tensor) or found.shape != (len(x),):
-            shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        value = self.log_likelihood(x, self.y.to(x.device))
+        if not isinstance(value, Tensor) or value.shape != (len(x),):
+            shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(
                 f"log_likelihood(x, y) returned {shape}; it must return log p(y | x) of each of "
                 f"{len(x)} samples, ({len(x)},): sum over the measurements of a sample"
             )
-        return found
+        return value
 
     def rows(self, index: Tensor) -> Self:
         return replace(self, y=self.y[index.to(self.y.device)]) if self.each else self
@@ -175,7 +175,7 @@ class LinearObservation(AbstractObservation):
             raise ValueError(f"y must be floating, not {self.y.dtype}; use y.float()")
         if not bool(self.y.isfinite().all()):
             raise ValueError("y has numbers that are not finite; a Mask leaves out what is missing")
-        assert self.noise_covariance is not None  # refuses what is none
+        assert self.noise_covariance is not None  # raises if it is not a covariance
 
     @cached_property
     def noise_covariance(self) -> Tensor:
@@ -209,17 +209,17 @@ class LinearObservation(AbstractObservation):
                 f"covariance has shape {tuple(self.noise_covariance.shape)} and there are {m} "
                 f"measurements; give a number, ({m},) or ({m}, {m})"
             )
-        found = replace(self, y=y.to(like), event=event, measured=measured)
-        if not found.noiseless:
+        bound = replace(self, y=y.to(like), event=event, measured=measured)
+        if not bound.noiseless:
             # Computed here, because values that are computed in a derivative cannot be cached.
-            assert isinstance(found.log_volume, float)
-        return found
+            assert isinstance(bound.log_volume, float)
+        return bound
 
     def rows(self, index: Tensor) -> Self:
         if not self.each:
             return self
         selected = replace(self, y=self.y[index.to(self.y.device)])
-        known = {name: vars(self)[name] for name in _KEPT if name in vars(self)}
+        known = {name: vars(self)[name] for name in _INDEPENDENT_OF_Y if name in vars(self)}
         vars(selected).update(known)
         return selected
 
@@ -281,9 +281,9 @@ class LinearObservation(AbstractObservation):
         """
         if self.noiseless:
             raise ValueError(
-                "with noise 0, p(y | x) is no density, and paths have no weights: the exact "
-                "posterior of a mixture, law.given(observation), does without; else give a small "
-                "covariance"
+                "with noise 0, p(y | x) is not a density, and paths have no weights. The exact "
+                "posterior of a mixture, law.given(observation), needs no noise; for other models "
+                "give a small covariance"
             )
 
     @property
@@ -292,7 +292,7 @@ class LinearObservation(AbstractObservation):
         return self.noise_covariance.ndim == 0 and float(self.noise_covariance) == 0
 
     @property
-    def many(self) -> bool:
+    def gram_too_large(self) -> bool:
         """Whether A A^T is too large to compute, and not known to be a multiple of I."""
         assert self.event is not None
         number = self.operator.gram_diagonal(self.event)
@@ -303,11 +303,11 @@ class LinearObservation(AbstractObservation):
     def largest_gain(self) -> float:
         """The largest eigenvalue of A A^T of whitened measurements, by the power method."""
         assert self.event is not None
-        if not self.many:
+        if not self.gram_too_large:
             return float(torch.as_tensor(self.spectrum.gains).max())
         generator = torch.Generator().manual_seed(0)
         v = torch.randn(1, math.prod(self.measured), generator=generator).to(self.y)
-        for _ in range(_POWER_STEPS):
+        for _ in range(_POWER_ITERATIONS):
             v = v / v.norm()
             v = self.whitened(self.apply(self.adjoint(self.unwhitened(v))))
         return float(v.norm())
@@ -439,8 +439,8 @@ class Spectrum:
         if not noiseless:
             full = observation.whitened(observation.whitened(full).T)
         diagonal = full.diagonal()
-        rest = full - torch.diag(diagonal)
-        if float(rest.abs().max()) <= _ROUNDING * float(diagonal.abs().max()):
+        off_diagonal = full - torch.diag(diagonal)
+        if float(off_diagonal.abs().max()) <= _ROUNDING * float(diagonal.abs().max()):
             return Spectrum(observation, diagonal.clone(), noise, None)
         gains, directions = torch.linalg.eigh(0.5 * (full + full.T))
         return Spectrum(observation, gains.clamp_min(0.0), noise, directions)
@@ -484,7 +484,7 @@ class Joint(AbstractObservation):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "parts", tuple(self.parts))
-        if not self.parts or not all(isinstance(one, AbstractObservation) for one in self.parts):
+        if not self.parts or not all(isinstance(part, AbstractObservation) for part in self.parts):
             raise TypeError(f"Joint takes a tuple of observations, not {self.parts!r:.60}")
 
     @computed
@@ -496,26 +496,26 @@ class Joint(AbstractObservation):
         return self.parts[0].each
 
     def log_prob(self, x: Tensor) -> Tensor:
-        return torch.stack([one.log_prob(x) for one in self.parts]).sum(dim=0)
+        return torch.stack([part.log_prob(x) for part in self.parts]).sum(dim=0)
 
     def rows(self, index: Tensor) -> Self:
-        return replace(self, parts=tuple(one.rows(index) for one in self.parts))
+        return replace(self, parts=tuple(part.rows(index) for part in self.parts))
 
     def entries(self) -> dict[str, Tensor]:
         return {
             f"y of observation {i}": value
-            for i, one in enumerate(self.parts)
-            for value in one.entries().values()
+            for i, part in enumerate(self.parts)
+            for value in part.entries().values()
         }
 
     def bound(self, event: tuple[int, ...], like: Tensor | None = None) -> AbstractObservation:
-        parts = tuple(one.bound(event, like) for one in self.parts)
-        if len({one.each for one in parts}) > 1:
+        parts = tuple(part.bound(event, like) for part in self.parts)
+        if len({part.each for part in parts}) > 1:
             raise ValueError(
                 "some of the observations have a y per sample, and some have one y for all: give "
                 "all of them one per sample"
             )
-        linear = [one for one in parts if isinstance(one, LinearObservation)]
+        linear = [part for part in parts if isinstance(part, LinearObservation)]
         if len(linear) == len(parts):
             return _stacked(linear).bound(event, linear[0].y)
         return Joint(parts)
@@ -529,22 +529,25 @@ def _stacked(parts: Sequence[LinearObservation]) -> LinearObservation:
     """
 
     def measured(x: Tensor) -> Tensor:
-        return torch.cat([one.apply(x) for one in parts], dim=1)
+        return torch.cat([part.apply(x) for part in parts], dim=1)
 
-    noiseless = [one.noiseless for one in parts]
+    noiseless = [part.noiseless for part in parts]
     if any(noiseless) and not all(noiseless):
         raise ValueError(
             "some of the observations have noise 0, and some have noise: give those without a "
             "small covariance, or mixtures one after the other, law.given(first).given(second)"
         )
     each = parts[0].each
-    rows = [one.y.reshape(len(one.y), -1) if each else one.y.reshape(1, -1) for one in parts]
+    ys = [part.y for part in parts]
+    rows = [y.reshape(len(y), -1) if each else y.reshape(1, -1) for y in ys]
     y = torch.cat(rows, dim=1)
     covariances = []
-    for one in parts:
-        m = math.prod(one.measured)
-        given = one.noise_covariance
-        unit = torch.eye(m, dtype=given.dtype, device=given.device)
-        covariances.append(given if given.ndim == 2 else given * unit)
+    for part in parts:
+        m = math.prod(part.measured)
+        noise_covariance = part.noise_covariance
+        if noise_covariance.ndim < 2:
+            unit = torch.eye(m, dtype=noise_covariance.dtype, device=noise_covariance.device)
+            noise_covariance = noise_covariance * unit
+        covariances.append(noise_covariance)
     covariance = 0.0 if all(noiseless) else torch.block_diag(*covariances)
     return LinearObservation(measured, y if each else y[0], covariance)

@@ -44,7 +44,7 @@ def visited_points(steps: int, jump: int, resamplings: int) -> list[int]:
 
 
 @dataclass(frozen=True, eq=False)
-class Moves(AbstractSDE):
+class LevelChanges(AbstractSDE):
     """An equation whose time k counts moves between levels, and whose drift is D(l_k, u)."""
 
     noise_type = "none"
@@ -213,7 +213,7 @@ class RePaint(AbstractMethod):
         counts = torch.arange(len(levels), dtype=torch.float64)
         try:
             solution = solve(
-                Moves(problem.model, levels),
+                LevelChanges(problem.model, levels),
                 problem.u,
                 counts,
                 solver=solver,

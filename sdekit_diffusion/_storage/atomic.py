@@ -85,7 +85,7 @@ def _lock(handle: int, folder: Path) -> None:
         return
 
 
-def settle() -> None:
+def sync_all() -> None:
     """Returns when all files that were written are on the disk."""
     if os.name != "nt":
         os.sync()

@@ -258,10 +258,10 @@ def digest(about: object, tensors: Mapping[str, Tensor] | None = None) -> str:
     """A checksum of a value as JSON, and of names, dtypes, shapes and values of tensors: the first
     16 hexadecimal digits of SHA-256.
     """
-    found = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    checksum = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     for name, value in (tensors or {}).items():
-        found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        found.update(
+        checksum.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        checksum.update(
             value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
         )
-    return found.hexdigest()[:16]
+    return checksum.hexdigest()[:16]

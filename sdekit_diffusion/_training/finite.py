@@ -38,7 +38,7 @@ class FiniteCheck:
         if not self._finite(loss):
             _refuse(loss, step)
 
-    def look(self, loss: Tensor, step: int) -> None:
+    def require_deferred(self, loss: Tensor, step: int) -> None:
         """As `require`, but on an accelerator without host synchronisation: the result is read at a
         later call, once it has arrived on the host.
 

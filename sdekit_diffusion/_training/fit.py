@@ -219,9 +219,9 @@ class _Measures:
         if due and rank() == 0:
             with training.averaged() as model:
                 for measure in due:
-                    found = measure(model, training.step)
-                    self._require_names(found, measure)
-                    values |= {name: float(value) for name, value in found.items()}
+                    measured = measure(model, training.step)
+                    self._require_names(measured, measure)
+                    values |= {name: float(value) for name, value in measured.items()}
         if due:
             wait()
         return values
@@ -285,7 +285,7 @@ def validation_loss(
         raise ValueError("there are no samples to find a validation loss of; hold some out")
     require_finite(x, range(len(x)))
 
-    def found(model: ScoreModel, step: int) -> dict[str, float]:
+    def measure(model: ScoreModel, step: int) -> dict[str, float]:
         device = model.place()[1]
         batch = Batch.of(named(data, model.condition_names()))
         require_given(batch.conditions, model)
@@ -299,7 +299,7 @@ def validation_loss(
                 parts.append(RecipeLoss(some, recipe, transform)(some_x, conditions, i).sum())
         return {VALIDATION: float(torch.stack(parts).sum()) / len(x)}
 
-    return found
+    return measure
 
 
 def _samples(data: Any) -> Any:  # noqa: ANN401 - what a user gives

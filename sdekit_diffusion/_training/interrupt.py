@@ -19,7 +19,7 @@ _SAME_SIGNAL_SECONDS = 1.0
 
 
 # SIGHUP, which Windows does not have, comes when a terminal is closed.
-_HEARD = tuple(
+_HANDLED_SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 )
 
@@ -53,7 +53,7 @@ def raised() -> Iterator[None]:
     before: dict[int, Any] = {}
     try:
         if threading.current_thread() is threading.main_thread():
-            for number in _HEARD:
+            for number in _HANDLED_SIGNALS:
                 if signal.getsignal(number) is signal.SIG_DFL:
                     before[number] = signal.signal(number, _raise)
         yield
@@ -86,7 +86,7 @@ def remember_signals() -> Iterator[Callable[[], int]]:
 
     try:
         if threading.current_thread() is threading.main_thread():
-            for number in _HEARD:
+            for number in _HANDLED_SIGNALS:
                 if signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL, _raise):
                     handlers[number] = signal.signal(number, remember)
         yield lambda: signals[0][0] if signals else 0

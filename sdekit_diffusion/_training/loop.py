@@ -197,7 +197,7 @@ class Training(Iterator[Record]):
         if self.step == recipe.steps:
             self.require_finite(loss)
         elif self.step % _CHECK_INTERVAL == 0:
-            self._finite.look(loss, self.step)
+            self._finite.require_deferred(loss, self.step)
         return Record(self.step, loss, recipe.rate(self.step - 1))
 
     def _require_samples(self, samples: Batch, count: int) -> None:

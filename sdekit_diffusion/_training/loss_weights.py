@@ -175,7 +175,7 @@ WEIGHTS: Mapping[str, AbstractWeight] = {
 }
 
 # The default weights other than "plain", by prediction; chosen with benchmarks/recipes.py.
-_SUITED: Mapping[Prediction, str] = {"data": "balanced", "velocity": "velocity"}
+_DEFAULT_WEIGHTINGS: Mapping[Prediction, str] = {"data": "balanced", "velocity": "velocity"}
 
 if TYPE_CHECKING:
     Weighting = str | AbstractWeight
@@ -183,9 +183,9 @@ else:
     Weighting = Literal[*WEIGHTS]  # what the command line offers
 
 
-def suited(predicts: Prediction, *, discrete: bool) -> str:
+def default_weighting(predicts: Prediction, *, discrete: bool) -> str:
     """The name of the default weight for what a network predicts. With discrete levels it is
     "plain" for the velocity, since "velocity" would come with a density.
     """
-    name = _SUITED.get(predicts, "plain")
+    name = _DEFAULT_WEIGHTINGS.get(predicts, "plain")
     return "plain" if discrete and name == "velocity" else name

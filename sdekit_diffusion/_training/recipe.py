@@ -11,7 +11,7 @@ from sdekit_diffusion._common.inputs import is_whole
 from sdekit_diffusion._models.prediction import Prediction
 from sdekit_diffusion._training.densities import AbstractDensity, Density
 from sdekit_diffusion._training.loss import density_of, require_density, weight_of
-from sdekit_diffusion._training.loss_weights import AbstractWeight, Weighting, suited
+from sdekit_diffusion._training.loss_weights import AbstractWeight, Weighting, default_weighting
 from sdekit_diffusion._training.profiles import exponent
 
 Schedule = Literal["cosine", "linear", "constant"]
@@ -128,7 +128,7 @@ class Recipe:
         """
         weighting = self.weighting
         if weighting is None:
-            weighting = suited(predicts, discrete=self.discrete)
+            weighting = default_weighting(predicts, discrete=self.discrete)
         density = None if self.discrete else self.density or weight_of(weighting).density
         return replace(self, weighting=weighting, density=density)
 

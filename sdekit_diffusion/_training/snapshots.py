@@ -23,7 +23,7 @@ _NAME = re.compile(r"(\d{8,})-([0-9a-f]{12})\.safetensors")
 def snapshots(run: Path) -> dict[int, Path]:
     """The files of a run's snapshots by update, in increasing order."""
     named = [(_NAME.fullmatch(path.name), path) for path in (run / FOLDER).glob("*")]
-    return dict(sorted((int(found[1]), path) for found, path in named if found))
+    return dict(sorted((int(match[1]), path) for match, path in named if match))
 
 
 def write_snapshot(run: Path, step: int, averages: Mapping[str, Tensor]) -> None:
@@ -41,8 +41,8 @@ def read_snapshot(path: Path) -> dict[str, Tensor]:
         CheckpointError: when the file is damaged.
     """
     content = path.read_bytes()
-    found = _NAME.fullmatch(path.name)
-    if found is None or hashlib.sha256(content).hexdigest()[:12] != found[2]:
+    match = _NAME.fullmatch(path.name)
+    if match is None or hashlib.sha256(content).hexdigest()[:12] != match[2]:
         raise CheckpointError(f"{path} is not as it was written: its checksum differs; remove it")
     try:
         return deserialised(content)
@@ -60,8 +60,8 @@ def remove_snapshots(run: Path, after: int = -1) -> None:
     if not folder.is_dir():
         return
     for path in list(folder.iterdir()):
-        found = _NAME.fullmatch(path.name.removeprefix(".").removesuffix(PART))
-        if found and (int(found[1]) > after or path.name.endswith(PART)):
+        match = _NAME.fullmatch(path.name.removeprefix(".").removesuffix(PART))
+        if match and (int(match[1]) > after or path.name.endswith(PART)):
             path.unlink()
     with suppress(OSError):
         folder.rmdir()  # where nothing else is in it

@@ -189,8 +189,8 @@ def trained_levels(source: AbstractSource, rows: Batch, model: ScoreModel) -> tu
             "the model does not know the standard deviation of its data, which is not that of data "
             "at given noise levels: pass ScoreModel(..., data_std=teacher.data_std)"
         )
-    found = levels.unique().tolist()
-    return tuple(found) if known is not None and len(found) <= _MOST_LEVELS else ()
+    distinct = levels.unique().tolist()
+    return tuple(distinct) if known is not None and len(distinct) <= _MOST_LEVELS else ()
 
 
 def has_levels(rows: Batch, model: ScoreModel) -> bool:

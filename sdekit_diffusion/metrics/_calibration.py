@@ -57,14 +57,14 @@ class Calibration:
         """
         columns = self.values.reshape(len(self.values), -1)
         distance = 2 * np.abs(columns - 0.5) if self.central else columns
-        found = {}
+        coverage = {}
         for level in levels:
             inside = (distance <= level).mean(axis=1)
             binomial = math.sqrt(level * (1 - level) / len(inside))
             spread = float(inside.std()) / math.sqrt(len(inside))
             stderr = binomial if columns.shape[1] == 1 else max(spread, binomial / columns.shape[1])
-            found[level] = (float(inside.mean()), stderr)
-        return found
+            coverage[level] = (float(inside.mean()), stderr)
+        return coverage
 
     @property
     def p_value(self) -> NDArray[np.float64]:

@@ -49,19 +49,19 @@ class ClassifierFeatures:
         return share_correct(self.classes[np.argmax(self.logits(x), axis=1)], labels)
 
 
-def share_correct(found: np.ndarray, labels: ArrayLike) -> float:
-    """The share of labels, (N,) or (N, 1), that are those found, (N,).
+def share_correct(predicted: np.ndarray, labels: ArrayLike) -> float:
+    """The share of labels, (N,) or (N, 1), that are those predicted, (N,).
 
     Raises:
         ValueError: for another number of labels.
     """
     given = np.asarray(labels)
-    if given.size != len(found):
+    if given.size != len(predicted):
         raise ValueError(
-            f"labels have shape {given.shape} for {len(found)} samples; give one label for each, "
-            f"({len(found)},)"
+            f"labels have shape {given.shape} for {len(predicted)} samples; give one label for "
+            f"each, ({len(predicted)},)"
         )
-    return float((found == given.reshape(-1)).mean())
+    return float((predicted == given.reshape(-1)).mean())
 
 
 def classifier_features(

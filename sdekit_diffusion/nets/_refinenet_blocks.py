@@ -86,7 +86,7 @@ class Residual(nn.Module):
         return self.pool(self.shortcut(x) + self.layer2(self.layer1(x, weights), weights))
 
 
-class Units(nn.Module):
+class ResidualUnits(nn.Module):
     """Residual convolution units: x + two layers, `count` times."""
 
     def __init__(self, features: int, count: int, levels: int) -> None:
@@ -112,12 +112,12 @@ class Cascade(nn.Module):
         super().__init__()
         pool = nn.AvgPool2d(5, 1, 2) if levels else nn.MaxPool2d(5, 1, 2)
         fused = inputs if len(inputs) > 1 else ()
-        self.units = nn.ModuleList([Units(size, 2, levels) for size in inputs])
+        self.units = nn.ModuleList([ResidualUnits(size, 2, levels) for size in inputs])
         self.fusion = nn.ModuleList([Layer(size, outputs, levels, nn.Identity()) for size in fused])
         self.pooling = nn.ModuleList(
             [Layer(outputs, outputs, levels, pool, bias=False) for _ in range(2)]
         )
-        self.last = Units(outputs, last, levels)
+        self.last = ResidualUnits(outputs, last, levels)
 
     def forward(self, inputs: Sequence[Tensor], weights: Tensor) -> Tensor:
         hs = [units(x, weights) for units, x in zip(self.units, inputs, strict=True)]

@@ -18,7 +18,7 @@ _LIKELIHOOD_SAMPLES = 100
 
 
 @dataclass(frozen=True)
-class Watch:
+class Measurements:
     """What is measured with the averaged weights; intervals in updates, 0 for never.
 
     Attributes:
