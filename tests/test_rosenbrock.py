@@ -1,11 +1,13 @@
 """Rosenbrock methods: Jacobians, orders, and stiff equations against SciPy's Radau."""
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
 from scipy.integrate import solve_ivp
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 from sdekit import (
     ODE,
@@ -147,6 +149,69 @@ def test_each_sample_has_its_own_steps():
         alone = solve(equation, x0[i : i + 1], [0.0, 50.0], **settings)
         assert torch.equal(alone.x[0], whole.x[i])
         assert int(alone.accepted) == int(whole.accepted[i])
+
+
+@dataclass(frozen=True, eq=False)
+class Forgetful(Rodas4):
+    """Computes the Jacobian in every try of a step."""
+
+    def retried(self, given, returned):
+        return given
+
+
+@pytest.mark.parametrize("stiffness", [[30.0], [1.0, 30.0, 1e3]], ids=["one", "three"])
+def test_rejected_steps_keep_their_jacobian(stiffness):
+    """It depends on t and x alone; results have the same bits."""
+    equation, x0 = van_der_pol(stiffness)
+    control = PIDController(1e-4, 1e-4)
+    jacobians = []
+
+    def counting(t, x):
+        if is_functorch_wrapped_tensor(x):  # it is differentiated
+            jacobians.append(len(x))
+        return equation.drift(t, x)
+
+    found = []
+    for solver in (Rodas4(), Forgetful()):
+        jacobians.clear()
+        solution = solve(ODE(counting), x0, [0.0, 50.0], solver=solver, control=control)
+        found.append((solution, sum(jacobians)))
+    (kept, few), (again, many) = found
+    assert torch.equal(kept.x, again.x)
+    assert torch.equal(kept.evaluations, again.evaluations)
+    assert int(kept.rejected.sum()) > 20
+    if len(x0) == 1:
+        assert few == int(kept.accepted)
+        assert many == int(kept.accepted + kept.rejected)
+    else:  # those that have ended are still called until they are removed
+        assert many - few == int(kept.rejected.sum())
+
+
+def test_gradients_with_rejected_steps_of_a_jacobian_without_gradients():
+    """That of f = -50 (x - cos t) is a constant; a first step of 0.9 is rejected."""
+    start = torch.tensor([[0.3], [40.0]], dtype=F64, requires_grad=True)
+    equation = ODE(lambda t, x: -50.0 * (x - torch.cos(torch.as_tensor(t))))
+    settings = {"solver": Rodas4(), "control": PIDController(1e-7, 1e-7, first=0.9)}
+    solution = solve(equation, start, [0.0, 1.0], **settings)
+    assert (solution.rejected > 0).all()
+    with torch.no_grad():
+        assert torch.equal(solution.x, solve(equation, start, [0.0, 1.0], **settings).x)
+    (found,) = torch.autograd.grad(solution.x.sum(), start)
+    torch.testing.assert_close(found, torch.full_like(start, math.exp(-50)), rtol=0, atol=1e-12)
+
+
+def test_a_jacobian_that_is_not_finite_leaves_the_gradients_of_other_samples():
+    """x' = -k sqrt(x) at x = -1; the first step of the other sample is rejected."""
+    k = torch.tensor(0.5, dtype=F64, requires_grad=True)
+    x0 = torch.tensor([[1.0], [-1.0]], dtype=F64)
+    solution = solve(
+        ODE(lambda t, x: -k * x.sqrt()), x0, [0.0, 1.0], solver=Rodas4(), throw=False,
+        control=PIDController(1e-8, 1e-8, first=0.9),
+    )  # fmt: skip
+    assert solution.status.tolist() == [Status.DONE, Status.NOT_FINITE]
+    assert int(solution.rejected[0]) > 0
+    (found,) = torch.autograd.grad(solution.x[0, 0], k)
+    assert float(found) == pytest.approx(-0.75, rel=1e-6)  # x = (1 - k t / 2)^2
 
 
 def test_it_is_stable_at_infinity():

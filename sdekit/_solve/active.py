@@ -95,13 +95,18 @@ class ActiveSamples:
         )
 
     def advance(
-        self, t1: Tensor, remaining: Tensor, accept: Tensor, x1: Tensor, state1: Tree
+        self, t1: Tensor, remaining: Tensor, accept: Tensor, x1: Tensor, states: tuple[Tree, Tree]
     ) -> None:
-        """Moves the samples whose steps are accepted to t1; remaining: the time from there."""
+        """Moves the samples whose steps are accepted to t1.
+
+        remaining: the time from there. states: what the solver receives after an accepted step, and
+        after a rejected one.
+        """
+        state1, state0 = states
         if not bool(accept.all()):
             there = accept.to(self.x.device, non_blocking=True)
             x1 = where(there, x1, self.x)
-            state1 = where(there, state1, self.state)
+            state1 = where(there, state1, state0)
             t1 = torch.where(accept, t1, self.t)
             remaining = torch.where(accept, remaining, self.remaining)
         self.x = x1

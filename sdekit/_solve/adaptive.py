@@ -129,6 +129,7 @@ class AdaptiveSolve:
         start = active.t.to(self.device, non_blocking=True)
         stop = interval.t1.to(self.device, non_blocking=True)
         step = self.solver.step(self.problem, start, stop, active.x, increment, active.state)
+        retried = self.solver.retried(active.state, step.state)
         q, accept = self._accept(interval, start, stop, step)
         if step.x.requires_grad and not bool(accept.all()):
             step = self._accepted_step(interval.t1, increment, accept)
@@ -140,7 +141,7 @@ class AdaptiveSolve:
             self._record(self.record, interval.t1, accept, step)
         if self.results.xs is not None and len(self.outputs) > 2:
             self._output(self.results.xs, interval.t1, accept, step, increment)
-        active.advance(ended.t1, ended.remaining, accept, x, step.state)
+        active.advance(ended.t1, ended.remaining, accept, x, (step.state, retried))
         self.rounds += 1
         if self.rounds == self.control.max_steps or self.intervals.may_end(active):
             self._record_ended(interval, q, accept)

@@ -116,6 +116,12 @@ class AbstractSolver(ABC):
         """
         return self.init(problem, t0, x)
 
+    def retried(self, given: Tree, returned: Tree) -> Tree:
+        """The `state` for another try of a rejected step, from the same t0 and x to another t1:
+        that which the rejected one was given, unless the solver keeps some of what it returned.
+        """
+        return given
+
     @abstractmethod
     def step(
         self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree
@@ -126,7 +132,7 @@ class AbstractSolver(ABC):
             t0, t1: floats, or `(batch,)` float64 where samples have their own times.
             x: the states at t0, `(batch, *event)`.
             noise: the noise of the step.
-            state: what `init` or the step before returned.
+            state: what `init` or the step before returned, or `retried` after a rejected one.
         """
 
     def resolution(self, x: Tensor) -> float:

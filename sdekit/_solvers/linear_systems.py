@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from sdekit._equations.sde import AbstractSDE
+from sdekit._solvers.contract import Tree
 from sdekit._solvers.krylov import gmres
 from sdekit.elementary import Time
 
@@ -53,23 +54,60 @@ def solved(factors: Factors, value: Tensor) -> Tensor:
 
 
 def linear_solver(
-    problem: AbstractSDE, t: Tensor, x: Tensor, length: Tensor, *, direct: int, residual: float
-) -> tuple[Callable[[Tensor], Tensor], Tensor]:
-    """The function that solves (1 / length - f_x) k = b for each sample, and f_t.
+    problem: AbstractSDE,
+    t: Tensor,
+    x: Tensor,
+    length: Tensor,
+    *,
+    direct: int,
+    residual: float,
+    kept: Tree = (),
+) -> tuple[Callable[[Tensor], Tensor], Tensor, Tree]:
+    """The function that solves (1 / length - f_x) k = b for each sample, f_t, and f_x and f_t to be
+    kept for another length.
 
     For samples of up to `direct` numbers by the factors of the matrix; for larger ones by GMRES,
-    from products with f_x, to a relative residual. The solution of a singular system is not finite,
-    and NaN where GMRES does not converge.
+    from products with f_x, to a relative residual; then nothing is kept. The solution of a singular
+    system is not finite, and NaN where GMRES does not converge.
+
+    Arguments:
+        kept: of each sample f_x, f_t and whether these are those at t and x; () if none are kept.
 
     Raises:
         ValueError: by the function, for gradients through GMRES.
     """
-    if math.prod(x.shape[1:]) <= direct:
-        jacobian, rate = problem.jacobian(t, x)
+    if fits(x, direct):
+        jacobian, rate = _derivatives(problem, t, x, kept)
         factors = factorised(jacobian, length)
-        return lambda value: solved(factors, value), rate
+        return lambda value: solved(factors, value), rate, (jacobian, rate)
     by_x, rate = problem.jacobian_product(t, x)
-    return ByProducts(by_x, x, length, direct, residual), rate
+    return ByProducts(by_x, x, length, direct, residual), rate, ()
+
+
+def fits(x: Tensor, direct: int) -> bool:
+    """Whether samples have at most `direct` numbers, so that their systems are factorised."""
+    return math.prod(x.shape[1:]) <= direct
+
+
+def no_derivatives(x: Tensor) -> Tree:
+    """What is `kept` before the first step."""
+    d = math.prod(x.shape[1:])
+    none = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    return x.new_zeros(len(x), d, d), torch.zeros_like(x), none
+
+
+def _derivatives(problem: AbstractSDE, t: Tensor, x: Tensor, kept: Tree) -> tuple[Tensor, Tensor]:
+    """f_x and f_t of each sample, computed where they are not kept."""
+    if not kept:
+        return problem.jacobian(t, x)
+    jacobian, rate, known = kept
+    rows = (~known).nonzero().flatten()
+    if len(rows) == len(x):
+        return problem.jacobian(t, x)
+    if not len(rows):
+        return jacobian, rate
+    found = problem.rows(rows).jacobian(t[rows], x[rows])
+    return jacobian.index_copy(0, rows, found[0]), rate.index_copy(0, rows, found[1])
 
 
 class ByProducts:

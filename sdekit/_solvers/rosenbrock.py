@@ -13,7 +13,7 @@ from torch import Tensor
 from sdekit._equations.sde import AbstractSDE
 from sdekit._noise.white import Increment
 from sdekit._solvers.contract import AbstractSolver, Order, Step, Tree
-from sdekit._solvers.linear_systems import linear_solver, per_sample
+from sdekit._solvers.linear_systems import fits, linear_solver, no_derivatives, per_sample
 from sdekit._solvers.runge_kutta import combine
 from sdekit.elementary import Time, broadcast
 
@@ -59,7 +59,8 @@ class AbstractRosenbrock(AbstractSolver, ABC):
 
     Arguments:
         direct: the largest number d of coordinates of a sample for which J is computed, by d
-            vector-Jacobian products in one batched call, and factorised once per step. For larger
+            vector-Jacobian products in one batched call, and factorised once per step; a step that
+            is tried again with another length has the same J, except with gradients. For larger
             samples the systems are solved by GMRES from products J v, without preconditioner, in a
             subspace of at most 200 dimensions, whose vectors are kept. If it does not converge the
             step is NaN, and adaptive steps repeat it with a shorter one. GMRES has no gradients,
@@ -90,15 +91,31 @@ class AbstractRosenbrock(AbstractSolver, ABC):
     def resolution(self, x: Tensor) -> float:
         return self.residual / 100 if math.prod(x.shape[1:]) > self.direct else 0.0
 
+    def init(self, problem: AbstractSDE, t0: Time, x: Tensor) -> Tree:
+        """With adaptive steps the state of a solve has J and f_t, for a step that is tried again;
+        on a grid it is empty.
+        """
+        return no_derivatives(x) if isinstance(t0, Tensor) and fits(x, self.direct) else ()
+
+    def retried(self, given: Tree, returned: Tree) -> Tree:
+        """J and f_t of the rejected step, which has the same t0 and x; with gradients none, because
+        those of a sample that fails would make all gradients NaN.
+        """
+        if not returned or returned[0].requires_grad:
+            return given
+        jacobian, rate, known = returned
+        return jacobian, rate, torch.ones_like(known)
+
     def step(
         self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree
     ) -> Step:
         tableau = self.tableau
         start = per_sample(t0, x)
         length = per_sample(t1, x) - start
-        solved, rate = linear_solver(
-            problem, start, x, tableau.gamma * length, direct=self.direct, residual=self.residual
-        )
+        solved, rate, derivatives = linear_solver(
+            problem, start, x, tableau.gamma * length, direct=self.direct, residual=self.residual,
+            kept=state,
+        )  # fmt: skip
         h = broadcast(length, x)
         increments: list[Tensor] = []
         point = x
@@ -115,7 +132,8 @@ class AbstractRosenbrock(AbstractSolver, ABC):
                 value = value + tableau.rates[i] * h * rate
             increments.append(solved(value))
         end = point + increments[-1]
-        return Step(end, increments[-1], (x, end, *increments[:-1]))
+        state = (*derivatives, torch.zeros_like(state[-1])) if state else ()
+        return Step(end, increments[-1], (x, end, *increments[:-1]), state)
 
     def dense(self, problem: AbstractSDE, t0: Time, t1: Time, dense: Tree) -> Tree:
         start, end, *increments = dense
