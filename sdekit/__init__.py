@@ -23,7 +23,7 @@ from sdekit._equations.semilinear import SemiLinear
 from sdekit._grid import geometric, uniform
 from sdekit._likelihood.divergence import AbstractTrace, Exact, Hutchinson
 from sdekit._likelihood.likelihood import Likelihood, log_likelihood
-from sdekit._likelihood.transitions import PathWeights, Transitions, path_weights
+from sdekit._likelihood.transitions import PathWeights, Transitions, path_kl, path_weights
 from sdekit._noise.brownian import BrownianPath
 from sdekit._noise.generator import fresh_seed, normal, uniform01
 from sdekit._noise.white import AbstractNoise, Increment, NoiseQuery, WhiteNoise
@@ -99,6 +99,7 @@ __all__ = [
     "odeint_adjoint",
     "odeint_dense",
     "odeint_event",
+    "path_kl",
     "path_weights",
     "sdeint",
     "sdeint_adjoint",

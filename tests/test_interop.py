@@ -784,7 +784,7 @@ def test_the_divergence_divides_by_no_zero():
     sde.g = lambda t, y: torch.stack([0 * y[:, 0], -0.5 + 0 * y[:, 1]], dim=1)
     _, divergence = sdeint(sde, start(), [0.0, 1.0], method="euler", dt=1 / 8, logqp=True)
     close(divergence, torch.full((1, 4), 2.0, dtype=F64))
-    with pytest.raises(ValueError, match=r"f, g and h.*lacks h\. .*path_weights"):
+    with pytest.raises(ValueError, match=r"f, g and h.*lacks h\. .*path_kl"):
         sdeint(Equation("diagonal"), start(), [0.0, 1.0], logqp=True)
 
 

@@ -1,6 +1,7 @@
 """Densities of steps, and weights of paths."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,12 +15,15 @@ from sdekit import (
     SRA1,
     AdamsBashforth,
     AdamsMoulton,
+    BrownianPath,
     Clocked,
     EulerMaruyama,
     Increment,
     Transitions,
     WhiteNoise,
+    path_kl,
     path_weights,
+    sdeint,
     solve,
     uniform,
 )
@@ -114,6 +118,105 @@ def test_weights_are_products_of_ratios_and_have_the_mean_1(solver):
     assert abs(float(weighted.mean() - direct.mean())) < Z * error
     unweighted = x.sum(1).mean()
     assert abs(float(unweighted - direct.mean())) > 10 * error
+
+
+PULL = 0.8  # of the proposal
+OTHER = 1.7  # of the target
+STD = 0.6
+
+
+def attracted(rate):
+    """An Ornstein-Uhlenbeck process."""
+    return SDE(lambda t, x: -rate * x, lambda t, x: STD, "additive")
+
+
+@pytest.mark.parametrize("steps", [8, 400])
+def test_the_divergence_of_two_ornstein_uhlenbeck_processes(steps):
+    """(a - b)^2 / (2 s^2) times the sum of E x^2 h: exact for the steps, by the recursion of E x^2;
+    of 400 steps also the integral of the exact E x^2, to a hundredth.
+    """
+    n = 20_000
+    h = 1.5 / steps
+    x0 = torch.full((n, 1), 0.7, dtype=torch.float64)
+    pair = (attracted(OTHER), attracted(PULL))
+    settings = {"solver": EulerMaruyama(), "noise": WhiteNoise(4)}
+    x, kl = path_kl(*pair, x0, uniform(0.0, 1.5, steps), **settings)
+    second = [0.49]
+    for _ in range(steps - 1):
+        second.append((1 - PULL * h) ** 2 * second[-1] + STD**2 * h)
+    factor = (OTHER - PULL) ** 2 / (2 * STD**2)
+    expected = factor * h * sum(second)
+    error = float(kl.std()) / math.sqrt(n)
+    assert abs(float(kl.mean()) - expected) < 3 * error
+    assert error < 0.01 * expected
+    if steps == 400:
+        rest = STD**2 / (2 * PULL)
+        decayed = (1 - math.exp(-2 * PULL * 1.5)) / (2 * PULL)
+        integral = factor * ((0.49 - rest) * decayed + rest * 1.5)
+        assert abs(expected - integral) < 0.01 * integral
+        assert abs(float(kl.mean()) - integral) < 3 * error + abs(expected - integral)
+    direct = solve(pair[1], x0, uniform(0.0, 1.5, steps), **settings).x
+    torch.testing.assert_close(x, direct, rtol=1e-12, atol=1e-12)
+    weights = path_weights(*pair, x0, uniform(0.0, 1.5, steps), **settings)
+    assert torch.equal(weights.x, x)
+    assert abs(float((weights.log_weight + kl).mean())) < Z * float(weights.log_weight.std()) / 141
+    assert kl.var() < 0.5 * weights.log_weight.var()
+    back = path_kl(*pair, x0[:100], uniform(1.5, 0.0, steps), **settings)[1]
+    assert (back > 0).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_constant_difference_has_a_constant_divergence(kind):
+    """With p - q = g u the divergence is |u|^2 T / 2, whatever the path, the noise and the way."""
+    u = torch.tensor([0.3, -0.5], dtype=torch.float64)
+
+    def shifted(t, x):
+        g = KINDS[kind](t, x)
+        return drift(t, x) + (g @ u if kind == "general" else g * u)
+
+    for ts in (uniform(0.0, 0.8, 5), uniform(0.8, 0.0, 5)):
+        pair = (equation(kind, shifted), equation(kind))
+        _, kl = path_kl(*pair, X, ts, solver=EulerMaruyama(), noise=NOISE)
+        expected = (0.4 * u.square().sum()).expand(3)
+        torch.testing.assert_close(kl, expected, rtol=1e-12, atol=0)
+
+
+def test_the_divergence_is_that_of_the_torchsde_program():
+    """`logqp` of `sdeint`, on the same steps and the same path."""
+    path = BrownianPath(seed=3, knots=(0.0, 1.0))
+    ts = uniform(0.0, 1.0, 16)
+    sde = equation("diagonal", lambda t, x: -x)
+    prior = equation("diagonal")
+    module = SimpleNamespace(
+        noise_type="diagonal", sde_type="ito", f=sde.drift, g=sde.diffusion, h=prior.drift
+    )
+    settings = {"bm": path, "dt": 1 / 16, "method": "euler", "logqp": True}
+    _, expected = sdeint(module, X, torch.tensor([0.0, 1.0], dtype=torch.float64), **settings)
+    _, kl = path_kl(prior, sde, X, ts, solver=EulerMaruyama(), noise=path)
+    torch.testing.assert_close(kl, expected[0], rtol=1e-9, atol=1e-12)
+
+
+def test_the_divergence_has_gradients():
+    """Finite differences, with respect to a parameter of the proposal, through the path as well."""
+
+    def mean(rate):
+        q = SDE(lambda t, x: -rate * x, lambda t, x: STD, "additive")
+        ts = uniform(0.0, 1.0, 8)
+        return path_kl(attracted(OTHER), q, X, ts, solver=EulerMaruyama(), noise=NOISE)[1].mean()
+
+    rate = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    (found,) = torch.autograd.grad(mean(rate), rate)
+    expected = (mean(rate.detach() + 1e-5) - mean(rate.detach() - 1e-5)) / 2e-5
+    torch.testing.assert_close(found, expected, rtol=1e-7, atol=0)
+
+
+def test_divergences_of_different_noise_are_refused():
+    other = SDE(drift, lambda t, x: 0.9, "additive")
+    ts = uniform(0.0, 1.0, 3)
+    with pytest.raises(ValueError, match="different g"):
+        path_kl(other, attracted(PULL), X, ts, solver=EulerMaruyama())
+    with pytest.raises(TypeError, match="float"):
+        path_kl(other, other, X.long(), ts, solver=EulerMaruyama())
 
 
 def test_two_steps_by_hand():

@@ -61,7 +61,7 @@ def with_divergence(sde: object, names: Mapping[str, str] | None) -> WithDiverge
         raise ValueError(
             f"logqp=True needs the methods f, g and h, the drift of the prior; "
             f"{type(sde).__name__} lacks {', '.join(missing)}. For equations of sdekit take "
-            "sdekit.path_weights"
+            "sdekit.path_kl"
         )
     kinds: list[Any] = [getattr(sde, name, None) for name in ("noise_type", "sde_type")]
     return WithDivergence(methods, *kinds)
