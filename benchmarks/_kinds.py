@@ -36,7 +36,7 @@ class Kind:
         name: what it is.
         file: which of the files in the folder is damaged.
         write: makes them, sound, in a folder.
-        load: what the loader makes of the folder, as named values.
+        load: returns what the loader reads from the folder, as named values.
         errors: with which it may refuse, always with a message.
         knows: whether the format has a checksum over all that matters, so that no damage may go
             unnoticed.
@@ -60,7 +60,7 @@ def outcome(kind: Kind, folder: Path, sound: Mapping[str, Any]) -> str:
             found = kind.load(folder)
     except kind.errors as error:
         return "refused" if len(str(error)) > 20 else f"{type(error).__name__} without a message"
-    except BaseException as error:  # panics of extensions are no Exception
+    except BaseException as error:  # panics of extensions are not of type Exception
         if isinstance(error, KeyboardInterrupt):
             raise
         return f"{type(error).__name__}: {error}"
@@ -95,7 +95,7 @@ class Small(nn.Module):
 
 
 def _described(model: ScoreModel) -> dict[str, Any]:
-    """Weights, conventions, and what the network makes of a point."""
+    """Weights, conventions, and the network's output at a point."""
     assert isinstance(model.net, nn.Module)
     held = ("sde", "predicts", "conditioning", "shape", "data_std", "data_range")
     point = torch.linspace(-1, 1, 16).reshape(

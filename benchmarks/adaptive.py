@@ -98,9 +98,7 @@ def state_dependent() -> list[dict[str, float]]:
 
 
 def additive(dim: int) -> list[dict[str, float]]:
-    """The bias in so many dimensions at each tolerance, with one path and with noise drawn
-    again.
-    """
+    """The bias in `dim` dimensions at each tolerance, with one path and with new noise."""
     n = SAMPLES // dim
     noise = torch.randn(n, dim, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     y0 = LOW * math.sqrt(0.25 + 1 / LOW) * noise

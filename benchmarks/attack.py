@@ -68,7 +68,7 @@ from sdekit_diffusion import (
 )
 
 OUTCOMES = ("right", "refused", "raised", "SILENT")
-QUICK = 101  # one case in so many; prime, so that it meets all faults and all methods
+QUICK = 101  # one case in this number of them; prime, so that it meets all faults and all methods
 LIBRARY = tuple(
     str(Path(str(package.__file__)).parent)
     for package in map(__import__, ("sdekit", "sdekit_diffusion"))
@@ -89,7 +89,7 @@ class Case:
         fault: what is wrong.
         run: the attack, given the caller's tensor.
         right: the same with a sound function; None where there is none.
-        start: the caller's tensor, made anew for each run.
+        start: the caller's tensor, made again for each run.
         mode: a name in `MODES`.
     """
 

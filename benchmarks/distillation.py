@@ -52,7 +52,7 @@ def teacher_of(folder: Path | None) -> sd.ScoreModel:
 def student_of(
     teacher: sd.ScoreModel, data: dict[str, Tensor], weighting: str, minutes: float
 ) -> tuple[sd.ScoreModel, int]:
-    """A copy of the teacher, trained for about so many minutes, and the number of updates."""
+    """A copy of the teacher, trained for about `minutes` minutes, and the number of updates."""
     student = copy.deepcopy(teacher)
     trial = sd.Recipe(steps=10, batch_size=BATCH, weighting=weighting)
     began = time.perf_counter()

@@ -110,7 +110,7 @@ def started(law: sd.GaussianMixture, x: Tensor, level: float, **settings: Any) -
 
 
 def sdedit() -> list[dict[str, Any]]:
-    """From one x, which is no likely sample: each method at each level."""
+    """From one x, which is not a likely sample: each method at each level."""
     rows = []
     for d, law in ((2, mixture(4, 2, 2.0, 3)), (8, mixture(5, 8, 1.5, 4))):
         x = (law.mean() + 0.5 * law.data_std)[None]

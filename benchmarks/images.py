@@ -73,7 +73,7 @@ def coverage(reached: NDArray[np.int64], labels: NDArray[np.int64]) -> dict[str,
 
 
 def floor(labels: NDArray[np.int64], trials: int = 1000) -> dict[str, tuple[float, float]]:
-    """Mean and deviation of each figure over sets of independent draws."""
+    """Mean and standard deviation of each figure over sets of independent draws."""
     draws = np.random.default_rng(SEED).integers(len(labels), size=(trials, SAMPLES))
     rows = [coverage(reached, labels) for reached in draws]
     return {
@@ -104,7 +104,7 @@ def far_modes(n: int = 20_000) -> dict[str, float]:
 
 
 def cost(n: int = 50_000, dim: int = 3072, points: int = 64) -> dict[str, float]:
-    """Seconds of a score at so many points, the least of five, and by how many MB memory peaks
+    """Seconds of a score at `points` points, the least of five, and by how many MB memory peaks
     above the centres.
     """
     generator = torch.Generator().manual_seed(SEED)

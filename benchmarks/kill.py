@@ -149,8 +149,8 @@ def training(kills: int = KILLS, seed: int = SEED) -> dict[str, Any]:
     """Two processes that train a network for digits: weights and lines of metrics against those of
     a run without a break.
 
-    No checkpoint that was there before a kill may be lost by it. A run that came to its end begins
-    anew.
+    No checkpoint that was there before a kill may be lost by it. A run that came to its end starts
+    again.
     """
     rng = np.random.default_rng(seed)
     moments = []

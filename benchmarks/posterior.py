@@ -314,7 +314,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--dimensions", type=int, nargs="*", default=list(PROBLEMS))
     parser.add_argument(
-        "--measured", type=int, nargs="*", default=list(MEASURED), help="y of so many"
+        "--measured", type=int, nargs="*", default=list(MEASURED), help="numbers of measurements"
     )
     parser.add_argument("--problems", type=int, default=None, help="of each cell")
     parser.add_argument("--methods", nargs="*", default=[], help="only these")

@@ -274,8 +274,8 @@ def dit(source: sd.data.Dataset) -> torch.nn.Module:
 def trained(
     case: Case, source: sd.data.Dataset, minutes: float, seed: int
 ) -> tuple[sd.ScoreModel, int]:
-    """A model after about so many minutes of processor time of training, and the number of updates;
-    the learning rate's schedule is that of this number.
+    """A model after about `minutes` minutes of processor time of training, and the number of
+    updates; the learning rate's schedule is that of this number.
     """
     torch.manual_seed(seed)
     net = dit(source) if case.net == "dit" else unet(source)
@@ -308,7 +308,7 @@ def trained(
 def judged(
     model: sd.ScoreModel, source: sd.data.Dataset, features: Callable[[Any], Any], images: int
 ) -> tuple[Tensor, float]:
-    """Bits per dimension of so many held-out images, and the Frechet distance of samples."""
+    """Bits per dimension of `images` held-out images, and the Frechet distance of samples."""
     scale = model.scale
     assert scale.levels is not None
     bits = sd.bits_per_dim(

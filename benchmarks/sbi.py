@@ -196,7 +196,7 @@ class Posterior:
 
     @classmethod
     def of(cls, problem: Problem, simulations: int, seed: int) -> "Posterior":
-        """From so many simulations."""
+        """From `simulations` simulations."""
         generator = torch.Generator().manual_seed(seed)
         theta = problem.prior(simulations, generator)
         x = problem.simulate(theta, generator)

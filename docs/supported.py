@@ -31,8 +31,8 @@ class Cover:
     file: str
     name: str
     shows: str
-    kind: str = "none"  # of noise, where that is no parameter
-    directions: tuple[int, ...] = (1, -1)  # of time, where that is no parameter
+    kind: str = "none"  # of noise, where that is not a parameter
+    directions: tuple[int, ...] = (1, -1)  # of time, where that is not a parameter
 
     @cache  # noqa: B019 - they are a few
     def runs(self) -> list[dict[str, Any]]:

@@ -92,7 +92,7 @@ def train(
     """
     if resume and overwrite:
         raise ValueError(
-            "--resume continues a run and --overwrite begins it anew: give one of them"
+            "--resume continues a run and --overwrite starts it again: give one of them"
         )
     source = net.with_labels(sdekit_diffusion.data.load(data))
     with process_group(device) as local_device:

@@ -116,7 +116,7 @@ def failure(each: Break, tree: Path, among: list[Source]) -> str:
         raise RuntimeError(f"pytest ended with status {status}:\n{output}")
     reason = re.search(r"^(?:E  +|FAILED )(.*)", output, re.MULTILINE)
     if reason and reason[1].startswith(NO_MISTAKES):
-        raise ValueError(f"{each.mutant.new} is no code: {reason[1]}")
+        raise ValueError(f"{each.mutant.new} is not code: {reason[1]}")
     return reason[1] if status and reason else ""
 
 

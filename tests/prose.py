@@ -29,7 +29,7 @@ NOT_PROSE = re.compile(
     re.S | re.M,
 )
 REPEATED = r"(?-i:(the|a|an|of|to|in|is|it|and|or|for|with|as|are|be|by|on|at|from|not) \1)"
-SENTENCE = 3  # strings of so many words are messages
+SENTENCE = 3  # strings of at least this number of words are messages
 Text = tuple[int, str]  # the line where it begins
 
 

@@ -361,8 +361,8 @@ def test_a_sign_that_is_another_prediction_is_named_as_both(told, other):
 
 
 def test_of_changes_that_fit_equally_the_one_of_fewest_parts_is_named():
-    """Time reversed and nothing else, where flow matching from noise to data says so too, in three
-    parts.
+    """Time reversed and nothing else, which also describes flow matching from noise to data, in
+    three parts.
     """
     sde = RectifiedFlow()
     model = ScoreModel(

@@ -1042,7 +1042,7 @@ def test_the_arguments_of_a_registered_network_are_options(monkeypatch):
     source = Dataset(x, x, Scale(), "points")
     net = options(network="Wide", kernel=(5, 7)).model(source, "vp").net
     assert net.config == {"shape": [2], "kernel": [5, 7], "width": 1}
-    with pytest.raises(ValueError, match="--kernel is no option of MLP"):
+    with pytest.raises(ValueError, match="--kernel is not an option of MLP"):
         options(network="MLP", kernel=(5,)).model(source, "vp")
     assert get_type_hints(options)["kernel"] == tuple[int, ...] | None
 

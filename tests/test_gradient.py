@@ -739,7 +739,7 @@ def test_a_step_compiles_whole(solver, kind, time):
     """As tensors, times do not make a step compile again; a state that appears with the first step
     may, once.
     """
-    # Each float is compiled anew: one step, or two where the first leaves a state for the second;
+    # Each float is compiled again: one step, or two where the first leaves a state for the second;
     # rules that look back need steps to do so.
     steps = 4 if time != "floats" or isinstance(solver, sdekit.AbstractMultistep) else 1
     if isinstance(solver, AbstractPlanned) or type(solver).init is not sdekit.AbstractSolver.init:

@@ -429,7 +429,7 @@ class Drift:
 
 
 class Own(sdekit.AbstractSDE):
-    """An equation of a user's own that is no dataclass."""
+    """An equation of a user's own that is not a dataclass."""
 
     noise_type = "diagonal"
     sde_type = "stratonovich"

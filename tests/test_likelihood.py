@@ -459,7 +459,7 @@ def test_points_that_are_not_finite_are_named():
 
 
 def test_sums_over_many_coordinates_do_not_depend_on_the_batch():
-    """Of so many that torch would cut the sum of a single row among its threads."""
+    """Of such a number that torch would cut the sum of a single row among its threads."""
     x = torch.randn(4, 70_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     rows = torch.arange(4)
 

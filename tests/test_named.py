@@ -163,7 +163,7 @@ def test_a_run_with_a_network_of_your_own_goes_on_by_the_same_command(tmp_path, 
     again = ["train", run, *OPTIONS, *OWN, "--predicts", "data", "--resume"]
     assert "was begun with predicts = noise, not data" in refused(capsys, *again)
     again = ["train", run, *options, "--resume"]
-    assert "--width is no option of own_networks:Own" in refused(capsys, *again, "--width", "3")
+    assert "--width is not an option of own_networks:Own" in refused(capsys, *again, "--width", "3")
     again[again.index("noise")] = "epsilon"  # another name of the same
     assert main([str(part) for part in again]) == 0
     assert equal(load(run, net="own_networks:Own"), load(whole, net="own_networks:Own"))
@@ -179,10 +179,10 @@ def test_the_command_line_trains_a_model_of_your_own_with_its_conventions(tmp_pa
     """Options of other networks, and of what the model itself says, are refused."""
     run = tmp_path / "run"
     options = [*OPTIONS, *OWN, *CONVENTIONS]
-    assert "--width is no option of own_networks:Own" in refused(
+    assert "--width is not an option of own_networks:Own" in refused(
         capsys, "train", run, *options, "--width", "3"
     )
-    assert "--predicts is no option of" in refused(
+    assert "--predicts is not an option of" in refused(
         capsys, "train", run, *OPTIONS, *MADE, "--predicts", "data"
     )
     assert "for samples of shape (1, 8, 8)" in refused(
@@ -285,7 +285,7 @@ def test_a_folder_of_diffusers_is_trained_under_its_own_scheduler(diffusers, tmp
         unet_of(diffusers), diffusers.DDPMScheduler(num_train_timesteps=100, beta_end=0.2)
     ).save_pretrained(tmp_path / "p")
     argv = ["train", tmp_path / "run", *OPTIONS, "--network", tmp_path / "p"]
-    assert "--sde is no option of" in refused(capsys, *argv, "--sde", "vp")
+    assert "--sde is not an option of" in refused(capsys, *argv, "--sde", "vp")
     assert main([str(part) for part in argv]) == 0
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert (config["sde"]["name"], config["conditioning"], config["data_range"]) == (

@@ -287,10 +287,10 @@ def changed(checkpoint, part=0, **values):
     ("part", "values", "message"),
     [
         (0, {"module__sigmas": None}, "has no sigmas"),
-        (0, {"module__sigmas": torch.ones(2, 2)}, "which are no noise levels"),
-        (0, {"module__sigmas": torch.ones(1).expand(10**10)}, "which are no noise levels"),
-        (0, {"module__sigmas": torch.ones(200_000)}, "which are no noise levels"),
-        (0, {"module__sigmas": torch.tensor([1.0, math.nan])}, "no noise levels: NCSN needs two"),
+        (0, {"module__sigmas": torch.ones(2, 2)}, "which are not noise levels"),
+        (0, {"module__sigmas": torch.ones(1).expand(10**10)}, "which are not noise levels"),
+        (0, {"module__sigmas": torch.ones(200_000)}, "which are not noise levels"),
+        (0, {"module__sigmas": torch.tensor([1.0, math.nan])}, "not noise levels: NCSN needs two"),
         (
             0,
             {"module__res2__0__conv1__bias": None},

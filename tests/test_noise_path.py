@@ -141,8 +141,8 @@ def test_what_has_no_path():
         ("default", "without noise reads no Brownian path"),
         ("ode", "AdaptiveFlow reads no Brownian path"),
         (InTime(AdamsBashforth(1), eta=0.0), "without noise there is none"),
-        ("pc", "corrector draws anew"),
-        (corrected, "corrector draws anew"),
+        ("pc", "corrector draws new noise"),
+        (corrected, "corrector draws new noise"),
         (OnClock(AdamsBashforth(1), eta=8.0), "too long for eta = 8"),
     ):
         with pytest.raises(ValueError, match=message):

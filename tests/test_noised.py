@@ -60,7 +60,7 @@ def noisy_cdf(y, sigma):
 
 
 def posterior_cdf(y, x, sigma):
-    """Of what the reverse SDE makes of x + sigma eps: p(x_0 | x_t), averaged over eps on a grid,
+    """Of the end of the reverse SDE from x + sigma eps: p(x_0 | x_t), averaged over eps on a grid,
     with the noise of the end.
     """
     eps = torch.linspace(-7, 7, 1401, dtype=torch.float64)
@@ -82,7 +82,7 @@ def posterior_cdf(y, x, sigma):
 
 
 def flow_cdf(y, x, sigma):
-    """Of what the flow makes of x + sigma eps: a monotone map in one dimension, F_0^-1 F_t."""
+    """Of the end of the flow from x + sigma eps: a monotone map in one dimension, F_0^-1 F_t."""
     target = noisy_cdf(y, END * STD)
     low = torch.full_like(y, -60.0)
     high = torch.full_like(y, 60.0)

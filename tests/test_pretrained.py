@@ -433,5 +433,5 @@ def test_a_folder_that_lacks_something_is_refused(folder):
         with pytest.raises(CheckpointError, match=message):
             from_diffusers(folder)
         (folder / name).write_bytes(content)
-    with pytest.raises(CheckpointError, match="is no folder"):
+    with pytest.raises(CheckpointError, match="is not a folder"):
         from_diffusers(folder / "nowhere")

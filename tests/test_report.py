@@ -184,7 +184,7 @@ def test_a_picture_has_the_first_ten_classes(tmp_path):
 
 
 def test_states_are_those_of_samples_with_labels():
-    """The model that is sampled, and that denoises, is the one of so many samples."""
+    """The model that is sampled, and that denoises, is the one of this number of samples."""
     asked = []
     net = sd.nets.MLP((2,), width=8, depth=1, classes=3)
     model = sd.ScoreModel(net, "vp", shape=(2,), conditioning="log_snr")

@@ -271,7 +271,7 @@ def test_events_of_stiff_equations():
 
 
 def test_drifts_that_are_not_finite_end_as_such():
-    """No step is accepted, and the status says so."""
+    """No step is accepted, and the status reports it."""
     equation = ODE(lambda t, x: x * math.inf)
     solution = solve(
         equation, torch.ones(1, 1, dtype=F64), [0.0, 1.0], solver=Rodas4(),

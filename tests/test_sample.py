@@ -593,7 +593,7 @@ def test_ode_reports_both_ends():
         ({"sde": "vp", "end": -1.0}, ValueError, "positive number"),
         ({"sde": "vp", "end": 1e6}, ValueError, "nothing to solve"),
         ({"sde": "vp", "steps": 0}, ValueError, "at least one step"),
-        ({"sde": "vp", "steps": 2.5}, ValueError, "a whole number of them; not 2.5"),
+        ({"sde": "vp", "steps": 2.5}, ValueError, "a positive integer; not 2.5"),
         ({"sde": "vp", "n": -1}, ValueError, "from 0 on"),
         ({"sde": "vp", "shape": (3,)}, ValueError, "makes samples of shape"),
         ({"sde": "vp", "x_T": torch.zeros(2, 2, dtype=torch.int64)}, TypeError, "floating"),

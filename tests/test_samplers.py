@@ -100,7 +100,7 @@ def reference(start=-0.5):
 
 
 def measured(solver, integrand="data", start=-0.5, steps=64):
-    """The order between so many steps and twice as many, from the noisy end three times as many."""
+    """The order between `steps` steps and twice as many, from the noisy end three times as many."""
     steps = 3 * steps if start < -1 else steps
     errors = [
         (flowed(solver, n, integrand, start) - reference(start)).norm() for n in (steps, 2 * steps)

@@ -221,7 +221,7 @@ class Conditioned(torch.nn.Module):
 
 @pytest.mark.parametrize("image", [(1, 2, 8), (3, 4, 16), (2, 8)])
 def test_images_are_not_flipped_without_those_they_are_conditioned_on(image):
-    """Of the size of x or of another one; other conditions are no images."""
+    """Of the size of x or of another one; other conditions are not images."""
     model = sd.ScoreModel(Conditioned(), "vp", shape=(1, 2, 8))
     x = torch.randn(16, 1, 2, 8)
     recipe = sd.Recipe(steps=1, batch_size=8, flip=True)

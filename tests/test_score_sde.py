@@ -289,7 +289,7 @@ def test_sigmas_and_levels_that_are_no_noise_levels_are_refused():
     net = Exact(by_sigma)
     damaged = checkpoint()
     damaged["model"]["module.sigmas"] = torch.zeros(100)
-    with pytest.raises(CheckpointError, match="sigmas, from 0 to 0, are no noise levels"):
+    with pytest.raises(CheckpointError, match="sigmas, from 0 to 0, are not noise levels"):
         from_score_sde(damaged, net, "ve")
     assert from_score_sde(damaged, Exact(RUNS["vp"][0]), "vp", check=X).sde == VPSDE()
     for sigmas in (
@@ -299,7 +299,7 @@ def test_sigmas_and_levels_that_are_no_noise_levels_are_refused():
         torch.ones(200_000),
     ):
         damaged["model"]["module.sigmas"] = sigmas
-        with pytest.raises(CheckpointError, match="are no noise levels"):
+        with pytest.raises(CheckpointError, match="are not noise levels"):
             from_score_sde(damaged, net, "ve")
     for levels in (0, 1, 10**9):
         with pytest.raises(ValueError, match="levels must be a number"):

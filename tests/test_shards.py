@@ -132,7 +132,7 @@ def started(context, total, argument, folder, what=main):
 
 
 def together(context, total, argument, folder, what=main):
-    """The exit codes of so many processes, and what all wrote on stdout and stderr."""
+    """The exit codes of `total` processes, and what all wrote on stdout and stderr."""
     with started(context, total, argument, folder, what) as processes:
         for process in processes:
             process.join(60)
@@ -481,7 +481,7 @@ def test_other_settings_are_refused(shards):
 
 
 def failing(function, after, code):
-    """The function, which fails when it is called after so many calls."""
+    """The function, which fails when it is called after `after` calls."""
     calls = iter(range(10**6))
 
     def called(*args, **options):
@@ -585,7 +585,7 @@ def test_another_model_is_refused(points, images, tmp_path, capsys, monkeypatch)
         told(capsys, *argv, points)
     line = told(capsys, *argv, images)
     assert "with model" in line
-    assert "remove the folder to begin anew" in line
+    assert "remove the folder to start again" in line
 
 
 def test_parts_as_the_output(points, expected, tmp_path, capsys):

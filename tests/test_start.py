@@ -137,7 +137,7 @@ def test_latents_near_one_another_count_once():
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
                 start.warn_of_states(x_T, coordinates, l)
-            assert bool(caught) == (size == 64)  # which alone is no noise
+            assert bool(caught) == (size == 64)  # which alone is not noise
 
 
 @pytest.mark.parametrize("size", [1, 2, 16])

@@ -3,7 +3,7 @@ would launch.
 
 The device changes torch for the rest of a process, so all programs run in one process of their own,
 which takes seconds to start. Two numbers of steps tell what grows: a wait that a solve makes once
-is no matter, one that every step makes leaves a real GPU idle.
+does not matter, one that every step makes leaves a real GPU idle.
 """
 
 import functools

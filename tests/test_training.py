@@ -285,7 +285,7 @@ def test_training_refuses():
 
 
 class Other(AbstractSource):
-    """A source whose batches have so many times as many samples as they should."""
+    """A source whose batches have `times` times as many samples as they should."""
 
     def __init__(self, times):
         self.times = times

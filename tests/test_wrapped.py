@@ -54,7 +54,7 @@ def test_a_compiled_model_gives_the_same_samples_and_stays_compiled():
     made = len(graphs)
     assert made > 0
     sample(wrapped, 5, seed=1, steps=8)
-    assert len(graphs) == made  # the second call compiles nothing anew
+    assert len(graphs) == made  # the second call compiles nothing
     z = encode(own, expected)
     torch.testing.assert_close(encode(wrapped, expected), z)
     torch.testing.assert_close(

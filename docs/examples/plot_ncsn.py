@@ -4,7 +4,7 @@ NCSN and NCSNv2
 
 Annealed Langevin dynamics with the settings of both papers, on the exact scores of a set of digits
 with noise. The techniques of the second paper choose the noise levels, their number and the step
-from the data. Compare the rows: look for samples that are no digits.
+from the data. Compare the rows: look for samples that are not digits.
 
 ``networks`` is the file :download:`networks.py </examples/networks.py>`: save it beside the
 script.

@@ -37,6 +37,6 @@ for i, line in enumerate(axes):
     images = [truth[i], seen, *samples, one.mean(), 2 * one.std() - 1]
     row(line, [pixels(image[None], source)[0] for image in images])
 for ax, name in zip(
-    axes[0], ("truth", "seen", "samples", "", "", "", "mean", "deviation"), strict=True
+    axes[0], ("truth", "observed", "samples", "", "", "", "mean", "std. dev."), strict=True
 ):
     ax.set_title(name, fontsize=8)

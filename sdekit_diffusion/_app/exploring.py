@@ -114,7 +114,7 @@ class Trajectory:
 
 
 def number_of_samples(explored: Explored, sliders: Sliders, n: int | None, limit: float) -> int:
-    """The number of samples that fit into so many megabytes; equally many of each class where all
+    """The number of samples that fit into `limit` megabytes; equally many of each class where all
     classes fit.
 
     Raises:
@@ -125,7 +125,7 @@ def number_of_samples(explored: Explored, sliders: Sliders, n: int | None, limit
     if images and (len(shape) != 3 or shape[0] not in (1, 3)):
         raise ValueError(f"images have 1 or 3 channels, and these samples have the shape {shape}")
     if not images and math.prod(shape) < 2:
-        raise ValueError("samples of one coordinate are no points of a plane: use report")
+        raise ValueError("samples of one coordinate are not points of a plane: use report")
     if n is not None and n < 1:
         raise ValueError(f"n is the number of samples, from 1 on; not {n}")
     size = (1.02 * math.prod(shape) if images else 4) * sliders.states() * _BASE64

@@ -139,7 +139,7 @@ class _Conventions:
         for option in fixed_options:
             if options[option] is not None:
                 raise ValueError(
-                    f"--{option} is no option of {name}, which has its own; leave it out"
+                    f"--{option} is not an option of {name}, which has its own; leave it out"
                 )
 
     def _resume(self, name: str, checkpoint: Path, sde: str | None, source: Dataset) -> ScoreModel:
@@ -170,7 +170,8 @@ class _Conventions:
         for option in arguments:
             if option not in parameters:
                 raise ValueError(
-                    f"--{option} is no option of {name}; leave it out, or choose another --network"
+                    f"--{option} is not an option of {name}; leave it out, or choose another "
+                    "--network"
                 )
         of_data = _arguments_of_data(source)
         arguments |= {option: of_data[option] for option in of_data if option in parameters}

@@ -39,7 +39,7 @@ def require(out: Path, shards: Shards, scale: Scale) -> None:
     """Refuses outputs that could not be written, before samples are drawn.
 
     Raises:
-        ValueError: for a folder in the place of a file or a file in that of a folder, pictures
+        ValueError: for a folder where a file is expected, or a file where a folder is, pictures
             without samples, images of data that are not images, or images that exist already.
     """
     if out.exists() and out.is_dir() == bool(out.suffix in _WRITERS):

@@ -48,7 +48,7 @@ def _verdict(rows: dict[str, Any], kind: str) -> str:
         )
     return (
         f"{text} Training {kind} are not distinguishable from held-out ones "
-        f"({_p(train['p_value'])}), as it should be."
+        f"({_p(train['p_value'])}), as expected."
     )
 
 
@@ -74,7 +74,7 @@ def _classified(results: dict[str, Any], kind: str) -> tuple[str, list[Card]]:
     if "frechet" not in results:
         return (
             "There is no classifier to name the classes of the samples and its confidence, because "
-            f"these data are no images with labels of three classes or more; so only {kind} as "
+            f"these data are not labelled images of three classes or more; so only {kind} as "
             "they are have been compared.",
             [],
         )

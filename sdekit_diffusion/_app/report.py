@@ -256,7 +256,7 @@ def _make_figures(
     model = law.model
     seed = sampler.seed
     grid = x[:64]
-    unit = f"shown at unit signal plus noise, headed by {RATIO}"
+    unit = f"divided by √(α² + σ²); headings are {RATIO}"
     figures: dict[str, tuple[str, str, Figure]] = {}
     if source.scale.levels is None:
         n = min(len(x), len(source.test))
@@ -266,7 +266,7 @@ def _make_figures(
         figures["samples"] = ("Samples and data", "", scatter(panels))
     else:
         rows = 4
-        states = "; on the right, what the model makes of each state"
+        states = "; on the right, the denoised image of each state"
         figures["samples"] = (f"{len(grid)} samples", "", picture(grid, source.scale))
         caption = f"Each of {len(grid)} samples, and on its right its nearest training image."
         figures["neighbours"] = (

@@ -101,8 +101,8 @@ def classify(
         sde: the diffusion whose range of noise levels is used, as far as all models have it; that
             of the first model unless given.
         draws: the number of independent estimates, two or more for a standard error.
-        levels: the number of noise levels in each draw: one, at random, in each of so many equal
-            parts of the range of l. Each costs two evaluations of every model.
+        levels: the number of noise levels in each draw: one, at random, in each of `levels`
+            equal parts of the range of l. Each costs two evaluations of every model.
         end: sigma / alpha of the last level, in units of the smallest standard deviation of the
             data of a class; the smallest level that all models have if this is larger.
         seed, first: levels and noise of point i depend on (seed, first + i) alone; None takes a

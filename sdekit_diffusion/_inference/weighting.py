@@ -69,7 +69,7 @@ class PosteriorProblem:
     report: Callable[[int], None] = field(default=lambda count: None)
 
     def of(self, count: int) -> AbstractPosterior:
-        """The conditioned model for a batch of so many samples."""
+        """The conditioned model for a batch of `count` samples."""
         return self.posterior.rows(torch.zeros(count, dtype=torch.int64, device=self.device))
 
 

@@ -37,7 +37,7 @@ def open_folder(
     """
     if not folder.is_dir():
         raise CheckpointError(
-            f"{folder} is no folder; give one that save_pretrained of a pipeline or of a "
+            f"{folder} is not a folder; give one that save_pretrained of a pipeline or of a "
             "UNet2DModel wrote"
         )
     index = folder / "model_index.json"

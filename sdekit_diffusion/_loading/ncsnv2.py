@@ -130,12 +130,12 @@ def _levels(sigmas: Tensor | None, source: str) -> NCSN:
         )
     if not (plain(sigmas) and sigmas.ndim == 1 and len(sigmas) <= _MAX_LEVELS):
         raise CheckpointError(
-            f"{source} has sigmas of shape {tuple(sigmas.shape)}, which are no noise levels; it is "
-            "damaged"
+            f"{source} has sigmas of shape {tuple(sigmas.shape)}, which are not noise levels; it "
+            "is damaged"
         )
     try:
         return NCSN(sigmas)
     except ValueError as error:
         raise CheckpointError(
-            f"{source} has sigmas that are no noise levels: {error}; it is damaged"
+            f"{source} has sigmas that are not noise levels: {error}; it is damaged"
         ) from error

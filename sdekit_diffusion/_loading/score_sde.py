@@ -171,7 +171,7 @@ def _alternatives(
         same = type(diffusion(name)) is type(sde)
         if same and (other_continuous == continuous or name == "subvp"):
             continue
-        with suppress(CheckpointError):  # of sigmas that are no noise levels
+        with suppress(CheckpointError):  # of sigmas that are not noise levels
             yield (
                 f"sde={name!r}, continuous={other_continuous}",
                 model(sde if same else _with_levels(name, sigmas, None)[0], other_continuous),
@@ -228,7 +228,7 @@ def _noise_levels(sigmas: Any) -> Tensor | None:  # noqa: ANN401 - a tensor, or 
         return None
     if not (plain(sigmas) and sigmas.ndim < 2 and sigmas.numel() <= _MAX_LEVELS):
         raise CheckpointError(
-            f"the checkpoint's sigmas, of shape {tuple(sigmas.shape)}, are no noise levels; it is "
+            f"the checkpoint's sigmas, of shape {tuple(sigmas.shape)}, are not noise levels; it is "
             "damaged"
         )
     return sigmas if sigmas.ndim == 1 and len(sigmas) > 1 else None
@@ -239,7 +239,8 @@ def _ve_of(sigmas: Tensor, given: VESDE | None) -> VESDE:
     low, high = (float(end) for end in sigmas.double().aminmax())
     if not 0 < low < high < math.inf:
         raise CheckpointError(
-            f"the checkpoint's sigmas, from {low:g} to {high:g}, are no noise levels; it is damaged"
+            f"the checkpoint's sigmas, from {low:g} to {high:g}, are not noise levels; it is "
+            "damaged"
         )
     if given is None:
         return VESDE(low, high)

@@ -204,7 +204,7 @@ def _with_verdict(
     noise = check.noise[check.ratios.index(check.worst)]
     description = (
         f"at sigma / alpha = {noise:.3g} its error is {check.worst:.3g} times that of a guess from "
-        "mean and deviation"
+        "mean and standard deviation"
     )
     if failure is not None:
         description = f"its network fails with {type(failure).__name__}: {failure}"

@@ -376,7 +376,7 @@ class ScoreModel(nn.Module, AbstractModel):
         if self.plain and _OUTPUT.of is not None and _OUTPUT.of() is out:
             raise TypeError(
                 "this score returns what model(x, t) returned, the output of a network, which is "
-                "no score: pass the model itself, or return model.score(t, x)"
+                "not a score: pass the model itself, or return model.score(t, x)"
             )
         out = out.to(point.dtype)
         if not torch.compiler.is_compiling():

@@ -74,7 +74,7 @@ def _require_counts(n: int, steps: int | None, batch_size: int | None, first: in
         if not isinstance(value, Integral | None):
             raise TypeError(f"{name} must be an integer, not {value!r}")
     if steps is not None and (not isinstance(steps, Integral) or steps < 1):
-        raise ValueError(f"steps must be at least one step, a whole number of them; not {steps}")
+        raise ValueError(f"steps must be a positive integer; not {steps}")
     if n < 0 or (batch_size is not None and batch_size < 1):
         raise ValueError(
             f"n counts samples from 0 on and batch_size from 1; not {n} and {batch_size}"

@@ -101,7 +101,8 @@ def sample_between(
     Arguments:
         first, last: the seeds of the ends.
         n: the number of samples, both ends included, at least 2.
-        Others as in `sample`; "ode" has no noise except x_T.
+        sde, method, steps, shape, end, denoise, batch_size: as in `sample`; "ode" has no noise
+            except x_T.
 
     Raises:
         TypeError: for seeds that are not whole numbers, and as `sample`.

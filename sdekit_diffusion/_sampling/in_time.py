@@ -136,7 +136,7 @@ class InTime(AbstractGridMethod):
         if self.solver.normals or not self.eta:
             raise ValueError(
                 "one Brownian path is for eta > 0 and solvers that draw nothing else; without "
-                "noise there is none, and a corrector draws anew on each grid: leave out "
+                "noise there is none, and a corrector draws new noise on each grid: leave out "
                 "noise='path'"
             )
         return torch.as_tensor(coordinates.time(Native().points(coordinates, span, 16))).flip(0)

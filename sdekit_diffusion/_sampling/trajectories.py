@@ -143,7 +143,7 @@ def trajectories(
     if chosen.denoises:
         raise ValueError("noise levels of solutions end above 0: leave out the last")
     if not is_whole(steps, 1):
-        raise ValueError(f"steps must be at least one step, a whole number of them; not {steps!r}")
+        raise ValueError(f"steps must be a positive integer; not {steps!r}")
     points = chosen.points(coordinates, chosen.span(model, coordinates, end), chosen.count or steps)
     relative = torch.exp(-points).tolist()  # sigma / alpha in standard deviations of the data
     beginnings: list[Tensor] = []

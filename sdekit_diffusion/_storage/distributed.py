@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 # Gloo detects at once that a process has ended, so the time of a computation need not be limited.
 _TIMEOUT = timedelta(days=30)
-_PROCESS_ENDED = "another process ended before the work was done; run the same again to go on"
+_PROCESS_ENDED = (
+    "another process ended before the work was done; run the same command again to resume"
+)
 _JOIN_COUNT = itertools.count()
 
 

@@ -128,7 +128,7 @@ class Shards:
                 arrays = _read(self._path(*part))
             except _DamagedError as error:
                 raise ValueError(
-                    f"{self._path(*part)} {error}; run the same again, which makes it anew"
+                    f"{self._path(*part)} {error}; run the same command again, which recomputes it"
                 ) from error
             self._require(json.loads(str(arrays[_SETTINGS])))
             yield arrays
@@ -183,7 +183,7 @@ class Shards:
             )
             raise ValueError(
                 f"{self.folder} has results of another run, with {description}; repeat that one to "
-                "finish it, or remove the folder to begin anew"
+                "finish it, or remove the folder to start again"
             )
 
     def _all(self) -> dict[str, Any]:

@@ -176,8 +176,8 @@ def require_minutes(minutes: float | None, folder: str | Path | None) -> None:
         )
     if minutes is not None and folder is None:
         raise ValueError(
-            "after so many minutes the run ends with a checkpoint to continue from: give its "
-            "folder= too"
+            "minutes= ends the run with a checkpoint to continue from: give the folder of the "
+            "run, folder=, too"
         )
 
 
@@ -185,7 +185,7 @@ class _Measures:
     """The measures of a run, and which of them gives each name.
 
     Arguments:
-        measures: as of `fit`.
+        measures: see `fit`.
         stored: whether the run has a folder for their values.
 
     Raises:
@@ -196,8 +196,8 @@ class _Measures:
         for every, _ in measures:
             if not is_whole(every, 1):
                 raise ValueError(
-                    "measures are taken every so many updates, a whole number from 1 on; not every "
-                    f"{every}"
+                    "the number of updates between two calls of a measure must be a positive "
+                    f"integer; not {every}"
                 )
         self._measures = measures
         self._stored = stored

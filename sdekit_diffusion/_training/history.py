@@ -57,7 +57,7 @@ def newest(run: Path) -> Path | None:
                 warnings.warn(f"{error}; the one before it is used", RuntimeWarning, stacklevel=3)
         else:
             raise CheckpointError(
-                f"all checkpoints in {run / STEPS} are damaged; remove that folder to begin anew"
+                f"all checkpoints in {run / STEPS} are damaged; remove that folder to start again"
             )
     return None
 

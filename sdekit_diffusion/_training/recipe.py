@@ -163,7 +163,7 @@ class Recipe:
         for name in drops:
             if name not in names:
                 raise ValueError(
-                    f"drop has a probability for {name!r}, which is no condition with a null "
+                    f"drop has a probability for {name!r}, which is not a condition with a null "
                     f"value; these are: {', '.join(names) or 'none'}"
                 )
         return drops

@@ -84,8 +84,8 @@ class RecipeLoss(nn.Module):
 def loss_module(
     model: ScoreModel, recipe: Recipe, transform: Transform | None, batch: Batch, first: int
 ) -> RecipeLoss | DistributedDataParallel:
-    """The loss of a recipe, with gradients averaged over processes; compiled if the recipe says so
-    and a trial with a batch succeeds.
+    """The loss of a recipe, with gradients averaged over processes; compiled if the recipe asks
+    for it and a trial with a batch succeeds.
     """
     loss = RecipeLoss(model, recipe, transform)
     if recipe.compile:

@@ -124,7 +124,7 @@ def _read_idx(folder: Path, name: str, ndim: int) -> NDArray[np.uint8]:
             return np.frombuffer(content, np.uint8).reshape(sizes).copy()
     except Exception as error:  # gzip, zlib and numpy raise several kinds over damaged bytes
         raise ValueError(
-            f"{path} is not a sound file in MNIST's format ({reason(error)}); get it anew"
+            f"{path} is not a sound file in MNIST's format ({reason(error)}); download it again"
         ) from error
 
 

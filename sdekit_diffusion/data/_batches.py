@@ -68,7 +68,7 @@ class Batch(NamedTuple):
         return cls(x, conditions)
 
     def split(self, parts: int) -> list[Self]:
-        """The batch in so many parts of consecutive samples, of nearly equal size."""
+        """The batch in `parts` parts of consecutive samples, of nearly equal size."""
         xs = self.x.tensor_split(parts)
         split = {name: value.tensor_split(parts) for name, value in self.conditions.items()}
         return [

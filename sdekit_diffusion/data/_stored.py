@@ -147,7 +147,7 @@ def stacked(arrays: Sequence[Array], sample_name: Callable[[int], str]) -> Array
 
 
 def fits(nbytes: int) -> int:
-    """How many samples of so many bytes are kept in memory at most, to estimate and to compare."""
+    """How many samples of `nbytes` bytes are kept in memory at most, to estimate and to compare."""
     return max(1, min(_MAX_COMPARED[0], _MAX_COMPARED[1] // nbytes))
 
 

@@ -371,7 +371,7 @@ def _checked(
     if failed:
         raise ValueError(
             f"{failed} of {n} observations have no weights: all their log_weights are -inf, or "
-            "some are NaN or +inf; find out why, or leave those observations out and say so"
+            "some are NaN or +inf; find out why, or leave those observations out and report it"
         )
     return x.reshape(n, count, -1), theta, weights
 

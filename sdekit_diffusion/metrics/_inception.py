@@ -185,13 +185,15 @@ def _require_tensors(weights: str | Path) -> None:
     except Exception as error:  # of pickle, zipfile and torch
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise ValueError(
-            f"{weights} is not a file of weights alone ({reason}); get it anew from torch-fidelity"
+            f"{weights} is not a file of weights alone ({reason}); download it again from "
+            "torch-fidelity"
         ) from error
     if not isinstance(state, dict) or not all(
         isinstance(value, Tensor) for value in state.values()
     ):
         raise ValueError(
-            f"{weights} holds something else than tensors by name; get it anew from torch-fidelity"
+            f"{weights} holds something else than tensors by name; download it again from "
+            "torch-fidelity"
         )
 
 
