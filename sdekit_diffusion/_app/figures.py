@@ -15,6 +15,7 @@ from sdekit_diffusion import plot
 from sdekit_diffusion._models.model import AbstractModel
 from sdekit_diffusion._models.score_model import ScoreModel
 from sdekit_diffusion._sampling.coordinates import Coordinates
+from sdekit_diffusion._sampling.grids import DEFAULT_END
 from sdekit_diffusion._sampling.sample import sample
 from sdekit_diffusion._training.log import METRICS
 from sdekit_diffusion.data import Dataset, Scale
@@ -127,7 +128,7 @@ def forward(model: ScoreModel, source: Dataset, seed: int) -> "Figure":
     eps = normal(seed, torch.arange(len(x)), tuple(x.shape[1:]), dtype=x0.dtype)
     panels = []
     coordinates = Coordinates.of(model, model.sde)
-    for l in np.linspace(*coordinates.span(model, 1e-3), 5 if continuous else 11)[::-1]:
+    for l in np.linspace(*coordinates.span(model, DEFAULT_END), 5 if continuous else 11)[::-1]:
         alpha, sigma = model.sde.kernel(float(coordinates.time(float(l))))
         panels.append((alpha, sigma, alpha * x0 + sigma * eps))
     if continuous:

@@ -14,7 +14,7 @@ from sdekit_diffusion._diffusions.names import DIFFUSIONS
 from sdekit_diffusion._models.guidance import Guided
 from sdekit_diffusion._models.model import AbstractModel
 from sdekit_diffusion._sampling.ddim import DDIM
-from sdekit_diffusion._sampling.grids import GRIDS
+from sdekit_diffusion._sampling.grids import DEFAULT_END, GRIDS
 from sdekit_diffusion._sampling.method import AbstractMethod
 from sdekit_diffusion._sampling.methods import method_of
 
@@ -77,7 +77,7 @@ class Sampler:
     noise: Literal["white", "path"] | None = None
     eta: float | None = None
     sde: str | None = None
-    end: float = 1e-3
+    end: float = DEFAULT_END
     denoise: bool = False
     dtype: Literal["float16", "bfloat16", "float32", "float64"] | None = None
     seed: int = 0

@@ -16,6 +16,7 @@ from sdekit_diffusion._inference.likelihood import log_likelihood
 from sdekit_diffusion._models.score_model import as_model
 from sdekit_diffusion._sampling.adaptive import AdaptiveFlow
 from sdekit_diffusion._sampling.arguments import Model
+from sdekit_diffusion._sampling.grids import DEFAULT_END
 
 _DRAW_STRIDE = 1 << 40  # between the indices of two dequantisations
 
@@ -100,7 +101,7 @@ def bits_per_dim(
     first: int = 0,
     sde: AbstractDiffusion | str | None = None,
     trace: AbstractTrace | None = None,
-    end: float = 1e-3,
+    end: float = DEFAULT_END,
     log_prior: Callable[[Tensor], Tensor] | None = None,
     method: AdaptiveFlow = AdaptiveFlow(),  # noqa: B008 - frozen
     batch_size: int | None = None,

@@ -16,6 +16,7 @@ from sdekit_diffusion._models.data_scale import data_scale
 from sdekit_diffusion._models.evaluating import evaluating
 from sdekit_diffusion._models.in_batches import batches
 from sdekit_diffusion._models.model import AbstractModel, noise_scale, signal_scale
+from sdekit_diffusion._sampling.grids import DEFAULT_END
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +75,7 @@ def classify(
     sde: AbstractDiffusion | str | None = None,
     draws: int = 4,
     levels: int = 8,
-    end: float = 1e-3,
+    end: float = DEFAULT_END,
     seed: int | None = 0,
     first: int = 0,
     batch_size: int | None = None,

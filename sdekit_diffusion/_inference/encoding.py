@@ -16,6 +16,7 @@ from sdekit_diffusion._models.score_model import as_model
 from sdekit_diffusion._sampling.adaptive import AdaptiveFlow
 from sdekit_diffusion._sampling.arguments import Model
 from sdekit_diffusion._sampling.coordinates import Coordinates, event_of
+from sdekit_diffusion._sampling.grids import DEFAULT_END
 
 
 def encode(
@@ -23,7 +24,7 @@ def encode(
     x: Tensor,
     *,
     sde: AbstractDiffusion | str | None = None,
-    end: float = 1e-3,
+    end: float = DEFAULT_END,
     method: AdaptiveFlow = AdaptiveFlow(),  # noqa: B008 - frozen
     batch_size: int | None = None,
 ) -> Tensor:
@@ -82,7 +83,7 @@ def decode(
     latent: Tensor,
     *,
     sde: AbstractDiffusion | str | None = None,
-    end: float = 1e-3,
+    end: float = DEFAULT_END,
     method: AdaptiveFlow = AdaptiveFlow(),  # noqa: B008 - frozen
     batch_size: int | None = None,
     trace: AbstractTrace | None = None,
@@ -135,7 +136,7 @@ def interpolate(
     n: int = 8,
     *,
     sde: AbstractDiffusion | str | None = None,
-    end: float = 1e-3,
+    end: float = DEFAULT_END,
     method: AdaptiveFlow = AdaptiveFlow(),  # noqa: B008 - frozen
     batch_size: int | None = None,
 ) -> Tensor:

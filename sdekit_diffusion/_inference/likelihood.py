@@ -11,6 +11,7 @@ from sdekit_diffusion._models.score_model import as_model
 from sdekit_diffusion._sampling.adaptive import AdaptiveFlow
 from sdekit_diffusion._sampling.arguments import Model
 from sdekit_diffusion._sampling.coordinates import Coordinates, event_of
+from sdekit_diffusion._sampling.grids import DEFAULT_END
 from sdekit_diffusion._sampling.start import warn_of_prior
 
 
@@ -20,7 +21,7 @@ def log_likelihood(
     *,
     sde: AbstractDiffusion | str | None = None,
     trace: AbstractTrace | None = None,
-    end: float = 1e-3,
+    end: float = DEFAULT_END,
     log_prior: Callable[[Tensor], Tensor] | None = None,
     method: AdaptiveFlow = AdaptiveFlow(),  # noqa: B008 - frozen
     first: int = 0,

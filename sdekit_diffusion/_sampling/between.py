@@ -22,6 +22,7 @@ from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._models.score_model import as_model
 from sdekit_diffusion._sampling.arguments import Model, shape_of
 from sdekit_diffusion._sampling.coordinates import Coordinates
+from sdekit_diffusion._sampling.grids import DEFAULT_END
 from sdekit_diffusion._sampling.initial_states import GivenStates
 from sdekit_diffusion._sampling.method import AbstractMethod
 from sdekit_diffusion._sampling.methods import method_of
@@ -88,7 +89,7 @@ def sample_between(
     method: AbstractMethod | AbstractSolver | str = "ncsnv2",
     steps: int | None = None,
     shape: tuple[int, ...] | None = None,
-    end: float = 1e-3,
+    end: float = DEFAULT_END,
     denoise: bool = False,
     batch_size: int | None = None,
 ) -> Tensor:

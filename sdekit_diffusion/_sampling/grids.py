@@ -42,7 +42,7 @@ _SHARE_WITH_REACH = 0.9
 # With a reach, the steps that are uniform in l begin at most at this many extents, so that at lower
 # levels the grid is the same for diffusions with more noise.
 _FARTHEST = 10.0
-DEFAULT_END = 1e-3  # of `sample`: sigma / alpha at the end of a solve, in units of s
+DEFAULT_END = 1e-3  # sigma / alpha at the end of a solve, in units of s
 _LEVELS = (
     "sigmas must be two or more positive numbers that decrease, sigma / alpha at the ends of the "
     "steps, and 0 after them where the result is denoised"

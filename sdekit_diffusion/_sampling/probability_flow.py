@@ -21,9 +21,11 @@ from sdekit.elementary import Time, broadcast, clip, expm1, log, sqrt
 from sdekit_diffusion._models.affine import Function
 from sdekit_diffusion._models.model import AbstractModel
 
-_SMALLEST_DIFFERENCE = (
-    1e-6  # of 5 - (e^v - 1): where v is rounded in float32, y may run off to infinity
-)
+# k of the clock log(1 + k y / (y + 1)), which is that of `grids.smooth` with the extent 1, whose k
+# benchmarks/choice.py chose.
+_SHARPNESS = 5.0
+# Of k - (e^v - 1): where v is rounded in float32, y may run off to infinity.
+_SMALLEST_DIFFERENCE = 1e-6
 ADVICE = (
     "look at what the model returns there, or leave these rows out; see `.solution` of this error"
 )
@@ -37,10 +39,10 @@ class ProbabilityFlowOnClock(AbstractSDE):
     du/dl = a (D - a u), l = log(a / b), where a u is the denoiser of N(0, I): the right-hand side
     and its divergence are 0 for such data.
 
-    The time is v = log(1 + 5 y / (y + 1)) with y = b / a, between 0 and log 6. It is nearly linear
-    in y for y below 1/6, in log(y) from there to 1, and in 1/y above. The flow is smooth in y as y
-    goes to 0 and in 1/y as y goes to infinity, and varies between; l would be unbounded on both
-    sides. dl/dv = -(6 y + 1)(y + 1) / (5 y).
+    The time is v = log(1 + k y / (y + 1)) with y = b / a and k = 5, between 0 and log(k + 1). It is
+    nearly linear in y for y below 1 / (k + 1), in log(y) from there to 1, and in 1/y above. The
+    flow is smooth in y as y goes to 0 and in 1/y as y goes to infinity, and varies between; l would
+    be unbounded on both sides. dl/dv = -((k + 1) y + 1)(y + 1) / (k y).
     """
 
     noise_type = "none"
@@ -51,13 +53,13 @@ class ProbabilityFlowOnClock(AbstractSDE):
     def clock(l: float) -> float:
         """v at l."""
         y = math.exp(-l)
-        return math.log1p(5 * y / (y + 1))
+        return math.log1p(_SHARPNESS * y / (y + 1))
 
     @staticmethod
     def ratio(v: Time) -> Time:
         """y = b / a at v."""
         rise = expm1(v)
-        return rise / clip(5 - rise, _SMALLEST_DIFFERENCE, 5.0)
+        return rise / clip(_SHARPNESS - rise, _SMALLEST_DIFFERENCE, _SHARPNESS)
 
     def log_snr(self, v: Time) -> Time:
         """l at v."""
@@ -81,7 +83,7 @@ class ProbabilityFlowOnClock(AbstractSDE):
     @staticmethod
     def _weights(y: Time) -> tuple[Time, Time]:
         """The factors of D and of u in the drift."""
-        rate = -(6 * y + 1) * (y + 1) / (5 * y)
+        rate = -((_SHARPNESS + 1) * y + 1) * (y + 1) / (_SHARPNESS * y)
         a = 1 / sqrt(1 + y * y)
         return rate * a, -rate * a * a
 
