@@ -1,8 +1,10 @@
 """Gradients through a solve: peak memory and time of plain autograd, checkpoints, the way back, and
-torchsde's adjoint.
+the adjoints of sdekit and torchsde.
 
-One equation with an MLP as its drift; times are interleaved in one process on one thread, memory is
-the rise of the resident set in a process of its own (Linux). `python benchmarks/gradient.py`
+One equation with an MLP as its drift, by the reversible Heun method, or by the midpoint rule with
+the adjoint equation; times are interleaved in one process on one thread, memory is the rise of the
+resident set in a process of its own (Linux). The difference is that from the gradient of the steps
+by plain autograd, with the same solver on the same path. `python benchmarks/gradient.py`
 """
 
 import os
@@ -13,16 +15,20 @@ from collections.abc import Callable
 
 import torch
 import torchsde
-from _bench import environment, interleaved, ratio, save
+from _bench import environment, interleaved, publish, ratio, save
 from torch import Tensor
 
 from sdekit import (
     SDE,
     AbstractGradient,
+    AbstractNoise,
+    BrownianPath,
     Checkpointed,
     Reversible,
     ReversibleHeun,
     WhiteNoise,
+    sdeint,
+    sdeint_adjoint,
     solve,
     uniform,
 )
@@ -31,11 +37,18 @@ STEPS = 256
 BATCH = 256
 EVENT = 8
 WIDTH = 64
+PLAIN = "`solve`, plain autograd"
 GRADIENTS: dict[str, AbstractGradient | None] = {
-    "plain": None,
-    "checkpointed": Checkpointed(),
-    "reversible": Reversible(),
+    PLAIN: None,
+    "`solve`, `Checkpointed()`": Checkpointed(),
+    "`solve`, `Reversible()`": Reversible(),
 }
+# sdeint_adjoint, with the noise that each method can read
+ADJOINTS: dict[str, tuple[str, AbstractNoise]] = {
+    "`sdeint_adjoint`, `reversible_heun`": ("reversible_heun", WhiteNoise(0)),
+    "`sdeint_adjoint`, `midpoint`": ("midpoint", BrownianPath(0, (0.0, 1.0))),
+}
+THEIRS = "`torchsde.sdeint_adjoint`, `reversible_heun`"
 
 
 class Equation(torch.nn.Module):
@@ -72,6 +85,13 @@ def ours(equation: Equation, gradient: AbstractGradient | None, steps: int) -> T
     ).x
 
 
+def adjoint(equation: Equation, name: str, steps: int, *, plain: bool = False) -> Tensor:
+    """By `sdeint_adjoint`, or with the gradient of the same steps by `sdeint`."""
+    method, noise = ADJOINTS[name]
+    function = sdeint if plain else sdeint_adjoint
+    return function(equation, start(), [0.0, 1.0], bm=noise, dt=1 / steps, method=method)[-1]
+
+
 def theirs(equation: Equation, steps: int) -> Tensor:
     x = start()
     ts = torch.tensor([0.0, 1.0])
@@ -94,15 +114,26 @@ def case(name: str, steps: int) -> Callable[[], tuple[list[Tensor], int]]:
 
     def run() -> tuple[list[Tensor], int]:
         equation = Equation()
-        x = (
-            theirs(equation, steps)
-            if name == "torchsde adjoint"
-            else ours(equation, GRADIENTS[name], steps)
-        )
+        if name == THEIRS:
+            x = theirs(equation, steps)
+        elif name in ADJOINTS:
+            x = adjoint(equation, name, steps)
+        else:
+            x = ours(equation, GRADIENTS[name], steps)
         x.square().mean().backward()
         return [p.grad for p in equation.parameters() if p.grad is not None], equation.calls
 
     return run
+
+
+def reference(name: str) -> list[Tensor]:
+    """The gradients of the same steps by plain autograd."""
+    equation = Equation()
+    if name in ADJOINTS:
+        x = adjoint(equation, name, STEPS, plain=True)
+    else:
+        x = ours(equation, None, STEPS)
+    return list(torch.autograd.grad(x.square().mean(), list(equation.parameters())))
 
 
 def peak_memory(name: str, steps: int) -> float:
@@ -136,27 +167,34 @@ print(high_water() - before)
 def main() -> None:
     torch.set_num_threads(1)
     shape = {"steps": STEPS, "batch": BATCH, "event": EVENT, "width": WIDTH}
-    result = {"environment": environment(dtype="float32", seed=0, **shape)}
-    names = [*GRADIENTS, "torchsde adjoint"]
-    plain, _ = case("plain", STEPS)()
+    found = environment(dtype="float32", seed=0, **shape)
+    names = [*GRADIENTS, *ADJOINTS, THEIRS]
     seconds = interleaved({name: case(name, STEPS) for name in names}, 5)
+    rows = []
     for name in names:
         gradients, evaluations = case(name, STEPS)()
         row = {
+            "gradient": name,
             "evaluations a step": evaluations / STEPS,
             "ms a step": 1e3 * statistics.median(seconds[name]) / STEPS,
-            "time / plain": ratio(seconds, name, "plain"),
+            "time / plain": ratio(seconds, name, PLAIN),
             **{f"peak MB, {steps} steps": peak_memory(name, steps) for steps in (STEPS, 4 * STEPS)},
         }
-        if name in GRADIENTS:  # torchsde has a noise of its own
+        if name != THEIRS:  # torchsde has a noise of its own
             errors = [
                 float((a - b).abs().max() / b.abs().max())
-                for a, b in zip(gradients, plain, strict=True)
+                for a, b in zip(gradients, reference(name), strict=True)
             ]
             row["relative difference"] = max(errors)
-        result[name] = row
-        print(f"{name:17s}", "  ".join(f"{key} {value:.3g}" for key, value in row.items()))
-    save("gradient", result)
+        rows.append(
+            {
+                key: value if key == "gradient" else float(f"{value:.3g}")
+                for key, value in row.items()
+            }
+        )
+        print("  ".join(f"{key} {value}" for key, value in rows[-1].items()))
+    save("gradient", {"environment": found, "rows": rows})
+    publish("gradient", found, rows)
 
 
 if __name__ == "__main__":

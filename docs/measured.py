@@ -71,7 +71,22 @@ def laws(rows: Rows) -> list[str]:
     return lines
 
 
-TABLES: dict[str, Callable[[Rows], list[str]]] = {"mixture": laws, "work_precision": solvers}
+def gradients(rows: Rows) -> list[str]:
+    """Time, memory and error of each way to differentiate a solve."""
+    memory = [key for key in rows[0] if key.startswith("peak MB")]
+    keys = ["time / plain", *memory, "evaluations a step", "relative difference"]
+    lines = [f"| gradient | {' | '.join(keys)} |", f"{'|---' * (len(keys) + 1)}|"]
+    for row in rows:
+        cells = [f"{float(f'{row[key]:.2g}'):g}" if key in row else "" for key in keys]
+        lines.append(f"| {row['gradient']} | {' | '.join(cells)} |")
+    return lines
+
+
+TABLES: dict[str, Callable[[Rows], list[str]]] = {
+    "gradient": gradients,
+    "mixture": laws,
+    "work_precision": solvers,
+}
 
 if __name__ == "__main__":
     for each in sorted(RESULTS.glob("*.json")):

@@ -272,6 +272,15 @@ def test_a_table_of_solvers_is_made_from_their_evaluations():
     assert line == "| ordinary | path | 1e-06 | `Tsit5`, adaptive | 142 | `RK4` 160 |"
 
 
+def test_a_table_of_gradients_leaves_cells_empty_where_nothing_was_measured():
+    row = {"gradient": "`a`", "time / plain": 2.345, "peak MB, 4 steps": 173.0}
+    row["evaluations a step"] = 3.01
+    first, _, line = measured.gradients([row])
+    titles = "time / plain | peak MB, 4 steps | evaluations a step | relative difference"
+    assert first == f"| gradient | {titles} |"
+    assert line == "| `a` | 2.3 | 170 | 3 |  |"
+
+
 def test_the_commands_of_the_decisions_exist():
     page = (ROOT / "docs" / "choosing.md").read_text()
     scripts = re.findall(r"`(?:python benchmarks/)?(\w+\.py)", page)
