@@ -175,8 +175,8 @@ def main() -> None:
         gradients, evaluations = case(name, STEPS)()
         row = {
             "gradient": name,
-            "evaluations a step": evaluations / STEPS,
-            "ms a step": 1e3 * statistics.median(seconds[name]) / STEPS,
+            "evaluations per step": evaluations / STEPS,
+            "ms per step": 1e3 * statistics.median(seconds[name]) / STEPS,
             "time / plain": ratio(seconds, name, PLAIN),
             **{f"peak MB, {steps} steps": peak_memory(name, steps) for steps in (STEPS, 4 * STEPS)},
         }

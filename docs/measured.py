@@ -74,7 +74,7 @@ def laws(rows: Rows) -> list[str]:
 def gradients(rows: Rows) -> list[str]:
     """Time, memory and error of each way to differentiate a solve."""
     memory = [key for key in rows[0] if key.startswith("peak MB")]
-    keys = ["time / plain", *memory, "evaluations a step", "relative difference"]
+    keys = ["time / plain", *memory, "evaluations per step", "relative difference"]
     lines = [f"| gradient | {' | '.join(keys)} |", f"{'|---' * (len(keys) + 1)}|"]
     for row in rows:
         cells = [f"{float(f'{row[key]:.2g}'):g}" if key in row else "" for key in keys]

@@ -274,9 +274,9 @@ def test_a_table_of_solvers_is_made_from_their_evaluations():
 
 def test_a_table_of_gradients_leaves_cells_empty_where_nothing_was_measured():
     row = {"gradient": "`a`", "time / plain": 2.345, "peak MB, 4 steps": 173.0}
-    row["evaluations a step"] = 3.01
+    row["evaluations per step"] = 3.01
     first, _, line = measured.gradients([row])
-    titles = "time / plain | peak MB, 4 steps | evaluations a step | relative difference"
+    titles = "time / plain | peak MB, 4 steps | evaluations per step | relative difference"
     assert first == f"| gradient | {titles} |"
     assert line == "| `a` | 2.3 | 170 | 3 |  |"
 
