@@ -3,9 +3,11 @@ derivatives.
 """
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 from sdekit import (
     ODE,
@@ -239,3 +241,90 @@ def test_states_without_numbers_and_short_steps_of_half_precision(solver):
     x = solve(ODE(lambda t, x: -x), x0, [0.0, 1e-8, 1.0], solver=solver).x
     exact = 1 / 2 if isinstance(solver, ImplicitEulerMaruyama) else 1 / 3
     assert float(x) == pytest.approx(exact, abs=2e-3)
+
+
+def chain(rate):
+    """A diffusion on a chain, with rates up to 4 `rate`, and additive noise."""
+
+    def drift(t, x):
+        padded = torch.nn.functional.pad(x, (1, 1))
+        return rate * (padded[:, 2:] - 2 * x + padded[:, :-2]) - x
+
+    return SDE(drift, lambda t, x: 0.1, "additive")
+
+
+@BOTH
+def test_systems_of_3000_coordinates_need_no_matrices(solver):
+    """The state has none, and the equation of a step is solved; an explicit step would multiply
+    differences by 60.
+    """
+    equation = chain(500.0)
+    x0 = torch.randn(2, 3000, generator=torch.Generator().manual_seed(0), dtype=F64)
+    assert sum(part.numel() for part in solver.init(equation, 0.0, x0)) == len(x0)
+    path = BrownianPath(3, (0.0, 0.06))
+    ts = [0.0, 0.03, 0.06]
+    with torch.no_grad():
+        xs = solve(equation, x0, ts, solver=solver, noise=path, save="all").xs
+    increments = path.increments(ts, x0, (3000,))
+    for a, b, increment in zip(xs[:-1], xs[1:], increments, strict=True):
+        end = equation.drift(0.0, b)
+        euler = isinstance(solver, ImplicitEulerMaruyama)
+        slope = end if euler else (equation.drift(0.0, a) + end) / 2
+        torch.testing.assert_close(b, a + 0.03 * slope + 0.1 * increment.w, rtol=0, atol=1e-9)
+
+
+@BOTH
+def test_gmres_and_factors_agree(solver):
+    """Of a drift that is not linear, forwards and backwards, each sample as alone."""
+
+    def drift(t, x):
+        return -200 * (x - 0.5 * x.roll(1, dims=1)) - x**3 + torch.cos(t)
+
+    equation = SDE(drift, lambda t, x: 0.2, "additive")
+    x0 = torch.randn(3, 12, generator=torch.Generator().manual_seed(1), dtype=F64)
+    ts = uniform(0.0, 0.4, 8)
+    settings = {"noise": BrownianPath(1, (0.0, 0.4))}
+    products = replace(solver, direct=11)
+    with torch.no_grad():
+        whole = solve(equation, x0, ts, solver=products, **settings).x
+        direct = solve(equation, x0, ts, solver=solver, **settings).x
+        noise = settings["noise"].rows(torch.tensor([1]))
+        alone = solve(equation, x0[1:2], ts, solver=products, noise=noise).x
+    torch.testing.assert_close(whole, direct, rtol=0, atol=1e-10)
+    torch.testing.assert_close(alone, whole[1:2], rtol=0, atol=1e-12)
+
+
+def test_adaptive_steps_by_gmres():
+    """As many as with factors, of nearly the same lengths."""
+    equation = ODE(lambda t, x: -1e3 * (x - torch.cos(t + torch.arange(5.0))) - x**3)
+    x0 = torch.zeros(2, 5, dtype=F64)
+    settings = {"control": PIDController(1e-3, 1e-3)}
+    with torch.no_grad():
+        direct, products = (
+            solve(equation, x0, [0.0, 2.0], solver=solver, **settings)
+            for solver in (ImplicitPlaten(), ImplicitPlaten(direct=4))
+        )
+    torch.testing.assert_close(products.x, direct.x, rtol=0, atol=1e-3)
+    assert int(products.accepted.max()) <= 1.1 * int(direct.accepted.max())
+    assert int(products.rejected.max()) <= int(direct.rejected.max()) + 5
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # torch's, dual numbers
+@BOTH
+def test_what_gmres_cannot_do_is_said(solver):
+    products = replace(solver, direct=1)
+    x0 = torch.ones(2, 3, dtype=F64)
+    with pytest.raises(ValueError, match=r"more than direct = 1 numbers .* without gradients"):
+        solve(ODE(lambda t, x: -x), x0.clone().requires_grad_(), [0.0, 1.0], solver=products)
+    with torch.no_grad(), forward_ad.dual_level():
+        dual = forward_ad.make_dual(x0, x0)
+        with pytest.raises(ValueError, match="without gradients"):
+            solve(ODE(lambda t, x: -x), dual, [0.0, 1.0], solver=products)
+    steep = chain(1e9)
+    wide = torch.randn(2, 400, generator=torch.Generator().manual_seed(0), dtype=F64)
+    with (
+        torch.no_grad(),
+        pytest.warns(RuntimeWarning, match="set direct to the size of a sample, or take SKROCK"),
+        pytest.raises(NotFiniteError),
+    ):
+        solve(steep, wide, [0.0, 1.0], solver=products, noise=WhiteNoise(0))

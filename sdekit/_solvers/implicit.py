@@ -1,6 +1,6 @@
 """Methods for stiff stochastic equations that are implicit in the drift."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -26,9 +26,17 @@ class ImplicitEulerMaruyama(AbstractSolver):
     step, and the variance is stable wherever that of the equation is. f receives t as with adaptive
     steps, `(batch, 1, ...)`, also on a grid. Each iteration waits for the device.
 
+    Arguments:
+        direct: the largest number d of coordinates of a sample for which Jacobians and factors,
+            d x d matrices, are computed. For larger samples each change of Newton's method is that
+            of GMRES, from products with the Jacobian, without preconditioner, in a subspace of at
+            most 200 dimensions, whose vectors are kept; it has no gradients. Where dt times the
+            largest rate is in the thousands it does not converge: then take shorter steps, a larger
+            `direct`, or `SKROCK`, which needs no Jacobian.
+
     Raises:
         ValueError: in a solve, for a drift through which autograd finds no path to x, and with
-            `gradient=`.
+            `gradient=`; for samples of more than `direct` coordinates, if gradients are needed.
         RuntimeError: in a solve under torch.func.vmap, which hides whether a sample has converged.
 
     Warns:
@@ -58,8 +66,10 @@ class ImplicitEulerMaruyama(AbstractSolver):
     differentiates = True
     iterates = True
 
+    direct: int = field(default=2000, repr=False)
+
     def init(self, problem: AbstractSDE, t0: Time, x: Tensor) -> Tree:
-        return no_factors(x)
+        return no_factors(x, self.direct)
 
     def step(
         self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree
@@ -67,8 +77,8 @@ class ImplicitEulerMaruyama(AbstractSolver):
         end = per_sample(t1, x)
         h = end - per_sample(t0, x)
         noisy = problem.diffuse(t0, x, noise.w, x)
-        x1, state = implicit(problem, end, h, noisy, noisy, state, patient=True)
-        warn_without_solution(t1, x1, noisy)
+        x1, state = implicit(problem, end, h, noisy, noisy, state, patient=True, direct=self.direct)
+        warn_without_solution(t1, x1, noisy, self.direct)
         return Step(x1, state=state)
 
 
@@ -86,9 +96,12 @@ class ImplicitPlaten(AbstractSolver):
     resolve them: their error estimate is the difference from an Euler-Maruyama step, multiplied by
     (1 - J dt / 2)^{-1} with the Jacobian J of f.
 
+    Arguments:
+        direct: as of `ImplicitEulerMaruyama`.
+
     Raises:
         ValueError: in a solve, for a drift through which autograd finds no path to x, and with
-            `gradient=`.
+            `gradient=`; for samples of more than `direct` coordinates, if gradients are needed.
         RuntimeError: in a solve under torch.func.vmap, which hides whether a sample has converged.
 
     Warns:
@@ -116,8 +129,10 @@ class ImplicitPlaten(AbstractSolver):
     differentiates = True
     iterates = True
 
+    direct: int = field(default=2000, repr=False)
+
     def init(self, problem: AbstractSDE, t0: Time, x: Tensor) -> Tree:
-        return no_factors(x)
+        return no_factors(x, self.direct)
 
     def step(
         self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree
@@ -134,11 +149,14 @@ class ImplicitPlaten(AbstractSolver):
         base = half + kick + correction
         guess = x + kick + correction
         patient = not isinstance(t1, Tensor)
-        x1, state = implicit(problem, end, 0.5 * h, base, guess, state, patient=patient)
-        warn_without_solution(t1, x1, base)
+        x1, state = implicit(
+            problem, end, 0.5 * h, base, guess, state, patient=patient, direct=self.direct
+        )
+        warn_without_solution(t1, x1, base, self.direct)
         # From Euler's step, whose drift is that of the start and whose noise is g_0 dW.
         error = correction + (x1 - base) - (half - x)
-        return Step(x1, smoothed(error.detach(), state), state=state)
+        error = smoothed(problem, end, 0.5 * h, x1, error.detach(), state)
+        return Step(x1, error, state=state)
 
 
 def _kicks(

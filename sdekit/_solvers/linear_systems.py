@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from sdekit._equations.sde import AbstractSDE
 from sdekit._solvers.contract import Tree
@@ -110,6 +111,19 @@ def _derivatives(problem: AbstractSDE, t: Tensor, x: Tensor, kept: Tree) -> tupl
     return jacobian.index_copy(0, rows, found[0]), rate.index_copy(0, rows, found[1])
 
 
+def require_no_gradients(value: Tensor, direct: int) -> None:
+    """Refuses derivatives through GMRES.
+
+    Raises:
+        ValueError: for a right side that has them, in reverse or in forward mode.
+    """
+    if value.requires_grad or forward_ad.unpack_dual(value).tangent is not None:
+        raise ValueError(
+            f"samples of more than direct = {direct} numbers have linear systems without "
+            "gradients: solve under torch.no_grad(), or set direct to the size of a sample"
+        )
+
+
 class ByProducts:
     """b -> k: GMRES for the systems (1 / length - f_x) k = b with the same matrix.
 
@@ -139,11 +153,7 @@ class ByProducts:
         Raises:
             ValueError: for right sides that need gradients.
         """
-        if value.requires_grad:
-            raise ValueError(
-                f"samples of more than direct = {self.direct} numbers have linear systems without "
-                "gradients: solve under torch.no_grad(), or set direct to the size of a sample"
-            )
+        require_no_gradients(value, self.direct)
         right = self.h * value.reshape(len(value), -1).to(self.h)
         self.largest = torch.maximum(self.largest, torch.linalg.vector_norm(right, dim=1))
         limit = self.residual * self.largest

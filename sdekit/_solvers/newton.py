@@ -8,19 +8,31 @@ from torch import Tensor
 
 from sdekit._equations.sde import AbstractSDE
 from sdekit._solvers.contract import Tree
-from sdekit._solvers.linear_systems import connected, factorised, solved
+from sdekit._solvers.linear_systems import (
+    ByProducts,
+    connected,
+    factorised,
+    fits,
+    require_no_gradients,
+    solved,
+)
 from sdekit.calling import has_hidden_values, is_differentiating
 from sdekit.elementary import Time, broadcast
 
 _ATTEMPTS = 50  # evaluations of the drift in a step
 _SLOW = 0.3  # changes that shrink by less ask for another Jacobian
 _LENGTHS = 0.1  # the relative change of h that does
+_RESIDUAL = 1e-2  # of GMRES in an iteration, whose error the next one corrects
+_RESIDUAL_OF_ERROR = 1e-4  # of GMRES for an error estimate
 
 
-def no_factors(x: Tensor) -> Tree:
+def no_factors(x: Tensor, direct: int) -> Tree:
     """The state of the first step: empty factors, marked by the length 0 of their step, and the
-    largest absolute value of each sample.
+    largest absolute value of each sample; only the latter for samples of more than `direct`
+    numbers.
     """
+    if not fits(x, direct):
+        return (_largest(x),)
     d = math.prod(x.shape[1:])
     wide = torch.promote_types(x.dtype, torch.float32)
     matrices = torch.zeros(len(x), d, d, dtype=wide, device=x.device)
@@ -38,6 +50,7 @@ def implicit(
     state: Tree,
     *,
     patient: bool,
+    direct: int,
 ) -> tuple[Tensor, Tree]:
     """The solution of x = base + h f(t, x) near a guess, and the factors with which the next step
     begins; t and h are `(batch,)`.
@@ -52,11 +65,21 @@ def implicit(
     A sample without a solution is NaN. So is a sample whose solution is not `connected` with those
     of shorter steps, which happens where differences grow within a step. Unless patient, so is a
     sample that would need a second Jacobian in this step.
+
+    Samples of more than `direct` numbers have no factors, and no derivatives: their changes are
+    those of GMRES with the Jacobian at the present x, and are not known to be `connected`.
+
+    Raises:
+        ValueError: for derivatives of these.
     """
+    iterated = _iterated if fits(base, direct) else _iterated_by_products
     with torch.no_grad():
         start = base.detach(), guess.detach()
-        x, state = _iterated(problem, t, h, *start, state, patient=patient)
+        x, state = iterated(problem, t, h, *start, state, patient=patient)
     if not is_differentiating():
+        return x, state
+    if not fits(base, direct):
+        require_no_gradients(_residual(problem, t, h, base, x), direct)
         return x, state
     jacobian, _ = problem.jacobian(t, x)
     factors = factorised(jacobian.detach(), h)
@@ -66,8 +89,17 @@ def implicit(
     return x, state
 
 
-def smoothed(error: Tensor, state: Tree) -> Tensor:
-    """(1 - h J)^{-1} error: the estimate, damped in stiff directions as the implicit step is."""
+def smoothed(
+    problem: AbstractSDE, t: Tensor, h: Tensor, x: Tensor, error: Tensor, state: Tree
+) -> Tensor:
+    """(1 - h J)^{-1} error: the estimate, damped in stiff directions as the implicit step is; J is
+    that of the factors, or that at x.
+    """
+    if len(state) == 1:
+        with torch.no_grad():
+            by_x, _ = problem.jacobian_product(t, x.detach())
+            solve = ByProducts(by_x, x.detach(), h, 0, _RESIDUAL_OF_ERROR)
+            return solve(error / broadcast(h, error))
     matrices, pivots, length, _ = state
     return solved((matrices, pivots), error / broadcast(length, error))
 
@@ -128,6 +160,43 @@ def _iterated(
     return found, (*factors, torch.maximum(largest, _largest(found).nan_to_num(0.0, 0.0)))
 
 
+def _iterated_by_products(
+    problem: AbstractSDE,
+    t: Tensor,
+    h: Tensor,
+    base: Tensor,
+    x: Tensor,
+    state: Tree,
+    *,
+    patient: bool,
+) -> tuple[Tensor, Tree]:
+    """The solution by Newton's method with GMRES, without derivatives. The tolerance is also that
+    of what GMRES leaves of the residual.
+    """
+    eps = torch.finfo(x.dtype).eps
+    (largest,) = state
+    scale = torch.maximum(largest, _largest(base))
+    before = torch.full_like(largest, torch.inf)
+    done = torch.zeros_like(before, dtype=torch.bool)
+    for _ in range(_ATTEMPTS):
+        residual = _residual(problem, t, h, base, x)
+        by_x, _ = problem.jacobian_product(t, x)
+        change = ByProducts(by_x, x, h, 0, _RESIDUAL)(residual).to(x.dtype)
+        size = _largest(change)
+        left = _RESIDUAL * _largest(residual) * h.abs()
+        tolerance = max(eps**0.75, 8 * eps) * torch.maximum(scale, _largest(x + change))
+        small = torch.maximum(size, left) <= tolerance
+        slow = ~(small | (size <= _SLOW * before) | before.isinf())
+        failed = ~size.isfinite() | (slow if not patient else False)
+        x = torch.where(_mask(done, x), x, torch.where(_mask(failed, x), torch.nan, x + change))
+        before = size
+        done = done | small | failed
+        if bool(done.all()):
+            break
+    found = torch.where(_mask(done, x), x, torch.nan)
+    return found, (torch.maximum(largest, _largest(found).nan_to_num(0.0, 0.0)),)
+
+
 def _updated(
     problem: AbstractSDE, t: Tensor, h: Tensor, x: Tensor, factors: list[Tensor], outdated: Tensor
 ) -> list[Tensor]:
@@ -150,7 +219,7 @@ def _largest(x: Tensor) -> Tensor:
     return x.detach().reshape(len(x), -1).abs().amax(1)
 
 
-def warn_without_solution(t1: Time, x: Tensor, given: Tensor) -> None:
+def warn_without_solution(t1: Time, x: Tensor, given: Tensor, direct: int) -> None:
     """Warns of samples for which a step of a fixed grid has no solution.
 
     Warns:
@@ -162,7 +231,8 @@ def warn_without_solution(t1: Time, x: Tensor, given: Tensor) -> None:
     if failed:
         warnings.warn(
             f"Newton's method does not converge in the step to t = {t1:g} for {len(failed)} of "
-            f"{len(x)} samples, the first of which is {failed[0]}: take shorter steps",
+            f"{len(x)} samples, the first of which is {failed[0]}: take shorter steps"
+            + ("" if fits(x, direct) else ", set direct to the size of a sample, or take SKROCK"),
             RuntimeWarning,
             stacklevel=2,
         )
