@@ -4,6 +4,7 @@ a namespace per page, and prints what stands below it.
 
 import ast
 import dataclasses
+import importlib.util
 import inspect
 import json
 import re
@@ -387,3 +388,20 @@ def test_every_public_name_has_a_page_of_the_reference(monkeypatch):
     solvers = [entry.name for entry in api_pages.grouped(sdekit)["Solvers"]]
     assert solvers == sorted(solvers)
     assert "One" in solvers
+
+
+def test_a_changed_recipe_of_the_examples_is_trained_again(monkeypatch):
+    file = ROOT / "docs" / "examples" / "networks.py"
+    spec = importlib.util.spec_from_file_location("networks_of_the_examples", file)
+    networks = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(networks)
+    folder = networks.folder_of(networks.trained_on_digits)
+    assert folder.parent == ROOT / "docs" / "_cache"
+    assert folder == networks.folder_of(networks.trained_on_digits)
+    source = inspect.getsource(networks.trained_on_digits)
+    monkeypatch.setattr(networks.inspect, "getsource", lambda _: source.replace("1500", "1600"))
+    assert networks.folder_of(networks.trained_on_digits) != folder
+    monkeypatch.setattr(networks.inspect, "getsource", lambda _: source)
+    assert networks.folder_of(networks.trained_on_digits) == folder
+    monkeypatch.setattr(networks, "version", lambda _: "0.0.0")
+    assert networks.folder_of(networks.trained_on_digits) != folder

@@ -1,7 +1,10 @@
 """The trained networks of the examples: made once, and kept in docs/_cache, or in _cache beside a
-copy of this file.
+copy of this file, until the function that trains them or the version of the package changes.
 """
 
+import hashlib
+import inspect
+from importlib.metadata import version
 from pathlib import Path
 
 import sdekit_diffusion as sd
@@ -14,16 +17,28 @@ CACHE = (HERE.parent if HERE.name == "examples" else HERE) / "_cache"
 def digits():
     """A network of scikit-learn's digits with labels, trained for about a minute, and the data."""
     source = sd.data.load("digits")
-    folder = CACHE / "digits"
+    folder = folder_of(trained_on_digits)
     if folder.exists():
         return sd.load(folder), source
+    model = trained_on_digits(source)
+    sd.save(model, folder)
+    return model, source
+
+
+def trained_on_digits(source):
+    """The network of `digits`."""
     torch.manual_seed(0)
     net = sd.nets.UNet(channels=1, width=24, classes=10)
     model = sd.ScoreModel(net, "vp", "velocity", shape=(1, 8, 8), conditioning="log_snr")
     recipe = sd.Recipe(steps=1500, batch_size=64, seed=0, drop=0.15)
     sd.fit(model, source, recipe, progress=False)
-    sd.save(model, folder)
-    return model, source
+    return model
+
+
+def folder_of(training):
+    """Where the network of a function is kept: its name has a hash of the function's source."""
+    text = f"{version('sdekit')}\n{inspect.getsource(training)}"
+    return CACHE / f"{training.__name__}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 def pixels(x, source):

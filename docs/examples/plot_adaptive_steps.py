@@ -42,6 +42,6 @@ for i in range(3):
         *zip(*[(t, h) for t, h, _ in steps], strict=True), ".-", ms=3, lw=0.6, label=label
     )
 axes[0].plot(0, 0, "k*")
-axes[0].set(aspect="equal", title="the dots are the ends of steps")
+axes[0].set(xlabel="$x_1$", ylabel="$x_2$", aspect="equal", title="the dots are the ends of steps")
 axes[1].set(xlabel="time", ylabel="length of the step")
 axes[1].legend()

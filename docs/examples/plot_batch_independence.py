@@ -23,6 +23,6 @@ for size in sizes:
     differences.append(float((torch.cat(parts) - whole).abs().max()))
 fig, axes = plt.subplots(1, 2, figsize=(8, 3.3))
 axes[0].plot(*whole.T, ".")
-axes[0].set(title="64 samples", aspect="equal")
+axes[0].set(title="64 samples", xlabel="$x_1$", ylabel="$x_2$", aspect="equal")
 axes[1].plot(sizes, differences, "o-")
 axes[1].set(xlabel="size of the batch", ylabel="largest difference", ylim=(-1e-7, 1e-6))

@@ -3,7 +3,8 @@ The scale of guidance
 =====================
 
 w = 0 is the unconditional model, 1 the conditional one; with larger w samples become more typical,
-and more alike. Each column has the same noise at all scales; the digit is 8.
+and more alike. Each column has the same noise at all scales; the digit is 8. Look down a column:
+any digit at w = 0 becomes an 8 as w grows, and the images of the last row hardly differ.
 
 ``networks`` is the file :download:`networks.py </examples/networks.py>`: save it beside the
 script. Its ``digits()`` trains the network when it is first called, for about a minute.

@@ -8,7 +8,8 @@ The variance of the price is itself random,
    \mathrm{d}v = \kappa (\theta - v)\,\mathrm{d}t + \xi \sqrt{v}\,\mathrm{d}W_2,
 
 with correlation :math:`\rho` of the noises. Left: five paths of the price. Right: the implied
-volatility of calls, whose skew a model with constant variance does not have.
+volatility of calls. Look for its fall with the strike, which a model with constant variance, the
+grey line and :doc:`plot_geometric_brownian_motion`, does not have.
 """
 
 import math

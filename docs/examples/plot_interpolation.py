@@ -3,7 +3,8 @@ Between two digits
 ==================
 
 The flow maps each image to a latent and back. Points on the great circle between two latents decode
-to images between two digits; a mixture of pixels is shown below.
+to images between two digits; a mixture of pixels is shown below. Look at the middle: above, one
+digit as dark as the ends, and below two pale digits over each other.
 
 ``networks`` is the file :download:`networks.py </examples/networks.py>`: save it beside the
 script. Its ``digits()`` trains the network when it is first called, for about a minute.

@@ -4,6 +4,8 @@ One Brownian path, refined
 
 `BrownianPath` is a function of the seed: any grid reads the same path, in any order, and nothing is
 stored. So a solve with finer steps is the same experiment, and errors of single paths are defined.
+Look for the ends of long steps: on the left they are on the finest path exactly, on the right
+nearly.
 """
 
 import matplotlib.pyplot as plt
@@ -22,6 +24,6 @@ for n, alpha in ((4, 0.9), (16, 0.7), (64, 0.6), (1024, 0.5)):
         walk, torch.ones(1, 1), grid, solver=sdekit.ShARK(), noise=path, save="all"
     )
     axes[1].plot(grid, solution.xs[:, 0, 0], lw=1.2 if n < 1024 else 0.4, alpha=alpha)
-axes[0].set(title="W", xlabel="time")
-axes[1].set(title="dx = -2 x dt + dW by ShARK", xlabel="time")
+axes[0].set(title="a Brownian path", xlabel="time", ylabel="W")
+axes[1].set(title="dx = -2 x dt + dW by ShARK", xlabel="time", ylabel="x")
 axes[0].legend()

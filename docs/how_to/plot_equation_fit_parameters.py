@@ -101,7 +101,7 @@ print("a, b, s =", [round(value, 3) for value in log_theta.detach().exp().tolist
 # - The same seed in every update makes the loss a smooth function of the parameters; a new seed per
 #   update is stochastic gradient descent, and is right for large models.
 # - Fit logarithms of what must be positive.
-# - A drift that is a network: :doc:`/gallery/plot_neural_sde`. Paths that are observed with noise:
+# - Coefficients that are networks: :doc:`/gallery/plot_neural_sde`. Paths observed with noise:
 #   :doc:`plot_equation_latent`. Long solves: :doc:`plot_equation_gradient_memory`.
 #
 # Reference: :class:`sdekit.Transitions`.
