@@ -30,9 +30,10 @@ class ImplicitEulerMaruyama(AbstractSolver):
         direct: the largest number d of coordinates of a sample for which Jacobians and factors,
             d x d matrices, are computed. For larger samples each change of Newton's method is that
             of GMRES, from products with the Jacobian, without preconditioner, in a subspace of at
-            most 200 dimensions, whose vectors are kept; it has no gradients. Where dt times the
-            largest rate is in the thousands it does not converge: then take shorter steps, a larger
-            `direct`, or `SKROCK`, which needs no Jacobian.
+            most 200 dimensions, whose vectors are kept; it has no gradients. For diffusion
+            equations the number of dimensions grows with the square root of dt times the largest
+            rate. Where 200 do not suffice the sample is NaN: take shorter steps, a larger `direct`,
+            or `SKROCK`, which needs no Jacobian.
 
     Raises:
         ValueError: in a solve, for a drift through which autograd finds no path to x, and with
