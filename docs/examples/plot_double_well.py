@@ -30,11 +30,11 @@ levels = [0.4, 0.45, 0.5, 0.6, 0.7]
 means = []
 for s in levels:
     end = 60.0 * math.exp(0.5 / s**2)
-    found = sdekit.solve(
+    solution = sdekit.solve(
         well(s), torch.full((400, 1), -1.0), sdekit.uniform(0.0, end, int(end / 0.1)),
         solver=sdekit.Heun(), noise=sdekit.WhiteNoise(0), event=over,
     )  # fmt: skip
-    means.append(float(found.events.t[0].nanmean()))
+    means.append(float(solution.events.t[0].nanmean()))
 
 fig, axes = plt.subplots(1, 2, figsize=(9, 3.3), width_ratios=[2, 1])
 axes[0].plot(path.ts, path.xs[:, 0, 0], lw=0.5)

@@ -15,15 +15,15 @@ narrow = sd.GaussianMixture([0.5, 0.5], [[-1.0, 0.0], [1.0, 0.0]], [0.05, 0.05])
 wide = sd.GaussianMixture([1.0], [[0.0, 0.0]], [1.0])
 A = torch.tensor([[1.0, 1.0]])
 ys = torch.linspace(-3.0, 3.0, 9)
-found = []
+factors = []
 for y in ys:
     observation = sd.LinearObservation(A, y[None], covariance=0.1)
     parts = [
         sd.sample_posterior(law, observation, 1024, sde="vp", seed=0, steps=50)
         for law in (narrow, wide)
     ]
-    found.append(sd.bayes_factor(*parts))
-values, errors = (torch.stack(list(part)) for part in zip(*found, strict=True))
+    factors.append(sd.bayes_factor(*parts))
+values, errors = (torch.stack(list(part)) for part in zip(*factors, strict=True))
 fine = torch.linspace(-3.0, 3.0, 100)
 exact = [
     narrow.log_evidence(o) - wide.log_evidence(o)

@@ -24,8 +24,8 @@ def gradient(steps, how):
         sde, x0, sdekit.uniform(0.0, 1.0, steps), solver=sdekit.ReversibleHeun(),
         noise=sdekit.WhiteNoise(0), gradient=how,
     )  # fmt: skip
-    found = torch.autograd.grad(solution.x.square().mean(), list(net.parameters()))
-    return torch.cat([part.flatten() for part in found])
+    gradients = torch.autograd.grad(solution.x.square().mean(), list(net.parameters()))
+    return torch.cat([part.flatten() for part in gradients])
 
 
 counts = [10, 30, 100, 300]

@@ -18,12 +18,12 @@ x = law.sample(60, seed=0)
 exact = law.log_prob(x)
 fig, axes = plt.subplots(1, 2, figsize=(9, 3.5), sharey=True)
 for ax, probes in zip(axes, (4, 64), strict=True):
-    found = sd.log_likelihood(law, x, sde="vp", trace=sdekit.Hutchinson(probes=probes))
-    low, high = found.interval(0.95)
+    estimate = sd.log_likelihood(law, x, sde="vp", trace=sdekit.Hutchinson(probes=probes))
+    low, high = estimate.interval(0.95)
     inside = (low <= exact) & (exact <= high)
-    bars = torch.stack([found.value - low, high - found.value])
+    bars = torch.stack([estimate.value - low, high - estimate.value])
     for mask, color in ((inside, "C0"), (~inside, "C3")):
-        values = (found.value - exact)[mask]
+        values = (estimate.value - exact)[mask]
         where = torch.arange(60)[mask]
         ax.errorbar(where, values, bars[:, mask], fmt=".", color=color, lw=1, ms=3)
     ax.axhline(0, color="0.5", lw=0.8)

@@ -27,12 +27,12 @@ with warnings.catch_warnings():
     warnings.simplefilter(
         "ignore"
     )  # 256 particles are few for an image: see the page of posteriors
-    found = sd.sample_posterior(model, observation, 256, particles=256, steps=40, seed=0)
+    posterior = sd.sample_posterior(model, observation, 256, particles=256, steps=40, seed=0)
 fig, axes = plt.subplots(4, 8, figsize=(7, 3.8))
 for i, line in enumerate(axes):
     seen = truth[i].clone()
     seen[:, ~mask] = -1
-    one = sd.WeightedSamples(found.x[i], found.log_weights[i])
+    one = sd.WeightedSamples(posterior.x[i], posterior.log_weights[i])
     samples = one.resampled(4, seed=0)
     images = [truth[i], seen, *samples, one.mean(), 2 * one.std() - 1]
     row(line, [pixels(image[None], source)[0] for image in images])

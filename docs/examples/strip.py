@@ -52,11 +52,11 @@ def likelihood(ax):
     torch.manual_seed(1)
     law = sd.GaussianMixture(torch.full((4,), 0.25), 1.5 * torch.randn(4, 3), torch.full((4,), 0.3))
     x = law.sample(40, seed=0)
-    found = sd.log_likelihood(law, x, sde="vp", trace=sdekit.Hutchinson(probes=16))
+    estimate = sd.log_likelihood(law, x, sde="vp", trace=sdekit.Hutchinson(probes=16))
     exact = law.log_prob(x)
-    low, high = found.interval(0.95)
-    bars = torch.stack([found.value - low, high - found.value])
-    ax.errorbar(torch.arange(40), found.value - exact, bars, fmt=".", lw=1, ms=3)
+    low, high = estimate.interval(0.95)
+    bars = torch.stack([estimate.value - low, high - estimate.value])
+    ax.errorbar(torch.arange(40), estimate.value - exact, bars, fmt=".", lw=1, ms=3)
     ax.axhline(0, color="0.5", lw=0.8)
     ax.set(xlabel="point", ylabel="error, and 95 % interval", title="log p(x)")
 
@@ -69,13 +69,13 @@ def posterior(figure):
     upper[:4] = True
     observation = sd.LinearObservation.simulated(sd.Mask(upper), truth, 0.3**2, seed=0)
     settings = {"particles": 512, "steps": 40, "seed": 0}
-    found = sd.sample_posterior(model.unconditional(), observation, 512, **settings)
+    posterior = sd.sample_posterior(model.unconditional(), observation, 512, **settings)
     figure.suptitle("x given its upper half", fontsize="large")
     axes = figure.subplots(3, 6)
     for i, line in enumerate(axes):
         seen = torch.zeros_like(truth[i])
         seen[:, upper] = observation.y[i]
-        one = sd.WeightedSamples(found.x[i], found.log_weights[i])
+        one = sd.WeightedSamples(posterior.x[i], posterior.log_weights[i])
         images = [truth[i], seen, *one.resampled(3, seed=0), 2 * one.std() - 1]
         row(line, pixels(torch.stack(images), source))
     for ax, title in zip(axes[-1], ("truth", "seen", "", "samples", "", "std."), strict=True):

@@ -35,7 +35,7 @@ axes[0].set(ylabel="v")
 axes[0].legend()
 for i in range(2):
     rows = [(move, (move.samples == i).nonzero().flatten().tolist()) for move in moves]
-    steps = [(move.t0[row], move.t1[row] - move.t0[row]) for move, found in rows for row in found]
+    steps = [(move.t0[row], move.t1[row] - move.t0[row]) for move, taken in rows for row in taken]
     axes[1].semilogy(*torch.tensor(steps).T, ".", ms=3)
 axes[1].set(xlabel="time", ylabel="length of the step")
 
@@ -48,12 +48,12 @@ axes[1].set(xlabel="time", ylabel="length of the step")
 grid = sdekit.uniform(0.0, 2.0, 1024)
 exact = sdekit.solve(equation, x0, grid, solver=sdekit.ShARK(), noise=path).x
 for tolerance in (3e-2, 1e-2, 3e-3):
-    found = sdekit.solve(
+    adaptive = sdekit.solve(
         equation, x0, [0.0, 2.0], solver=sdekit.ShARK(), noise=path,
         control=sdekit.PIDController(tolerance, tolerance),
     )  # fmt: skip
-    error = float((found.x - exact).abs().max())
-    print(f"tolerance {tolerance:g}: error {error:.1e}, steps {found.accepted.tolist()}")
+    error = float((adaptive.x - exact).abs().max())
+    print(f"tolerance {tolerance:g}: error {error:.1e}, steps {adaptive.accepted.tolist()}")
 
 # %%
 # Pitfalls

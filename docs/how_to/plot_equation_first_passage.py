@@ -27,11 +27,11 @@ def passages(event):
     return solution.events.t[0]
 
 
-found = passages(level)
+passage_times = passages(level)
 t = torch.linspace(0.01, 4.0, 300)
 density = 0.8 / (0.7 * (2 * math.pi * t**3).sqrt()) * torch.exp(-((0.8 - t) ** 2) / (0.98 * t))
 fig, axes = plt.subplots(1, 2, figsize=(9, 3.3))
-axes[0].hist(found, bins=80, range=(0, 4), density=True, alpha=0.4, label="Event(g)")
+axes[0].hist(passage_times, bins=80, range=(0, 4), density=True, alpha=0.4, label="Event(g)")
 axes[0].plot(t, density, "k", lw=0.8, label="exact density")
 axes[0].set(xlabel="time of the passage", ylabel="density")
 axes[0].legend()
@@ -49,7 +49,7 @@ axes[1].set(xlabel="time", ylabel="x", xlim=(0, 1.2), title="samples stop at the
 # ``located=False`` stops a sample at the end of the first step after which the sign of g has
 # changed. Steps of 0.1 then give a mean that is too large. A sample that never passes has NaN.
 
-for name, times in (("Event(g)", found), ("located=False", passages(ends))):
+for name, times in (("Event(g)", passage_times), ("located=False", passages(ends))):
     error = times.std() / len(times) ** 0.5
     print(f"{name:15s} mean {times.nanmean():.4f} +- {error:.4f}, exact 0.8")
 

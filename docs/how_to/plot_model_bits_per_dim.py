@@ -25,13 +25,13 @@ model = model.unconditional()
 scale = data.scale
 settings = {"low": scale.low, "high": scale.high, "levels": scale.levels}
 coarse = sd.AdaptiveFlow(1e-2, 1e-2)
-found = sd.bits_per_dim(model, data.test[:60], method=coarse, **settings)
-print(f"{float(found.mean):.3f} ± {float(found.mean_stderr):.3f} bits per dimension")
+bits = sd.bits_per_dim(model, data.test[:60], method=coarse, **settings)
+print(f"{float(bits.mean):.3f} ± {float(bits.mean_stderr):.3f} bits per dimension")
 
 fig, ax = plt.subplots(figsize=(5, 3))
-ax.hist(found.value, bins=15, color="0.7")
-ax.axvline(found.mean, color="k")
-ax.axvspan(found.mean - 2 * found.mean_stderr, found.mean + 2 * found.mean_stderr, alpha=0.3)
+ax.hist(bits.value, bins=15, color="0.7")
+ax.axvline(bits.mean, color="k")
+ax.axvspan(bits.mean - 2 * bits.mean_stderr, bits.mean + 2 * bits.mean_stderr, alpha=0.3)
 ax.set(xlabel="bits per dimension", ylabel="images", title="60 images; mean, two standard errors")
 
 # %%

@@ -28,11 +28,11 @@ print(f"log Bayes factor {float(factor):.3f} ± {float(stderr):.3f}, exact {floa
 
 fig, axes = plt.subplots(1, 2, figsize=(7, 3.2), sharex=True, sharey=True)
 line = torch.linspace(-3.0, 3.0, 2)
-for ax, model, found in zip(axes, (two_modes, one_mode), (first, second), strict=True):
+for ax, model, posterior in zip(axes, (two_modes, one_mode), (first, second), strict=True):
     ax.plot(*model.sample(500, seed=1).T, ".", ms=2, color="0.7", label="prior")
-    ax.plot(*found.resampled(300, seed=0).T, ".", ms=3, label="posterior")
+    ax.plot(*posterior.resampled(300, seed=0).T, ".", ms=3, label="posterior")
     ax.plot(line, (y - line) / 0.5, "k", lw=0.8, label="A x = y")
-    ax.set(xlabel="$x_1$", title=f"log p(y) = {float(found.log_evidence):.2f}", ylim=(-3, 3))
+    ax.set(xlabel="$x_1$", title=f"log p(y) = {float(posterior.log_evidence):.2f}", ylim=(-3, 3))
 axes[0].set_ylabel("$x_2$")
 axes[0].legend()
 
@@ -48,9 +48,9 @@ print(f"p(first | y) = {float(torch.sigmoid(factor)):.3f}")
 
 for covariance in (0.05, 0.5, 2.0):
     other = sd.LinearObservation(A, y, covariance=covariance)
-    found = sd.sample_posterior(two_modes, other, 1024, sde="vp", steps=50, seed=0)
-    stderr = float(found.log_evidence_stderr)
-    print(f"noise {covariance:4}: log p(y) = {float(found.log_evidence):.3f} ± {stderr:.3f}")
+    posterior = sd.sample_posterior(two_modes, other, 1024, sde="vp", steps=50, seed=0)
+    stderr = float(posterior.log_evidence_stderr)
+    print(f"noise {covariance:4}: log p(y) = {float(posterior.log_evidence):.3f} ± {stderr:.3f}")
 
 # %%
 # **Pitfalls.** The error is from the spread of clouds of 128 particles: take eight clouds or more.

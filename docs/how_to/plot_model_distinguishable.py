@@ -37,9 +37,9 @@ floor = sd.metrics.sampling_floor(sd.metrics.energy_distance, more, 250)
 print(f"floor {floor.mean:.3f} ± {floor.std:.3f}")
 for steps in (8, 100):
     x = sd.sample(law, 250, sde="vp", method="ddim", steps=steps, seed=1)
-    found = sd.metrics.modes(x, law)
+    modes = sd.metrics.modes(x, law)
     distance = sd.metrics.energy_distance(x, more[:250])
-    print(f"{steps:3} evaluations: distance {distance:.3f}, worst mode error {found.worst:.1f}")
+    print(f"{steps:3} evaluations: distance {distance:.3f}, worst mode error {modes.worst:.1f}")
 
 # %%
 # **Images.** Classify features instead of pixels: ``sd.metrics.image_features(x, labels)`` gives a

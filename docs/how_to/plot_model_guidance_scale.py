@@ -64,8 +64,8 @@ for settings in ({}, {"interval": (0.2, 3.0)}, {"rescale": 0.7}):
     guided = sd.Guided(model.given(label=label), 4.0, **settings)
     x = sd.sample(guided, 100, steps=12, seed=0)
     share = (classifier.predict(x.flatten(1)) == label.numpy()).mean()
-    found = f"{share:.0%} agree, standard deviation {within_class(x, label):.3f}"
-    print(f"w = 4, {settings or 'no more settings'}: {found}")
+    summary = f"{share:.0%} agree, standard deviation {within_class(x, label):.3f}"
+    print(f"w = 4, {settings or 'no more settings'}: {summary}")
 
 # %%
 # **Pitfalls.** diffusers' ``guidance_scale`` is w; papers that write :math:`(1 + w') D_c - w' D_u`

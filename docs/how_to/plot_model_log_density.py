@@ -16,12 +16,12 @@ torch.manual_seed(0)
 means = 1.5 * torch.randn(4, 3)
 model = sd.GaussianMixture([0.25] * 4, means, [0.3] * 4)  # or your own; here log p is known
 x = model.sample(12, seed=0)
-found = sd.log_likelihood(model, x, sde="vp", trace=Hutchinson(probes=16, seed=0))
-low, high = found.interval(0.95)
+likelihood = sd.log_likelihood(model, x, sde="vp", trace=Hutchinson(probes=16, seed=0))
+low, high = likelihood.interval(0.95)
 
 fig, ax = plt.subplots(figsize=(5.5, 3.2))
-bars = torch.stack([found.value - low, high - found.value])
-ax.errorbar(range(12), found.value, bars, fmt="o", ms=3, label="estimate, interval of 95 %")
+bars = torch.stack([likelihood.value - low, high - likelihood.value])
+ax.errorbar(range(12), likelihood.value, bars, fmt="o", ms=3, label="estimate, interval of 95 %")
 ax.plot(range(12), model.log_prob(x), "k_", ms=12, label="exact")
 ax.set(xlabel="point", ylabel="log p(x)", xticks=range(0, 12, 2))
 ax.legend()
@@ -29,7 +29,7 @@ ax.legend()
 # %%
 # One point in numbers, and how many intervals contain the exact value:
 
-print(f"log p(x) = {float(found.value[1]):.3f} ± {float(found.stderr[1]):.3f}")
+print(f"log p(x) = {float(likelihood.value[1]):.3f} ± {float(likelihood.stderr[1]):.3f}")
 print(f"interval of 95 %: {float(low[1]):.3f} to {float(high[1]):.3f}")
 exact = model.log_prob(x)
 print(f"exact: {float(exact[1]):.3f}")

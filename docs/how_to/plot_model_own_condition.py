@@ -58,8 +58,8 @@ print(f"mean of x_1 there: sampled {float(x[x[:, 0] > 0, 0].mean()):.3f}, exact 
 points = x[:5]
 normaliser = (weights.double().sum() * torch.tensor(0.05).double().exp()).log()
 exact = model.log_prob(points) + points @ c - normaliser
-found = sd.log_likelihood(Tilted(model, c=c.expand(5, 2)), points, sde="vp").value
-print("largest error of log p:", float((found - exact).abs().max()))
+estimate = sd.log_likelihood(Tilted(model, c=c.expand(5, 2)), points, sde="vp").value
+print("largest error of log p:", float((estimate - exact).abs().max()))
 
 # %%
 # The prior at the noisy end is centred at the mean of the model, which the new law does not have:

@@ -30,9 +30,9 @@ right = sd.ScoreModel(Network(), vp, "noise", conditioning=(1000, -1), shape=(2,
 wrong = sd.ScoreModel(Network(), vp, "noise", conditioning="time", shape=(2,))  # t
 fig, ax = plt.subplots(figsize=(5, 3.2))
 for model, name in ((right, "labels 1000 t - 1"), (wrong, "labels t")):
-    found = sd.check_model(model, x, throw=False)
-    print(f"{name}: {found.verdict}\n")
-    ax.loglog(found.noise, found.ratios, "o-", label=name)
+    check = sd.check_model(model, x, throw=False)
+    print(f"{name}: {check.verdict}\n")
+    ax.loglog(check.noise, check.ratios, "o-", label=name)
 ax.axhline(1.0, color="0.6", lw=0.8)
 ax.set(xlabel=r"noise $\sigma / \alpha$", ylabel="error / error of a linear guess")
 ax.legend()

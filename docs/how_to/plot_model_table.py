@@ -42,8 +42,8 @@ print("mean of the table  ", table.train.mean(0).tolist())
 print("mean of the samples", samples.mean(0).tolist())
 rows = table.scale.encode(table.train).float()
 floor = sd.metrics.sampling_floor(sd.metrics.sliced_wasserstein, rows, 1000)
-found = sd.metrics.sliced_wasserstein(table.scale.encode(samples).float(), rows[:1000])
-print(f"distance {found:.3f}, floor {floor.mean:.3f} ± {floor.std:.3f}")
+distance = sd.metrics.sliced_wasserstein(table.scale.encode(samples).float(), rows[:1000])
+print(f"distance {distance:.3f}, floor {floor.mean:.3f} ± {floor.std:.3f}")
 
 # %%
 # **A tensor instead of a file.** Standardise it with ``sd.data.Scale.standard``, give the scale to

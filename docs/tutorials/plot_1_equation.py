@@ -77,10 +77,10 @@ path = sdekit.BrownianPath(seed=1, knots=(0.0, 8.0))
 fig, ax = plt.subplots(figsize=(7, 3.3))
 for steps in (16, 64, 1024):
     times = sdekit.uniform(0.0, 8.0, steps)
-    found = sdekit.solve(
+    solution = sdekit.solve(
         logistic, one, times, solver=sdekit.EulerMaruyama(), noise=path, save="all"
     )
-    ax.plot(times, found.xs[:, 0, 0], ".-" if steps < 100 else "-", ms=4, lw=0.9, label=steps)
+    ax.plot(times, solution.xs[:, 0, 0], ".-" if steps < 100 else "-", ms=4, lw=0.9, label=steps)
 ax.set(xlabel="time t", ylabel="size X", title="the same path by Euler and Maruyama's method")
 ax.legend(title="steps")
 
@@ -207,11 +207,13 @@ times = sdekit.uniform(0.0, 4.0, 4096)
 exact = sdekit.solve(equation, start, times, solver=sdekit.ShARK(), noise=path).x
 for tolerance in (1e-1, 1e-2, 1e-3):
     control = sdekit.PIDController(rtol=tolerance, atol=tolerance)
-    found = sdekit.solve(
+    adaptive = sdekit.solve(
         equation, start, [0.0, 4.0], solver=sdekit.ShARK(), control=control, noise=path
     )
-    error = (found.x - exact).abs().mean()
-    print(f"tolerance {tolerance:g}: error {error:.1e}, {found.accepted.double().mean():.0f} steps")
+    error = (adaptive.x - exact).abs().mean()
+    print(
+        f"tolerance {tolerance:g}: error {error:.1e}, {adaptive.accepted.double().mean():.0f} steps"
+    )
 
 # %%
 # Events

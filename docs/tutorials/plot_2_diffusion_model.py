@@ -134,10 +134,11 @@ evidence = float(posterior.log_evidence[0])
 error = float(posterior.log_evidence_stderr[0])
 print(f"log p(y) = {evidence:.2f} +- {error:.2f}")
 
-found = sd.WeightedSamples(posterior.x[0], posterior.log_weights[0])
+samples = sd.WeightedSamples(posterior.x[0], posterior.log_weights[0])
 known = torch.zeros_like(digit)  # grey where nothing is seen
 known[:, :, seen] = observation.y
-pictures = [digit, known, found.resampled(6, seed=0), found.mean()[None], 2 * found.std()[None] - 1]
+mean_and_std = [samples.mean()[None], 2 * samples.std()[None] - 1]
+pictures = [digit, known, samples.resampled(6, seed=0), *mean_and_std]
 fig, axes = plt.subplots(1, 10, figsize=(8, 1.2))
 row(axes, pixels(torch.cat(pictures), source))
 titles = ("truth", "seen", "samples", *5 * [""], "mean", "std. dev.")

@@ -107,8 +107,8 @@ def _derivatives(problem: AbstractSDE, t: Tensor, x: Tensor, kept: Tree) -> tupl
         return problem.jacobian(t, x)
     if not len(rows):
         return jacobian, rate
-    found = problem.rows(rows).jacobian(t[rows], x[rows])
-    return jacobian.index_copy(0, rows, found[0]), rate.index_copy(0, rows, found[1])
+    updated = problem.rows(rows).jacobian(t[rows], x[rows])
+    return jacobian.index_copy(0, rows, updated[0]), rate.index_copy(0, rows, updated[1])
 
 
 def require_no_gradients(value: Tensor, direct: int) -> None:

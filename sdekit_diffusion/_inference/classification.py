@@ -30,8 +30,8 @@ class Classification:
 
     Example:
         >>> models = [sd.GaussianMixture([1.0], [[m]], [0.1]) for m in (-1.0, 1.0)]
-        >>> found = sd.classify(models, torch.tensor([[-0.9], [1.2]]), sde="vp")
-        >>> found.label.tolist(), found.probability.round().tolist()
+        >>> result = sd.classify(models, torch.tensor([[-0.9], [1.2]]), sde="vp")
+        >>> result.label.tolist(), result.probability.round().tolist()
         ([0, 1], [[1.0, 0.0], [0.0, 1.0]])
     """
 
@@ -119,8 +119,8 @@ def classify(
 
     Example:
         >>> models = [sd.GaussianMixture([1.0], [[m]], [0.1]) for m in (-1.0, 1.0)]
-        >>> found = sd.classify(models, torch.tensor([[-0.9], [1.2]]), sde="vp")
-        >>> found.stderr.shape
+        >>> result = sd.classify(models, torch.tensor([[-0.9], [1.2]]), sde="vp")
+        >>> result.stderr.shape
         torch.Size([2, 2])
 
     References:

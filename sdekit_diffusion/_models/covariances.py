@@ -28,8 +28,8 @@ class Conditioned(NamedTuple):
     y, of the same shape. log_psi: an approximation of log p(y | x_t), `(batch,)` in float64.
 
     Example:
-        >>> found = sd.Conditioned(torch.zeros(3, 2), torch.ones(3, 2), torch.zeros(3))
-        >>> (found.conditioned - found.data).norm(dim=1)
+        >>> means = sd.Conditioned(torch.zeros(3, 2), torch.ones(3, 2), torch.zeros(3))
+        >>> (means.conditioned - means.data).norm(dim=1)
         tensor([1.4142, 1.4142, 1.4142])
     """
 

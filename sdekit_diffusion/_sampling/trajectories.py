@@ -35,8 +35,8 @@ class Trajectories:
 
     Example:
         >>> model = sd.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
-        >>> found = sd.trajectories(model, 8, steps=2, sde="vp", seed=0)
-        >>> isinstance(found, sd.Trajectories), found.y.shape
+        >>> solved = sd.trajectories(model, 8, steps=2, sde="vp", seed=0)
+        >>> isinstance(solved, sd.Trajectories), solved.y.shape
         (True, torch.Size([3, 8, 1]))
     """
 
@@ -105,9 +105,9 @@ def trajectories(
     for a student: a network that samples in this number of steps.
 
     A student is a `ScoreModel`, such as a copy of the teacher. Train it with
-    `fit(student, found.steps(), Recipe(weighting="data"))`, where `found` is the result, and sample
-    it with `sample(student, method="ddim", grid=found.sigmas)`, whose steps are those of the
-    solutions.
+    `fit(student, solved.steps(), Recipe(weighting="data"))`, where `solved` is the result, and
+    sample it with `sample(student, method="ddim", grid=solved.sigmas)`, whose steps are those of
+    the solutions.
 
     Arguments:
         model: the teacher; with conditions per sample these are of n samples.
@@ -124,13 +124,13 @@ def trajectories(
 
     Example:
         >>> teacher = sd.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
-        >>> found = sd.trajectories(teacher, 64, steps=2, sde="vp")
+        >>> solved = sd.trajectories(teacher, 64, steps=2, sde="vp")
         >>> net = sd.nets.MLP(shape=(1,), width=16)
         >>> settings = {"shape": (1,), "conditioning": "log_snr", "data_std": teacher.data_std}
         >>> student = sd.ScoreModel(net, "vp", "velocity", **settings)
         >>> recipe = sd.Recipe(steps=20, weighting="data")
-        >>> records = sd.fit(student, found.steps(), recipe, progress=False)
-        >>> x = sd.sample(student, 4, method="ddim", grid=found.sigmas, seed=0)
+        >>> records = sd.fit(student, solved.steps(), recipe, progress=False)
+        >>> x = sd.sample(student, 4, method="ddim", grid=solved.sigmas, seed=0)
 
     References:
         Salimans and Ho 2022, arXiv 2202.00512, for the data that a step of "ddim" must be given;

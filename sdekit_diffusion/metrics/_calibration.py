@@ -30,8 +30,8 @@ class Calibration:
 
     Example:
         >>> import numpy as np
-        >>> found = sd.metrics.Calibration(np.linspace(0.005, 0.995, 100))
-        >>> found.coverage([0.5, 0.9]), float(found.p_value) > 0.99
+        >>> calibration = sd.metrics.Calibration(np.linspace(0.005, 0.995, 100))
+        >>> calibration.coverage([0.5, 0.9]), float(calibration.p_value) > 0.99
         ({0.5: (0.5, 0.05), 0.9: (0.9, 0.03)}, True)
     """
 
