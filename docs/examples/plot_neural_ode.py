@@ -27,9 +27,9 @@ schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, 400)
 losses = []
 for _ in range(400):
     i = torch.randint(0, 50, (16,))  # sixteen beginnings, ten steps each
-    found = sdekit.solve(model, data[i, 0], grid[:11], solver=sdekit.RK4(), save="all").xs
+    solved = sdekit.solve(model, data[i, 0], grid[:11], solver=sdekit.RK4(), save="all").xs
     wanted = torch.stack([data[i + j, 0] for j in range(11)])
-    loss = (found - wanted).square().mean()
+    loss = (solved - wanted).square().mean()
     optimiser.zero_grad()
     loss.backward()
     optimiser.step()

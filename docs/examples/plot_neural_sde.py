@@ -68,8 +68,8 @@ axes[1].hist(data[-1].numpy(), bins, density=True, color="0.8", label="data")
 axes[1].hist(learned[-1].numpy(), bins, density=True, histtype="step", color="C1", label="learned")
 axes[1].set(xlabel="x", ylabel="density", title="at the time 3")
 axes[1].legend()
-for k, (exact, found, name) in enumerate(pairs):
+for k, (exact, learned, name) in enumerate(pairs):
     axes[2].plot(x, exact, color="0.6", lw=3, label="exact" if k == 0 else None)
-    axes[2].plot(x, found, color=f"C{k + 1}", label=f"{name}, learned")
+    axes[2].plot(x, learned, color=f"C{k + 1}", label=f"{name}, learned")
 axes[2].set(xlabel="x", title="coefficients")
 axes[2].legend()
