@@ -123,7 +123,7 @@ def bits_per_dim(
         draws: the number of dequantisations of each point, each with new probes.
         seed: of the dequantisation; None takes a new one.
         first: the index of the first point, on which its dequantisation and its probes depend.
-        Others as in `log_likelihood`.
+        sde, trace, end, log_prior, method, batch_size, progress: as in `log_likelihood`.
 
     Raises:
         TypeError: when x is not a tensor, or seed not a whole number.

@@ -97,7 +97,7 @@ def decode(
         latent: x_T, `(batch, *shape)`.
         return_likelihood: also return the log-density of x, at the cost of its traces.
         trace, first: as in `log_likelihood`, used with return_likelihood=True only.
-        Others as in `log_likelihood`.
+        sde, end, method, batch_size: as in `log_likelihood`.
 
     Returns:
         x, `(batch, *shape)`; with return_likelihood=True a pair of x and a `sdekit.Likelihood`,
@@ -152,7 +152,7 @@ def interpolate(
     Arguments:
         a, b: data, `(batch, *shape)`.
         n: the number of points, both ends included, from 2 on.
-        Others as in `log_likelihood`.
+        sde, end, method, batch_size: as in `log_likelihood`.
 
     Raises:
         TypeError, ValueError, sdekit.UnfinishedError: as `encode`; ValueError also for n below 2,
