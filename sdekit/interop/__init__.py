@@ -19,6 +19,7 @@ from sdekit.interop._sdeint import sdeint
 from sdekit.interop._sdeint_adjoint import sdeint_adjoint
 from sdekit.interop._to_torchsde import to_torchsde
 from sdekit.interop._torchdiffeq import solve_ode
+from sdekit.interop._torchsde_engine import solve_sde
 from sdekit.interop._torchsde_noise import TorchsdeNoise
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ __all__ = [
     "sdeint",
     "sdeint_adjoint",
     "solve_ode",
+    "solve_sde",
     "to_torchsde",
 ]
 
