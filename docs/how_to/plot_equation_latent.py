@@ -96,8 +96,9 @@ axes[1].legend()
 # %%
 # - The prior may have parameters too: the bound has gradients with respect to all networks.
 # - Prior and posterior must share g; a difference is refused.
-# - :func:`sdekit.path_kl` is the divergence alone, with less variance than the mean of log w. In the
-#   bound of a posterior that is almost exact, log w and the likelihood cancel each other's variance.
+# - :func:`sdekit.path_kl` is the divergence alone, with less variance than the mean of log w. In
+#   the bound of a posterior that is almost exact, log w and the likelihood cancel each other's
+#   variance.
 # - Models written for torchsde, with ``f``, ``g``, ``h`` and ``logqp=True``, run with
 #   :func:`sdekit.sdeint`: :doc:`plot_equation_migrate`.
 # - Long solves: :doc:`plot_equation_gradient_memory`.

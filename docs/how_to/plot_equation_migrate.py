@@ -3,9 +3,9 @@ How do I change torchsde or torchdiffeq code to sdekit?
 =======================================================
 
 Change the import: ``sdekit.sdeint``, ``sdeint_adjoint``, ``odeint``, ``odeint_adjoint``,
-``odeint_event`` and ``odeint_dense`` have the arguments, defaults and method names of the originals, and take the same
-equations and Brownian motions. The example solves one equation of torchsde with both, on one
-Brownian motion: look for one line on the other.
+``odeint_event`` and ``odeint_dense`` have the arguments, defaults and method names of the
+originals, and take the same equations and Brownian motions. The example solves one equation of
+torchsde with both, on one Brownian motion: look for one line on the other.
 """
 
 import matplotlib.pyplot as plt
