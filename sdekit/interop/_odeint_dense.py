@@ -39,7 +39,7 @@ def odeint_dense(
 
     The equation is solved once, and all steps are kept; the function interpolates within them, with
     the order of the method's dense output. torchdiffeq takes "dopri5" and one tensor only, and its
-    function takes one time at a time, which has the wrong sign where t1 < t0. Here
+    function takes one time at a time, where t1 < t0 with the other sign. Here
 
     - every method that `odeint` solves by sdekit is allowed, with its options, and y0 may be a
       tuple;
