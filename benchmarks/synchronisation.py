@@ -199,7 +199,7 @@ def adaptive() -> Iterator[tuple[str, tuple[int, int], Case]]:
         return int(found.evaluations.max()) // per_round
 
     yield "ode", (2, 4), flow
-    yield "adaptive_sde", (0, 1), path
+    yield "adaptive_sde", (1, 2), path
     yield "ShARK, outputs on the way", (1, 2), outputs
     yield "log_likelihood", (2, 4), likelihood
 
