@@ -423,7 +423,7 @@ def test_a_damaged_part_is_made_again(shards):
     kept = third.read_bytes()
     first.write_bytes(first.read_bytes()[:-30])
     second.write_bytes(b"")
-    with pytest.raises(ValueError, match=r"is damaged .*; run the same again"):
+    with pytest.raises(ValueError, match=r"is damaged .*; run the same command again"):
         list(shards)
     with pytest.warns(UserWarning, match="made again") as warned:
         shards.fill(squares)

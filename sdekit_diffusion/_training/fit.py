@@ -176,8 +176,7 @@ def require_minutes(minutes: float | None, folder: str | Path | None) -> None:
         )
     if minutes is not None and folder is None:
         raise ValueError(
-            "minutes= ends the run with a checkpoint to continue from: give the folder of the "
-            "run, folder=, too"
+            "minutes= ends the run with a checkpoint to continue from: give its folder= too"
         )
 
 
