@@ -9,7 +9,7 @@ from sdekit._equations.sde import AbstractSDE
 from sdekit._noise.white import Increment
 from sdekit._solvers.contract import AbstractSolver, Order, Step, Tree
 from sdekit._solvers.linear_systems import per_sample
-from sdekit._solvers.newton import implicit, no_factors, smoothed, warn_without_solution
+from sdekit._solvers.newton import implicit, initial_factors, smoothed, warn_without_solution
 from sdekit.elementary import Time, axpy, broadcast, sqrt
 
 
@@ -70,7 +70,7 @@ class ImplicitEulerMaruyama(AbstractSolver):
     direct: int = field(default=2000, repr=False)
 
     def init(self, problem: AbstractSDE, t0: Time, x: Tensor) -> Tree:
-        return no_factors(x, self.direct)
+        return initial_factors(x, self.direct)
 
     def step(
         self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree
@@ -78,7 +78,9 @@ class ImplicitEulerMaruyama(AbstractSolver):
         end = per_sample(t1, x)
         h = end - per_sample(t0, x)
         noisy = problem.diffuse(t0, x, noise.w, x)
-        x1, state = implicit(problem, end, h, noisy, noisy, state, patient=True, direct=self.direct)
+        x1, state = implicit(
+            problem, end, h, noisy, noisy, state, allow_slow=True, direct=self.direct
+        )
         warn_without_solution(t1, x1, noisy, self.direct)
         return Step(x1, state=state)
 
@@ -133,7 +135,7 @@ class ImplicitPlaten(AbstractSolver):
     direct: int = field(default=2000, repr=False)
 
     def init(self, problem: AbstractSDE, t0: Time, x: Tensor) -> Tree:
-        return no_factors(x, self.direct)
+        return initial_factors(x, self.direct)
 
     def step(
         self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree
@@ -149,9 +151,9 @@ class ImplicitPlaten(AbstractSolver):
             kick, correction = _kicks(problem, t0, t1, h, x, axpy(h, slope, x), noise.w)
         base = half + kick + correction
         guess = x + kick + correction
-        patient = not isinstance(t1, Tensor)
+        allow_slow = not isinstance(t1, Tensor)
         x1, state = implicit(
-            problem, end, 0.5 * h, base, guess, state, patient=patient, direct=self.direct
+            problem, end, 0.5 * h, base, guess, state, allow_slow=allow_slow, direct=self.direct
         )
         warn_without_solution(t1, x1, base, self.direct)
         # From Euler's step, whose drift is that of the start and whose noise is g_0 dW.

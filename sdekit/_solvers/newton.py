@@ -20,13 +20,13 @@ from sdekit.calling import has_hidden_values, is_differentiating
 from sdekit.elementary import Time, broadcast
 
 _ATTEMPTS = 50  # evaluations of the drift in a step
-_SLOW = 0.3  # changes that shrink by less ask for another Jacobian
-_LENGTHS = 0.1  # the relative change of h that does
+_MAX_CONTRACTION = 0.3  # of changes; slower ones ask for another Jacobian
+_MAX_STEP_CHANGE = 0.1  # of h, relative; larger ones do, too
 _RESIDUAL = 1e-2  # of GMRES in an iteration, whose error the next one corrects
 _RESIDUAL_OF_ERROR = 1e-4  # of GMRES for an error estimate
 
 
-def no_factors(x: Tensor, direct: int) -> Tree:
+def initial_factors(x: Tensor, direct: int) -> Tree:
     """The state of the first step: empty factors, marked by the length 0 of their step, and the
     largest absolute value of each sample; only the latter for samples of more than `direct`
     numbers.
@@ -49,7 +49,7 @@ def implicit(
     guess: Tensor,
     state: Tree,
     *,
-    patient: bool,
+    allow_slow: bool,
     direct: int,
 ) -> tuple[Tensor, Tree]:
     """The solution of x = base + h f(t, x) near a guess, and the factors with which the next step
@@ -63,8 +63,8 @@ def implicit(
     derivatives are those of the solution, by the implicit function theorem.
 
     A sample without a solution is NaN. So is a sample whose solution is not `connected` with those
-    of shorter steps, which happens where differences grow within a step. Unless patient, so is a
-    sample that would need a second Jacobian in this step.
+    of shorter steps, which happens where differences grow within a step. Unless `allow_slow`, so is
+    a sample that would need a second Jacobian in this step.
 
     Samples of more than `direct` numbers have no factors, and no derivatives: their changes are
     those of GMRES with the Jacobian at the present x, and are not known to be `connected`.
@@ -75,7 +75,7 @@ def implicit(
     iterated = _iterated if fits(base, direct) else _iterated_by_products
     with torch.no_grad():
         start = base.detach(), guess.detach()
-        x, state = iterated(problem, t, h, *start, state, patient=patient)
+        x, state = iterated(problem, t, h, *start, state, allow_slow=allow_slow)
     if not is_differentiating():
         return x, state
     if not fits(base, direct):
@@ -128,27 +128,27 @@ def _iterated(
     x: Tensor,
     state: Tree,
     *,
-    patient: bool,
+    allow_slow: bool,
 ) -> tuple[Tensor, Tree]:
     """The solution without derivatives."""
     eps = torch.finfo(x.dtype).eps
     *factors, largest = state
     relative = max(eps**0.75, 8 * eps)
     scale = torch.maximum(largest, _largest(base))
-    outdated = (h - factors[2]).abs() > _LENGTHS * factors[2].abs()
+    outdated = (h - factors[2]).abs() > _MAX_STEP_CHANGE * factors[2].abs()
     before = torch.full_like(largest, torch.inf)
     done = torch.zeros_like(outdated)
     renewed = done
     for _ in range(_ATTEMPTS):
         if bool(outdated.any()):
-            x = x if patient else torch.where(_mask(outdated & renewed, x), torch.nan, x)
+            x = x if allow_slow else torch.where(_mask(outdated & renewed, x), torch.nan, x)
             factors = _updated(problem, t, h, x, factors, outdated)
             before = torch.where(outdated, torch.inf, before)
             renewed = renewed | outdated
         change = solved((factors[0], factors[1]), _residual(problem, t, h, base, x)).to(x.dtype)
         size = _largest(change)
         tolerance = relative * torch.maximum(scale, _largest(x + change))
-        shrinks = (size <= _SLOW * before) & before.isfinite()
+        shrinks = (size <= _MAX_CONTRACTION * before) & before.isfinite()
         small = (size <= tolerance) & (shrinks | renewed)
         outdated = ~(shrinks | small | before.isinf() | done)
         x = torch.where(_mask(done | outdated, x), x, x + change)
@@ -156,8 +156,8 @@ def _iterated(
         done = done | small | ~size.isfinite()
         if bool(done.all()):
             break
-    found = torch.where(_mask(done & connected((factors[0], factors[1]), h), x), x, torch.nan)
-    return found, (*factors, torch.maximum(largest, _largest(found).nan_to_num(0.0, 0.0)))
+    solution = torch.where(_mask(done & connected((factors[0], factors[1]), h), x), x, torch.nan)
+    return solution, (*factors, torch.maximum(largest, _largest(solution).nan_to_num(0.0, 0.0)))
 
 
 def _iterated_by_products(
@@ -168,7 +168,7 @@ def _iterated_by_products(
     x: Tensor,
     state: Tree,
     *,
-    patient: bool,
+    allow_slow: bool,
 ) -> tuple[Tensor, Tree]:
     """The solution by Newton's method with GMRES, without derivatives. The tolerance is also that
     of what GMRES leaves of the residual.
@@ -186,15 +186,15 @@ def _iterated_by_products(
         left = _RESIDUAL * _largest(residual) * h.abs()
         tolerance = max(eps**0.75, 8 * eps) * torch.maximum(scale, _largest(x + change))
         small = torch.maximum(size, left) <= tolerance
-        slow = ~(small | (size <= _SLOW * before) | before.isinf())
-        failed = ~size.isfinite() | (slow if not patient else False)
+        slow = ~(small | (size <= _MAX_CONTRACTION * before) | before.isinf())
+        failed = ~size.isfinite() | (slow if not allow_slow else False)
         x = torch.where(_mask(done, x), x, torch.where(_mask(failed, x), torch.nan, x + change))
         before = size
         done = done | small | failed
         if bool(done.all()):
             break
-    found = torch.where(_mask(done, x), x, torch.nan)
-    return found, (torch.maximum(largest, _largest(found).nan_to_num(0.0, 0.0)),)
+    solution = torch.where(_mask(done, x), x, torch.nan)
+    return solution, (torch.maximum(largest, _largest(solution).nan_to_num(0.0, 0.0)),)
 
 
 def _updated(
@@ -202,9 +202,10 @@ def _updated(
 ) -> list[Tensor]:
     """The factors and their lengths, with new ones for outdated samples."""
     jacobian, _ = problem.jacobian(t, x)
-    found = *factorised(jacobian, h), h
+    updated = *factorised(jacobian, h), h
     return [
-        torch.where(_mask(outdated, new), new, old) for new, old in zip(found, factors, strict=True)
+        torch.where(_mask(outdated, new), new, old)
+        for new, old in zip(updated, factors, strict=True)
     ]
 
 
