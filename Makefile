@@ -49,8 +49,9 @@ promises: setup ## breaks each promise of tests/promises.toml, shows that a test
 support: setup ## what each solver supports, by the lists of the tests
 	$(BIN)/python docs/supported.py
 
-outputs: setup ## renews what the examples of README.md, CONTRIBUTING.md and docs/*.md print
+outputs: setup ## renews what the examples of README.md, CONTRIBUTING.md and docs/*.md print, and scripts when the pages were built
 	$(BIN)/python tests/outputs.py
+	$(BIN)/python docs/printed.py
 
 oldest: ## the tests on the oldest supported dependencies, in an environment of their own
 	$(PYTHON) -m venv .venv-oldest

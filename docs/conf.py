@@ -1,5 +1,6 @@
 """Sphinx configuration. The pages need no network: formulas are MathML, drawn by the browser."""
 
+import json
 import re
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ sys.path.append(str(Path(__file__).parent / "examples"))  # networks.py, for all
 from sdekit_diffusion.__main__ import explore
 
 from api_pages import write
+from printed import STORED, differing
 from registered import completed
 
 logger = logging.getLogger(__name__)
@@ -152,6 +154,21 @@ def interactive_page(app, error):
         explore(mixture="three_modes", out=page)
 
 
+def compared(app, env, docnames):
+    """Warns of scripts that print something else than what is stored."""
+    if str(app.config.plot_gallery) in ("0", "False"):
+        return  # nothing was run
+    stored = json.loads(STORED.read_text())
+    for name, text in differing(stored).items():
+        if name in stored:
+            logger.warning(
+                "%s prints\n%s\n, not\n%s\n: if that is right, python docs/printed.py",
+                name,
+                text,
+                stored[name],
+            )
+
+
 def without_pictures(app, config):
     """A quick build, with -D plot_gallery=0, has no pictures of the gallery to show elsewhere."""
     if str(config.plot_gallery) in ("0", "False"):
@@ -161,6 +178,7 @@ def without_pictures(app, config):
 def setup(app):
     app.connect("config-inited", without_pictures)
     app.connect("builder-inited", lambda app: write())
+    app.connect("env-before-read-docs", compared)
     app.connect("build-finished", interactive_page)
     app.connect("source-read", with_all_rows)
     app.connect("include-read", at_the_root)

@@ -13,6 +13,7 @@ from fractions import Fraction
 import api_pages
 import measured
 import networks
+import printed as scripts
 import pytest
 from outputs import PAGES, ROOT, agree, examples, outputs
 from registered import completed, evaluations, solvers, summary
@@ -405,3 +406,48 @@ def test_a_changed_recipe_of_the_examples_is_trained_again(monkeypatch):
     assert networks.folder_of(networks.trained_on_digits) == folder
     monkeypatch.setattr(networks, "version", lambda _: "0.0.0")
     assert networks.folder_of(networks.trained_on_digits) != folder
+
+
+SCRIPT_PAGE = """
+.. GENERATED FROM PYTHON SOURCE LINES 1-3
+
+.. rst-class:: sphx-glr-script-out
+
+ .. code-block:: none
+
+    error 0.0412
+
+    steps 12
+
+
+
+
+.. GENERATED FROM PYTHON SOURCE LINES 4-5
+
+.. rst-class:: sphx-glr-script-out
+
+ .. code-block:: none
+
+    the same: True
+
+
+.. code-block:: Python
+
+    print("no output")
+"""
+
+
+def test_what_scripts_print_is_compared_with_what_is_stored(tmp_path):
+    assert agree(scripts.printed(SCRIPT_PAGE), "error 0.0412 steps 12 the same: True")
+    (tmp_path / "gallery").mkdir()
+    (tmp_path / "gallery" / "plot_one.rst").write_text(SCRIPT_PAGE)
+    for text, differs in (("error 0.0413\nsteps 12\nthe same: True", False), (None, False)):
+        assert bool(scripts.differing({"plot_one": text}, tmp_path)) == differs
+    for stored in ({}, {"plot_one": "error 0.0412\nsteps 13\nthe same: True"}):
+        assert list(scripts.differing(stored, tmp_path)) == ["plot_one"]
+
+
+def test_stored_outputs_are_those_of_scripts():
+    folders = ("tutorials", "how_to", "examples")
+    names = {path.stem for name in folders for path in (ROOT / "docs" / name).glob("plot_*.py")}
+    assert set(json.loads(scripts.STORED.read_text())) <= names
