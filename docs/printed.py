@@ -2,7 +2,7 @@
 docs/results/printed.json when the pages are built.
 
 `python docs/printed.py` after `make docs` writes there what differs. Scripts that have null there
-print times or memory, and are not compared; neither are those without an entry.
+print times, memory or rounding errors, and are not compared; neither are those without an entry.
 """
 
 import json
