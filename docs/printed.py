@@ -1,5 +1,5 @@
 """What the scripts of tutorials, how-to guides and the gallery print: compared with
-docs/results/printed.json when the pages are built.
+docs/printed.json when the pages are built.
 
 `python docs/printed.py` after `make docs` writes there what differs. Scripts that have null there
 print times, memory or rounding errors, and are not compared; neither are those without an entry.
@@ -16,7 +16,7 @@ sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from outputs import agree
 
 HERE = Path(__file__).parent
-STORED = HERE / "results" / "printed.json"
+STORED = HERE / "printed.json"
 FOLDERS = ("tutorial_pages", "how_to_guides", "gallery")
 OUTPUT = re.compile(
     r"^\.\. rst-class:: sphx-glr-script-out\n\n"
