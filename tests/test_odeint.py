@@ -843,6 +843,21 @@ def test_the_time_of_an_event_has_derivatives(adjoint, reverse):
             close(a, b, 1e-6)
 
 
+@pytest.mark.parametrize("method", ["dopri5", "dopri8", "rk4"])
+def test_an_event_within_a_step_has_derivatives(method):
+    """Of e^{-k t} = 1/2, with respect to the initial state and k; at a fixed time for `odeint`."""
+    k = torch.tensor(1.0, dtype=F64, requires_grad=True)
+    y0 = torch.ones(1, dtype=F64, requires_grad=True)
+    options = {"step_size": 0.01, "interp": "cubic"} if method == "rk4" else None
+    more = {"event_fn": lambda t, y: y - 0.5, "method": method, "options": options}
+    _, ys = odeint(lambda t, y: -k * y, y0, [0.0, 1.0], **more)
+    when, _ = sdekit.odeint_event(lambda t, y: -k * y, y0, torch.zeros((), dtype=F64), **more)
+    log2 = math.log(2)
+    for value, expected in ((ys[-1], (0.5, -0.5 * log2)), (when, (1.0, -log2))):
+        found = torch.autograd.grad(value.sum(), [y0, k])
+        close(torch.stack([found[0][0], found[1]]), torch.tensor(expected, dtype=F64), 1e-6)
+
+
 def test_the_state_at_an_event_depends_on_the_first_time():
     """By fixed steps as by adaptive ones: the slope is t."""
     t = torch.tensor([0.2, 1.0], dtype=F64, requires_grad=True)

@@ -116,6 +116,25 @@ def test_gradients(method, ends):
         close(one, torch.tensor(other, dtype=F64), 1e-5)
 
 
+@pytest.mark.parametrize("method", ["dopri5", "dopri8", "rk4"])
+def test_the_equation_is_solved_once(method):
+    """Neither a state without gradients nor a later change of a parameter changes the solution."""
+    a = torch.tensor(0.7, dtype=F64, requires_grad=True)
+    y0 = torch.ones(2, dtype=F64, requires_grad=True)
+    options = {"step_size": 0.1, "interp": "cubic"} if method in FIXED else None
+    y = odeint_dense(lambda t, y: a * y, y0, 0.0, 1.0, method=method, options=options)
+    with torch.no_grad():
+        before = y(0.37)
+    found = torch.autograd.grad(y(0.37)[0], [y0, a], retain_graph=True)
+    size = math.exp(0.7 * 0.37)
+    for one, expected in zip(found, ([size, 0.0], 0.37 * size), strict=True):
+        close(one, torch.tensor(expected, dtype=F64), 1e-5)
+    with torch.no_grad():
+        a.fill_(5.0)
+        y0.fill_(3.0)
+    assert torch.equal(y(0.37), before)
+
+
 def test_a_time_at_the_end_of_a_step_has_a_derivative():
     y = odeint_dense(lambda t, y: -y, torch.ones(1, dtype=F64), 0.0, 1.0)
     for end in (0.0, 1.0):

@@ -89,11 +89,17 @@ def first_crossing(crossing: Crossing, taken: Iterator[AcceptedStep]) -> tuple[f
         with torch.no_grad():
             if float(crossing(t0 + length, step.x)) > 0:
                 continue
+        state = step.interpolant()  # with gradients, which are those of the state at the zero
 
-            def negated_event(theta: Tensor, step: AcceptedStep = step, t0: float = t0) -> Tensor:
-                t = t0 + float(theta) * (number(step.t1) - t0)
-                return -crossing(t, step.within(theta)).to(theta)
+        def negated_event(
+            theta: Tensor,
+            t0: float = t0,
+            length: float = length,
+            state: Callable[[Tensor], Tensor] = state,
+        ) -> Tensor:
+            return -crossing(t0 + float(theta) * length, state(theta)).to(theta)
 
+        with torch.no_grad():
             theta = root(negated_event, torch.zeros(1, dtype=torch.float64, device=step.x.device))
-        return t0 + float(theta) * length, step.within(theta)
+        return t0 + float(theta) * length, state(theta)
     raise ValueError(f"event_fn(t, y) has not changed its sign in {MOST:,} steps")

@@ -204,7 +204,7 @@ class Method:
             )  # fmt: skip
         return fixed_steps(
             self.system, x0, self._grid(ts, given.step_size, given.constructor, event=event),
-            solver=FIXED[self.name], callback=callback, perturb=given.perturb, cubic=given.cubic,
+            solver=FIXED[self.name], callback=callback, perturb=given.perturb, is_cubic=given.cubic,
         )  # fmt: skip
 
     def failure(self, x0: Tensor, ts: Times, end: Tensor) -> NotFiniteError | None:

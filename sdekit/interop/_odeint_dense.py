@@ -4,12 +4,13 @@ import math
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from sdekit.calling import require_call, require_order
+from sdekit.elementary import Time
 from sdekit.interop._odeint import Method
 from sdekit.interop._odeint_methods import (
     ADAPTIVE,
@@ -18,7 +19,7 @@ from sdekit.interop._odeint_methods import (
     require_arguments,
     require_method,
 )
-from sdekit.interop._odeint_steps import AcceptedStep, number
+from sdekit.interop._odeint_steps import number
 from sdekit.interop._odeint_times import Times
 from sdekit.interop._system import State, System
 
@@ -117,10 +118,22 @@ def _solved(
     chosen = Method(system, func, y0, rtol, atol, method, options)
     ts = Times.of(ends.to(x0.device), differentiated=chosen.is_adaptive)
     x0 = ts.shifted(system, x0, 0, -1.0)
-    steps = list(chosen.steps(x0, ts, event=False)) if x0.numel() else []
+    taken = chosen.steps(x0, ts, event=False) if x0.numel() else ()
+    steps = [_Piece(step.t0, step.t1, step.x, step.interpolant()) for step in taken]
     if steps and (failure := chosen.failure(x0, ts, steps[-1].x)):
         raise failure
     return _DenseSolution(system, x0, ts.numbers, steps)
+
+
+class _Piece(NamedTuple):
+    """A step: its times, the state at its end, and that at t0 + theta (t1 - t0) as a function of
+    theta `(1,)`, which evaluates nothing.
+    """
+
+    t0: Time
+    t1: Time
+    x: Tensor
+    state: Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,7 +148,7 @@ class _DenseSolution:
     system: System
     x0: Tensor
     ends: Sequence[float]
-    steps: Sequence[AcceptedStep]
+    steps: Sequence[_Piece]
 
     def __call__(self, t: Tensor | float) -> State:
         if not isinstance(t, Tensor):
@@ -160,7 +173,7 @@ class _DenseSolution:
             return step.x
         # The number, with the derivative of t.
         exact = time + (t - t.detach()).to(self.x0.device, torch.float64).reshape(1)
-        return step.within((exact - step.t0) / (step.t1 - step.t0))
+        return step.state((exact - step.t0) / (step.t1 - step.t0))
 
     def _within(self, t: Tensor) -> float:
         """A time as a number, moved to an end from which it differs by rounding.

@@ -34,14 +34,21 @@ _EPSILON = torch.finfo(torch.float64).eps
 
 
 class AcceptedStep(NamedTuple):
-    """An accepted step: its times, the state at its end, and `within(theta)`, the state at
-    t0 + theta (t1 - t0), theta `(1,)`.
+    """An accepted step: its times, the state at its end, `data()`, which may evaluate func, and
+    `interpolate(data(), theta)`, the state at t0 + theta (t1 - t0), theta `(1,)`.
     """
 
     t0: Time
     t1: Time
     x: Tensor
-    within: Callable[[Tensor], Tensor]
+    data: Callable[[], Tree]
+    interpolate: Callable[[Tree, Tensor], Tensor]
+
+    def interpolant(self) -> Callable[[Tensor], Tensor]:
+        """The state as a function of theta, whose data are computed now; they have gradients unless
+        this call is within `torch.no_grad`.
+        """
+        return partial(self.interpolate, self.data())
 
 
 # called with "callback_step", "callback_accept_step" or "callback_reject_step", and t0, x and |dt|
@@ -190,7 +197,8 @@ def adaptive_steps(
                 continue
             notify("callback_accept_step", t, x, abs(t1 - t))
             length = max(length, proposed) if t1 == stop else proposed
-            yield AcceptedStep(t, t1, step.x, _dense(solver, problem, t, t1, step.dense))
+            data = partial(solver.dense, problem, t, t1, step.dense)
+            yield AcceptedStep(t, t1, step.x, data, solver.interpolate)
             t = t1
             x = step.x
             state = step.state
@@ -254,20 +262,6 @@ def _unfinished(x: Tensor, t: float, status: Status) -> UnfinishedError:
     return unfinished(solution, ts, x, advice=_ADVICE)
 
 
-def _dense(
-    solver: AbstractSolver, problem: Counted, t0: float, t1: float, dense: Tree
-) -> Callable[[Tensor], Tensor]:
-    """The states within a step; their data are computed when the first of them is needed."""
-    data: list[Tree] = []
-
-    def state(theta: Tensor) -> Tensor:
-        if not data:
-            data.append(solver.dense(problem, t0, t1, dense))
-        return solver.interpolate(data[0], theta)
-
-    return state
-
-
 def fixed_steps(
     system: System,
     x: Tensor,
@@ -275,7 +269,7 @@ def fixed_steps(
     *,
     solver: AbstractSolver,
     perturb: bool,
-    cubic: bool,
+    is_cubic: bool,
     callback: Callback | None,
 ) -> Iterator[AcceptedStep]:
     """A step for each interval of a grid.
@@ -283,8 +277,8 @@ def fixed_steps(
     Arguments:
         grid: numbers, or tensors `(1,)` for derivatives with respect to them; it may be infinite.
         perturb: whether func is called with times strictly within a step.
-        cubic: whether states within a step are on a cubic that has the slopes of both ends, or on a
-            straight line.
+        is_cubic: whether states within a step are on a cubic that has the slopes of both ends, or
+            on a straight line.
     """
     problem = Counted.of(system, x)
     for t0, t1 in pairwise(grid):
@@ -293,8 +287,11 @@ def fixed_steps(
         if callback:
             callback("callback_step", t0, x, abs(t1 - t0))
         end = solver.step(problem, t0, t1, x, Increment(), ()).x
-        within = partial(_cubic, problem, t0, t1, x, end) if cubic else partial(_line, x, end)
-        yield AcceptedStep(t0, t1, end, within)
+        if is_cubic:
+            data = partial(cubic_data, problem, t0, t1, x, end)
+            yield AcceptedStep(t0, t1, end, data, cubic)
+        else:
+            yield AcceptedStep(t0, t1, end, partial(_ends, x, end), _line)
         x = end
     problem.require_unchanged()
 
@@ -304,10 +301,10 @@ def number(t: Time) -> float:
     return float(t.detach()) if isinstance(t, Tensor) else t
 
 
-def _line(x0: Tensor, x1: Tensor, theta: Tensor) -> Tensor:
+def _ends(x0: Tensor, x1: Tensor) -> Tree:
+    return x0, x1
+
+
+def _line(ends: Tree, theta: Tensor) -> Tensor:
+    x0, x1 = ends
     return torch.lerp(x0, x1, broadcast(theta, x0))
-
-
-def _cubic(problem: Counted, t0: Time, t1: Time, x0: Tensor, x1: Tensor, theta: Tensor) -> Tensor:
-    """Hermite's interpolation."""
-    return cubic(cubic_data(problem, t0, t1, x0, x1), theta)

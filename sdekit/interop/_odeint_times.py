@@ -72,10 +72,12 @@ def outputs(ts: Times, taken: Iterator[AcceptedStep]) -> Iterator[Tensor]:
     sign = math.copysign(1.0, ts.numbers[-1] - ts.numbers[0])
     for step in taken:
         end = number(step.t1)
+        state = None
         while remaining and sign * (end - remaining[0][0]) >= 0:
             time, t = remaining.popleft()
             theta = (t - step.t0) / (step.t1 - step.t0)
             if time == end:
                 yield step.x
             else:
-                yield step.within(torch.as_tensor(theta, dtype=torch.float64).reshape(1))
+                state = state or step.interpolant()
+                yield state(torch.as_tensor(theta, dtype=torch.float64).reshape(1))
