@@ -445,7 +445,7 @@ def test_things_of_the_wrong_kind(call, message):
 
 
 def test_a_solver_without_states_within_its_steps_is_refused():
-    with pytest.raises(ValueError, match=r"ImplicitPlaten has no interpolant.*take Dopri5\(\)"):
+    with pytest.raises(ValueError, match=r"ImplicitPlaten has no interpolant of.*take Dopri5\(\)"):
         sdekit.log_likelihood(
             ODE(lambda t, x: -x), X, [0.0, 1.0], lambda x: x.sum(1), solver=sdekit.ImplicitPlaten()
         )

@@ -53,11 +53,11 @@ class DivergenceIntegral:
         Raises:
             ValueError: for the steps of a solver that has no states within them.
         """
-        if accepted.dense is None:
+        if accepted.dense is None or type(self.solver).interpolate is AbstractSolver.interpolate:
             raise ValueError(
-                f"{type(self.solver).__name__} has no interpolant, which gives the states within a "
-                "step that a likelihood needs: take Dopri5(), Dopri8() or, for a stiff equation, "
-                "Rodas4()"
+                f"{type(self.solver).__name__} has no interpolant of its order, which gives the "
+                "states within a step that a likelihood needs: take Dopri5(), Dopri8() or, for a "
+                "stiff equation, Rodas4()"
             )
         self._pending.append((accepted, self._steps[accepted.samples]))
         self._steps[accepted.samples] += 1

@@ -118,8 +118,9 @@ def solve(
             a sequence of times: those at these times, in the order of the solve; "dense": what its
             method `at` needs for any times. Within a step the state of an ordinary equation is on
             the solver's interpolant, or if it has none on the cubic through both ends of the step
-            and their slopes, for two evaluations of the drift; that of a stochastic equation is
-            bridged along the path.
+            and their slopes, for two evaluations of the drift, and on the straight line for stiff
+            equations (`ImplicitPlaten`, `ImplicitEulerMaruyama`, `SKROCK`, `ExponentialEuler`,
+            `ExponentialHeun`); that of a stochastic equation is bridged along the path.
         control: the controller of adaptive steps; None for a fixed grid.
         gradient: how gradients pass back through a fixed grid, `Checkpointed()` or `Reversible()`;
             None leaves it to autograd, which records every step.

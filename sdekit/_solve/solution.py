@@ -174,8 +174,8 @@ class Solution:
         """The states at any times of a solve with save="dense".
 
         Within a step the state of an ordinary equation is on the solver's interpolant, or if it has
-        none on the cubic through both ends of the step and their slopes; that of a stochastic
-        equation is bridged along the path.
+        none on the cubic through both ends of the step and their slopes, by solvers of stiff
+        equations on the straight line; that of a stochastic equation is bridged along the path.
 
         Arguments:
             t: a time within the solve, or several, `(times,)`.

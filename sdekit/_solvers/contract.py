@@ -35,7 +35,9 @@ class Step(NamedTuple):
         error: an estimate of the error of the step, shaped like x, or whatever `quotient` of the
             solver takes; None without an estimate.
         dense: what `dense` of the solver takes, for states within the step; None if these are on
-            the cubic through both ends and their slopes, for which the drift is evaluated twice.
+            the cubic through both ends and their slopes, for which the drift is evaluated twice. A
+            solver for stiff equations returns both ends, (x_0, x_1), for the straight line: slopes
+            there may be far larger than the change of the solution in a step.
         state: what the next step receives as `state`.
 
     Example:
@@ -184,7 +186,7 @@ class AbstractSolver(ABC):
 
     def interpolate(self, dense: Tree, theta: Tensor) -> Tensor:
         """The state at t_0 + theta (t_1 - t_0), theta `(batch,)`, from what the method `dense`
-        returned.
+        returned: on the straight line through both ends, unless the solver has an interpolant.
 
         It is for equations without noise; with noise states are bridged along the path.
         """

@@ -78,11 +78,9 @@ class ExponentialEuler(AbstractSolver):
         self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree
     ) -> Step:
         dt, z = _scaled_linear(self.linear, t1 - t0, x)
-        return Step(
-            _add_noise(
-                problem, t0, z, noise, x, x + _multiply(dt * phi(1, z), problem.drift(t0, x))
-            )
-        )
+        predicted = x + _multiply(dt * phi(1, z), problem.drift(t0, x))
+        end = _add_noise(problem, t0, z, noise, x, predicted)
+        return Step(end, dense=(x, end))
 
 
 def _add_noise(
@@ -129,4 +127,5 @@ class ExponentialHeun(AbstractSolver):
             problem, t0 + 0.5 * (t1 - t0), z, noise, x, x + _multiply(dt * phi(1, z), slope)
         )
         change = _multiply(dt, problem.drift(t1, predicted) - slope) - _multiply(z, predicted - x)
-        return Step(predicted + _multiply(phi(2, z), change))
+        end = predicted + _multiply(phi(2, z), change)
+        return Step(end, dense=(x, end))

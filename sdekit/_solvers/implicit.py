@@ -82,7 +82,7 @@ class ImplicitEulerMaruyama(AbstractSolver):
             problem, end, h, noisy, noisy, state, allow_slow=True, direct=self.direct
         )
         warn_without_solution(t1, x1, noisy, self.direct)
-        return Step(x1, state=state)
+        return Step(x1, dense=(x, x1), state=state)
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,7 +159,7 @@ class ImplicitPlaten(AbstractSolver):
         # From Euler's step, whose drift is that of the start and whose noise is g_0 dW.
         error = correction + (x1 - base) - (half - x)
         error = smoothed(problem, end, 0.5 * h, x1, error.detach(), state)
-        return Step(x1, error, state=state)
+        return Step(x1, error, (x, x1), state)
 
 
 def _kicks(

@@ -107,4 +107,4 @@ class SKROCK(AbstractSolver):
             combined = axpy(v, last, scaled(1 - v, before))
             before = last
             last = axpy(m * dt, problem.drift(t0 + time * dt, last), combined)
-        return Step(last)
+        return Step(last, dense=(x, last))
