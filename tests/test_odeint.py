@@ -716,6 +716,22 @@ def test_a_step_size_has_derivatives_with_respect_to_its_ends():
     close(found, expected, 1e-12)
 
 
+@pytest.mark.parametrize("interp", ["linear", "cubic"])
+def test_a_time_at_the_end_of_a_step_has_derivatives(interp):
+    """As the time just before; those of the cubic are torchdiffeq's, whose line has none there."""
+    options = {"step_size": 0.1, "interp": interp}
+
+    def slopes(solve, time):
+        t = torch.tensor([0.0, time, 1.0], dtype=F64, requires_grad=True)
+        y = solve(lambda t, y: -y, torch.ones(1, dtype=F64), t, method="rk4", options=options)
+        return torch.autograd.grad(y[1].sum(), t)[0]
+
+    found = slopes(odeint, 0.5)
+    close(found, slopes(odeint, 0.5 - 1e-9), 1e-6)
+    if interp == "cubic":
+        close(found, slopes(torchdiffeq.odeint, 0.5), 1e-12)
+
+
 def test_there_are_no_second_derivatives_with_respect_to_times():
     t = torch.tensor([0.0, 1.0], dtype=F64, requires_grad=True)
     ys = odeint(lambda t, y: 2 * y, torch.ones(1, dtype=F64), t)

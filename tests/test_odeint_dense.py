@@ -3,6 +3,7 @@
 import importlib
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -143,6 +144,22 @@ def test_a_time_at_the_end_of_a_step_has_a_derivative():
         assert abs(float(slope) + math.exp(-end)) < 1e-6
 
 
+@pytest.mark.parametrize("interp", ["linear", "cubic"])
+def test_a_state_between_fixed_steps_depends_on_the_ends(interp):
+    """As the neighbouring states do, because the ends of steps move with those of the solve."""
+    ends = [torch.tensor(end, dtype=F64, requires_grad=True) for end in (0.0, 1.0)]
+    options = {"step_size": 0.1, "interp": interp}
+    y = odeint_dense(
+        lambda t, y: -y, torch.ones(1, dtype=F64), *ends, method="rk4", options=options
+    )
+
+    def slopes(t):
+        return torch.stack(torch.autograd.grad(y(t).sum(), ends, retain_graph=True))
+
+    for t, neighbour in ((0.0, 1e-9), (0.5, 0.5 - 1e-9), (1.0, 1.0 - 1e-9)):
+        close(slopes(t), slopes(neighbour), 1e-6)
+
+
 def test_times_outside_are_refused():
     y = odeint_dense(field, Y0, *ENDS)
     for t in (0.1, 1.8, math.nan):
@@ -175,6 +192,11 @@ def test_methods_without_dense_output_are_refused(method):
         odeint_dense(field, Y0, 0.0, 1.0, method=method)
 
 
+def test_numbers_of_numpy_are_ends():
+    for t0 in (np.float32(0), np.int64(0), np.float64(0)):
+        close(odeint_dense(field, Y0, t0, 1.0)(0.5), odeint_dense(field, Y0, 0.0, 1.0)(0.5), 1e-12)
+
+
 def test_wrong_arguments_are_refused():
     with pytest.raises(ValueError, match="dopri5"):
         odeint_dense(field, Y0, 0.0, 1.0, method="dopri")
@@ -182,6 +204,8 @@ def test_wrong_arguments_are_refused():
         odeint_dense(field, Y0, 1.0, 1.0)
     with pytest.raises(TypeError, match="t0 and t1 must be numbers"):
         odeint_dense(field, Y0, 0.0, torch.zeros(2))
+    with pytest.raises(TypeError, match="t0 and t1 must be numbers"):
+        odeint_dense(field, Y0, 0.0, "1")
     with pytest.raises(TypeError, match=r"func\(t, y\)"):
         odeint_dense(lambda y: y, Y0, 0.0, 1.0)
     with pytest.raises(TypeError, match="y0 must be a floating tensor"):

@@ -4,6 +4,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, NamedTuple
 
 import torch
@@ -98,10 +99,11 @@ def _ends(t0: Tensor | float, t1: Tensor | float) -> Tensor:
         TypeError: unless each is one number.
     """
     for t in (t0, t1):
-        if not isinstance(t, Tensor | float | int) or (isinstance(t, Tensor) and t.numel() != 1):
+        if not isinstance(t, Tensor | Real) or (isinstance(t, Tensor) and t.numel() != 1):
             raise TypeError(f"t0 and t1 must be numbers or tensors of one number, not {t!r:.60}")
     double = {"dtype": torch.float64, "device": "cpu"}
-    return torch.stack([torch.as_tensor(t, **double).reshape(()) for t in (t0, t1)])
+    numbers = [t if isinstance(t, Tensor) else float(t) for t in (t0, t1)]
+    return torch.stack([torch.as_tensor(t, **double).reshape(()) for t in numbers])
 
 
 def _solved(
@@ -165,12 +167,16 @@ class _DenseSolution:
         """The state at a 0-dim time, `(1, n)`."""
         time = self._within(t)
         sign = math.copysign(1.0, self.ends[1] - self.ends[0])
-        if not self.steps or (time == self.ends[0] and not t.requires_grad):
+        if not self.steps:
             return self.x0
         i = bisect_left(self.steps, sign * time, key=lambda step: sign * number(step.t1))
         step = self.steps[min(i, len(self.steps) - 1)]
-        if time == number(step.t1) and not t.requires_grad:
-            return step.x
+        if not t.requires_grad:
+            # At a time that is a number; with one that is a tensor the state depends on it.
+            if not isinstance(step.t1, Tensor) and time == step.t1:
+                return step.x
+            if not isinstance(step.t0, Tensor) and time == step.t0:
+                return self.x0  # of the first step, as others begin where one ends
         # The number, with the derivative of t.
         exact = time + (t - t.detach()).to(self.x0.device, torch.float64).reshape(1)
         return step.state((exact - step.t0) / (step.t1 - step.t0))

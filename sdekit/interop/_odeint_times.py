@@ -76,7 +76,7 @@ def outputs(ts: Times, taken: Iterator[AcceptedStep]) -> Iterator[Tensor]:
         while remaining and sign * (end - remaining[0][0]) >= 0:
             time, t = remaining.popleft()
             theta = (t - step.t0) / (step.t1 - step.t0)
-            if time == end:
+            if time == end and (t is step.t1 or not isinstance(t, Tensor)):
                 yield step.x
             else:
                 state = state or step.interpolant()
