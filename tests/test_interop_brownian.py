@@ -7,7 +7,7 @@ import pytest
 import torch
 import torchsde
 
-from sdekit import SDE, SRID2, BrownianPath, EulerMaruyama, Milstein, solve, uniform
+from sdekit import SDE, SRID2, BrownianPath, EulerMaruyama, Milstein, WhiteNoise, solve, uniform
 from sdekit.interop import BrownianTreeNoiseSampler, TorchsdeBrownian
 
 
@@ -83,6 +83,8 @@ def test_w_and_u_are_those_of_the_path():
     torch.testing.assert_close(bm(0.5), bm(0.0, 0.25) + a)
     assert torch.equal(bm(0.5, 0.5), torch.zeros(4, 3, dtype=torch.float64))
     assert bm.to(torch.float32)(0.0, 1.0).dtype == torch.float32
+    with pytest.raises(TypeError, match=r"WhiteNoise is not one path.*use BrownianPath"):
+        TorchsdeBrownian(WhiteNoise(0), (4, 3))
     with pytest.raises(ValueError, match="return_A"):
         bm(0.0, 1.0, return_A=True)
     with pytest.raises(ValueError, match="ta <= tb"):

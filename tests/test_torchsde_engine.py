@@ -1,12 +1,13 @@
 """torchsde as an engine for our equations: `interop.solve_sde`."""
 
 import math
+from dataclasses import dataclass
 
 import pytest
 import torch
 from torch import nn
 
-from sdekit import ODE, SDE, BrownianPath, NotFiniteError, sdeint
+from sdekit import ODE, SDE, AbstractSDE, BrownianPath, NotFiniteError, WhiteNoise, sdeint
 from sdekit.interop import solve_sde
 
 F64 = torch.float64
@@ -85,6 +86,38 @@ def test_gradients_by_the_adjoint(adjoint_method):
         torch.testing.assert_close(by_adjoint, plain, rtol=1e-7, atol=1e-10)
 
 
+def test_tensors_that_are_not_parameters_have_gradients_by_the_adjoint_if_they_are_given():
+    k = torch.tensor(0.7, dtype=F64, requires_grad=True)
+    sde = equation("stratonovich", drift=lambda t, x: -k * x)
+    settings = {"dt": 1 / 16, "method": "reversible_heun", "noise": PATH}
+    plain, by_adjoint = (
+        torch.autograd.grad(solve_sde(sde, X0, TS, **settings, **more).x.sum(), k)[0]
+        for more in ({}, {"adjoint": True, "adjoint_params": [k]})
+    )
+    torch.testing.assert_close(by_adjoint, plain, rtol=1e-7, atol=0)
+
+
+def test_an_equation_is_asked_for_the_times_of_the_solve():
+    @dataclass(frozen=True, eq=False)
+    class Until(AbstractSDE):
+        noise_type = "diagonal"
+
+        def drift(self, t, x):
+            return -x
+
+        def diffusion(self, t, x):
+            return 0.1 * x
+
+        def within(self, t0, t1):
+            if t1 > 1:
+                raise ValueError(f"the equation ends before {t1}")
+            return self
+
+    assert solve_sde(Until(), X0, TS, dt=0.25, method="euler").x.isfinite().all()
+    with pytest.raises(ValueError, match=r"ends before 2\.0"):
+        solve_sde(Until(), X0, [0.0, 2.0], dt=0.25, method="euler")
+
+
 def test_an_empty_batch_has_no_steps():
     found = solve_sde(equation(), X0[:0], TS, dt=0.1, save="all")
     assert found.xs.shape == (3, 0, 2, 2)
@@ -97,6 +130,13 @@ def test_what_is_refused():
         solve_sde(equation(), X0, TS[::-1], dt=0.1)
     with pytest.raises(ValueError, match="for adjoint=True"):
         solve_sde(equation(), X0, TS, dt=0.1, adjoint_method="milstein")
+    with pytest.raises(ValueError, match="adjoint_params are for adjoint=True"):
+        solve_sde(equation(), X0, TS, dt=0.1, adjoint_params=[X0])
+    for dt in (0.0, -0.1, math.nan):
+        with pytest.raises(ValueError, match="dt must be positive, not"):
+            solve_sde(equation(), X0, TS, dt=dt, method="euler")
+    with pytest.raises(TypeError, match="WhiteNoise is not one path"):
+        solve_sde(equation(), X0, TS, dt=0.1, method="euler", noise=WhiteNoise(0))
     with pytest.raises(ValueError, match="save must be"):
         solve_sde(equation(), X0, TS, dt=0.1, save="first")
     with pytest.raises(TypeError, match="float"):

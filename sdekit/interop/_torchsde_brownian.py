@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdekit._noise.white import AbstractNoise
+from sdekit._noise.white import AbstractNoise, WhiteNoise
 from sdekit.interop._originals import original
 from sdekit.interop._path_adapters import read
 
@@ -23,6 +23,7 @@ class TorchsdeBrownian(original("torchsde._brownian.brownian_base", "BaseBrownia
         dtype, device: those of the increments; None means torch's defaults.
 
     Raises:
+        TypeError: for `WhiteNoise`, which would have the same increment in every step.
         ValueError: when called with ta > tb, times outside the path, or return_A=True.
 
     Example:
@@ -41,6 +42,10 @@ class TorchsdeBrownian(original("torchsde._brownian.brownian_base", "BaseBrownia
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
+        if isinstance(path, WhiteNoise):
+            raise TypeError(
+                "WhiteNoise is not one path that can be read at any times; use BrownianPath"
+            )
         self.path = path
         self._like = torch.empty(size, dtype=dtype, device=device)
 

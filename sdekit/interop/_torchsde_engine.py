@@ -1,7 +1,7 @@
 """torchsde's solvers for equations of sdekit."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -37,6 +37,7 @@ def solve_sde(
     atol: float = 1e-4,
     adjoint: bool = False,
     adjoint_method: str | None = None,
+    adjoint_params: Iterable[Tensor] | None = None,
     save: Literal["last", "all"] = "last",
 ) -> Solution:
     """Solves dx = f(t, x) dt + g(t, x) dW with one of torchsde's methods.
@@ -54,10 +55,11 @@ def solve_sde(
             is torchsde's default for the equation.
         noise: a path with space-time areas, which has no areas between coordinates ("log_ode" needs
             them); None means torchsde's own Brownian motion, which depends on numpy.random.seed.
-        adjoint: whether gradients are by torchsde.sdeint_adjoint, for x0 and the parameters of the
-            equation: those in its fields, and those that its functions close over or use as
-            globals.
+        adjoint: whether gradients are by torchsde.sdeint_adjoint.
         adjoint_method: the method of the adjoint equation; None is torchsde's default.
+        adjoint_params: the tensors that get gradients by the adjoint besides x0; None means the
+            parameters of the equation: those in its fields, and those that its functions close over
+            or use as globals.
         save: "all" keeps the states at all ts, "last" only those at the last.
 
     Returns:
@@ -67,11 +69,11 @@ def solve_sde(
         NotFiniteError: when a state at one of the ts is not finite; `step` is then its index in ts.
         RuntimeError: when the drift or the diffusion changes its input or an earlier result in
             place.
-        TypeError: when x0 is not a floating-point tensor with a batch dimension, or ts are not
-            numbers.
-        ValueError: for a problem without noise, times that do not increase strictly, an
-            adjoint_method without adjoint=True, and a method that is unknown or does not fit the
-            equation.
+        TypeError: when x0 is not a floating-point tensor with a batch dimension, ts are not
+            numbers, or the noise is `WhiteNoise`.
+        ValueError: for a problem without noise or not defined at all times of the solve, times that
+            do not increase strictly, a dt that is not positive, adjoint_method or adjoint_params
+            without adjoint=True, and a method that is unknown or does not fit the equation.
 
     Example:
         >>> sde = sdekit.SDE(lambda t, x: -x, lambda t, x: 0.1 * x)
@@ -90,7 +92,11 @@ def solve_sde(
         raise ValueError("torchsde needs times that increase; sdekit.sdeint takes both directions")
     if adjoint_method is not None and not adjoint:
         raise ValueError("adjoint_method is for adjoint=True")
-    counted = Counted.of(problem, x0)
+    if adjoint_params is not None and not adjoint:
+        raise ValueError("adjoint_params are for adjoint=True")
+    if not dt > 0:
+        raise ValueError(f"dt must be positive, not {dt}")
+    counted = Counted.of(problem.within(grid[0], grid[-1]), x0)
     module = to_torchsde(counted, x0.shape[1:])
     points = torch.tensor(grid, dtype=torch.float64, device=x0.device)
     xs = x0.expand(len(grid), *x0.shape)
@@ -99,7 +105,7 @@ def solve_sde(
         settings: dict[str, Any] = {"adaptive": adaptive, "rtol": rtol, "atol": atol}
         if adjoint:
             function = original("torchsde._core.adjoint", "sdeint_adjoint")
-            settings["adjoint_method"] = adjoint_method
+            settings |= {"adjoint_method": adjoint_method, "adjoint_params": adjoint_params}
         bm = None if noise is None else _brownian(noise, counted, x0)
         start = x0.reshape(len(x0), -1)
         xs = function(module, start, points, bm=bm, method=method, dt=dt, **settings)
