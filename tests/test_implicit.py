@@ -320,6 +320,9 @@ def test_what_gmres_cannot_do_is_said(solver):
         dual = forward_ad.make_dual(x0, x0)
         with pytest.raises(ValueError, match="without gradients"):
             solve(ODE(lambda t, x: -x), dual, [0.0, 1.0], solver=products)
+        rate = forward_ad.make_dual(torch.tensor(1.0, dtype=F64), torch.tensor(1.0, dtype=F64))
+        with pytest.raises(ValueError, match="more than direct = 1 numbers"):
+            solve(ODE(lambda t, x: -rate * x), x0, [0.0, 1.0], solver=products)
     steep = chain(1e9)
     wide = torch.randn(2, 400, generator=torch.Generator().manual_seed(0), dtype=F64)
     with (

@@ -5,7 +5,15 @@ import math
 import pytest
 import torch
 
-from sdekit import ODE, PIDController, Rodas4, solve, uniform
+from sdekit import (
+    ODE,
+    ImplicitEulerMaruyama,
+    ImplicitPlaten,
+    PIDController,
+    Rodas4,
+    solve,
+    uniform,
+)
 from sdekit._solvers.krylov import gmres
 from sdekit._solvers.linear_systems import linear_solver
 
@@ -219,3 +227,24 @@ def test_what_has_no_products_is_refused():
         solve(ODE(reaction), start(6).requires_grad_(), uniform(0.0, 0.1, 4), **settings)
     with pytest.raises(ValueError, match=r"solve under torch\.no_grad"):
         solve(ODE(lambda t, x: -rate * x), start(6), uniform(0.0, 0.1, 4), **settings)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # torch's, dual numbers
+@pytest.mark.parametrize("solver", [Rodas4, ImplicitEulerMaruyama, ImplicitPlaten])
+def test_transforms_of_torch_func_are_refused(solver):
+    """Of the states, and of a parameter, where neither t nor x is transformed."""
+
+    def end(x, rate):
+        equation = ODE(lambda t, x: -rate * x)
+        return solve(equation, x, uniform(0.0, 0.1, 2), solver=solver(direct=3)).x.sum()
+
+    x0 = start(6)
+    rate = torch.tensor(2.0, dtype=F64)
+    refused = pytest.raises(
+        ValueError, match=r"more than direct = 3 numbers .* torch\.func does not"
+    )
+    for argument in (0, 1):
+        with refused:
+            torch.func.grad(end, argnums=argument)(x0, rate)
+    with refused:
+        torch.func.jvp(end, (x0, rate), (x0, rate))

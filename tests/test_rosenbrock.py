@@ -322,3 +322,15 @@ def test_other_dtypes(dtype):
     assert x.dtype == dtype
     limit = (30 if dtype == torch.float32 else 4) * torch.finfo(dtype).eps
     assert x.double() == pytest.approx(math.exp(-2), abs=limit)
+
+
+def test_derivatives_with_gradients_are_not_kept():
+    """Those of a rejected step; f_t alone has them where a parameter multiplies t."""
+    solver = Rodas4()
+    given = solver.init(ODE(lambda t, x: -x), torch.zeros(2, dtype=F64), torch.ones(2, 1))
+    jacobian, rate, known = given
+    assert bool(solver.retried(given, given)[2].all())
+    for i in range(2):
+        returned = [jacobian, rate]
+        returned[i] = returned[i].clone().requires_grad_()
+        assert solver.retried(given, (*returned, known)) is given

@@ -37,7 +37,8 @@ class ImplicitEulerMaruyama(AbstractSolver):
 
     Raises:
         ValueError: in a solve, for a drift through which autograd finds no path to x, and with
-            `gradient=`; for samples of more than `direct` coordinates, if gradients are needed.
+            `gradient=`; for samples of more than `direct` coordinates, if gradients are needed or
+            torch.func transforms the solve.
         RuntimeError: in a solve under torch.func.vmap, which hides whether a sample has converged.
 
     Warns:
@@ -104,7 +105,8 @@ class ImplicitPlaten(AbstractSolver):
 
     Raises:
         ValueError: in a solve, for a drift through which autograd finds no path to x, and with
-            `gradient=`; for samples of more than `direct` coordinates, if gradients are needed.
+            `gradient=`; for samples of more than `direct` coordinates, if gradients are needed or
+            torch.func transforms the solve.
         RuntimeError: in a solve under torch.func.vmap, which hides whether a sample has converged.
 
     Warns:
@@ -158,7 +160,7 @@ class ImplicitPlaten(AbstractSolver):
         warn_without_solution(t1, x1, base, self.direct)
         # From Euler's step, whose drift is that of the start and whose noise is g_0 dW.
         error = correction + (x1 - base) - (half - x)
-        error = smoothed(problem, end, 0.5 * h, x1, error.detach(), state)
+        error = smoothed(problem, end, 0.5 * h, x1, error.detach(), state, direct=self.direct)
         return Step(x1, error, (x, x1), state)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
 
 from sdekit._equations.sde import AbstractSDE
@@ -75,14 +76,14 @@ def linear_solver(
         kept: of each sample f_x, f_t and whether these are those at t and x; () if none are kept.
 
     Raises:
-        ValueError: by the function, for gradients through GMRES.
+        ValueError: for GMRES within a transform of torch.func; by the function, for gradients
+            through it.
     """
     if fits(x, direct):
         jacobian, rate = _derivatives(problem, t, x, kept)
         factors = factorised(jacobian, length)
         return lambda value: solved(factors, value), rate, (jacobian, rate)
-    by_x, rate = problem.jacobian_product(t, x)
-    return ByProducts(by_x, x, length, direct, residual), rate, ()
+    return *by_products(problem, t, x, length, direct=direct, residual=residual), ()
 
 
 def fits(x: Tensor, direct: int) -> bool:
@@ -164,3 +165,21 @@ class ByProducts:
         """(1 - length f_x) v."""
         product = self.by_x(vector.reshape(self.x.shape).to(self.x))
         return vector - self.h * product.reshape(vector.shape).to(vector)
+
+
+def by_products(
+    problem: AbstractSDE, t: Tensor, x: Tensor, length: Tensor, *, direct: int, residual: float
+) -> tuple[ByProducts, Tensor]:
+    """The solver of (1 / length - f_x) k = b by GMRES, to a relative residual, and f_t.
+
+    Raises:
+        ValueError: within a transform of torch.func, such as its jvp and grad.
+    """
+    if peek_interpreter_stack() is not None:
+        raise ValueError(
+            f"samples of more than direct = {direct} numbers have linear systems that torch.func "
+            "does not transform: solve outside of jvp, grad and vmap, or set direct to the size of "
+            "a sample"
+        )
+    by_x, rate = problem.jacobian_product(t, x)
+    return ByProducts(by_x, x, length, direct, residual), rate

@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -9,7 +10,7 @@ from torch import Tensor
 from sdekit._equations.sde import AbstractSDE
 from sdekit._solvers.contract import Tree
 from sdekit._solvers.linear_systems import (
-    ByProducts,
+    by_products,
     connected,
     factorised,
     fits,
@@ -70,9 +71,9 @@ def implicit(
     those of GMRES with the Jacobian at the present x, and are not known to be `connected`.
 
     Raises:
-        ValueError: for derivatives of these.
+        ValueError: for derivatives of these, and within a transform of torch.func.
     """
-    iterated = _iterated if fits(base, direct) else _iterated_by_products
+    iterated = _iterated if fits(base, direct) else partial(_iterated_by_products, direct=direct)
     with torch.no_grad():
         start = base.detach(), guess.detach()
         x, state = iterated(problem, t, h, *start, state, allow_slow=allow_slow)
@@ -90,15 +91,23 @@ def implicit(
 
 
 def smoothed(
-    problem: AbstractSDE, t: Tensor, h: Tensor, x: Tensor, error: Tensor, state: Tree
+    problem: AbstractSDE,
+    t: Tensor,
+    h: Tensor,
+    x: Tensor,
+    error: Tensor,
+    state: Tree,
+    *,
+    direct: int,
 ) -> Tensor:
     """(1 - h J)^{-1} error: the estimate, damped in stiff directions as the implicit step is; J is
     that of the factors, or that at x.
     """
     if len(state) == 1:
         with torch.no_grad():
-            by_x, _ = problem.jacobian_product(t, x.detach())
-            solve = ByProducts(by_x, x.detach(), h, 0, _RESIDUAL_OF_ERROR)
+            solve, _ = by_products(
+                problem, t, x.detach(), h, direct=direct, residual=_RESIDUAL_OF_ERROR
+            )
             return solve(error / broadcast(h, error))
     matrices, pivots, length, _ = state
     return solved((matrices, pivots), error / broadcast(length, error))
@@ -169,6 +178,7 @@ def _iterated_by_products(
     state: Tree,
     *,
     allow_slow: bool,
+    direct: int,
 ) -> tuple[Tensor, Tree]:
     """The solution by Newton's method with GMRES, without derivatives. The tolerance is also that
     of what GMRES leaves of the residual.
@@ -180,10 +190,10 @@ def _iterated_by_products(
     done = torch.zeros_like(before, dtype=torch.bool)
     for _ in range(_ATTEMPTS):
         residual = _residual(problem, t, h, base, x)
-        by_x, _ = problem.jacobian_product(t, x)
-        change = ByProducts(by_x, x, h, 0, _RESIDUAL)(residual).to(x.dtype)
+        solve, _ = by_products(problem, t, x, h, direct=direct, residual=_RESIDUAL)
+        change = solve(residual).to(x.dtype)
         size = _largest(change)
-        left = _RESIDUAL * _largest(residual) * h.abs()
+        left = _RESIDUAL * torch.linalg.vector_norm(residual.flatten(1), dim=1) * h.abs()
         tolerance = max(eps**0.75, 8 * eps) * torch.maximum(scale, _largest(x + change))
         small = torch.maximum(size, left) <= tolerance
         slow = ~(small | (size <= _MAX_CONTRACTION * before) | before.isinf())

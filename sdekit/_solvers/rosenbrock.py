@@ -71,8 +71,8 @@ class AbstractRosenbrock(AbstractSolver, ABC):
 
     Raises:
         ValueError: in a solve, for a drift through which autograd finds no path to x, and with
-            `gradient=`; for samples of more than `direct` coordinates, if gradients are needed or
-            tolerances are below residual / 100.
+            `gradient=`; for samples of more than `direct` coordinates, if gradients are needed,
+            torch.func transforms the solve or tolerances are below residual / 100.
 
     Example:
         >>> isinstance(sdekit.Rodas4(), sdekit.AbstractRosenbrock)
@@ -101,7 +101,7 @@ class AbstractRosenbrock(AbstractSolver, ABC):
         """J and f_t of the rejected step, which has the same t0 and x; with gradients none, because
         those of a sample that fails would make all gradients NaN.
         """
-        if not returned or returned[0].requires_grad:
+        if not returned or any(part.requires_grad for part in returned):
             return given
         jacobian, rate, known = returned
         return jacobian, rate, torch.ones_like(known)
