@@ -219,6 +219,32 @@ def test_divergences_of_different_noise_are_refused():
         path_kl(other, other, X.long(), ts, solver=EulerMaruyama())
 
 
+@pytest.mark.parametrize("kind", ["additive", "diagonal"])
+def test_coordinates_without_noise(kind):
+    """With equal drifts they add nothing, nor NaN to gradients; with others paths have no density
+    with respect to each other.
+    """
+    g = torch.tensor([0.5, 0.0], dtype=torch.float64)
+    k = torch.tensor(0.0, dtype=torch.float64, requires_grad=True)
+    settings = {"solver": EulerMaruyama(), "noise": NOISE}
+
+    def pair(*change):
+        diffusion = {"additive": lambda t, x: g, "diagonal": lambda t, x: g.expand_as(x)}[kind]
+        shift = torch.tensor(change, dtype=torch.float64)
+        p = SDE(lambda t, x: shift - k * x, diffusion, kind)
+        return p, SDE(lambda t, x: -k * x, diffusion, kind)
+
+    ts = uniform(0.0, 1.0, 4)
+    x, kl = path_kl(*pair(0.3, 0.0), X, ts, **settings)
+    log_weight = path_weights(*pair(0.3, 0.0), X, ts, **settings).log_weight
+    torch.testing.assert_close(kl, torch.full_like(kl, 0.18))  # (0.3 / 0.5)^2 / 2
+    torch.testing.assert_close(log_weight, 0.6 * (x - X)[:, 0] / 0.5 - 0.18)
+    for value in (kl, log_weight):
+        assert abs(float(torch.autograd.grad(value.sum(), k)[0])) < 1e-12
+    assert (path_kl(*pair(0.3, 0.1), X, ts, **settings)[1] == math.inf).all()
+    assert (path_weights(*pair(0.3, 0.1), X, ts, **settings).log_weight == -math.inf).all()
+
+
 def test_two_steps_by_hand():
     """AdamsMoulton: the correction of the first step belongs to the mean of the second."""
     sde = SDE(drift, lambda t, x: 0.5, "additive")

@@ -142,7 +142,7 @@ def _scale(steps: Transitions, i: int, x: Tensor) -> "_Scale":
 
 def _log_ratio(scale: "_Scale", width: float, move: Tensor, dw: Tensor) -> Tensor:
     """`Transitions.log_ratio` of a step that is `width` long."""
-    z, _ = scale.normals(move)
+    z = scale.ratio(move)
     return sum_of_sample(z * (dw / math.sqrt(width) - 0.5 * z))
 
 
@@ -172,6 +172,17 @@ class _Scale(NamedTuple):
                 "columns are linearly independent at every x"
             ) from error
         return z, torch.linalg.slogdet(root.to(torch.float64)).logabsdet
+
+    def ratio(self, move: Tensor) -> Tensor:
+        """The z of `normals`, where those of coordinates with neither noise nor a move are 0.
+
+        Raises:
+            ValueError: for a matrix that cannot be inverted.
+        """
+        if self.is_matrix:
+            return self.normals(move)[0]
+        fixed = (self.value == 0) & (move == 0)
+        return torch.where(fixed, 0.0, move / torch.where(fixed, 1.0, self.value))
 
     def differs(self, other: "_Scale") -> Tensor:
         """Whether another one is different anywhere, apart from rounding; a flag on the device."""
@@ -257,7 +268,8 @@ def path_weights(
     to log w. This is exact for the discretised equations: for every function h, E[w h(path)] under
     the proposal is E[h(path)] under the target. In the limit of short steps it is Girsanov's
     theorem. -E[log w] is the Kullback-Leibler divergence KL(q || p), with gradients by autograd;
-    `path_kl` estimates it with less variance.
+    `path_kl` estimates it with less variance. A coordinate in which g is 0 adds nothing where both
+    drifts are equal, and -inf elsewhere.
 
     Arguments:
         target, proposal: equations with the same g.
@@ -313,7 +325,8 @@ def path_kl(
     steps the sum is the integral of |u|^2 / 2 with g u = f_p - f_q, which `logqp=True` of `sdeint`
     computes. -log w of `path_weights` has the same mean, with the variance of a stochastic integral
     besides. In a bound E[log p(y | x) + log w] of the evidence, however, the two terms cancel each
-    other's variance if the proposal is the posterior: near there `path_weights` is better.
+    other's variance if the proposal is the posterior: near there `path_weights` is better. A
+    coordinate in which g is 0 adds nothing where both drifts are equal, and infinity elsewhere.
 
     Arguments:
         target, proposal, x0, ts, solver, noise: as of `path_weights`.
@@ -342,7 +355,7 @@ def path_kl(
     total = _zeros(x0)
     for step in _steps_of_pair(target, proposal, x0, ts, solver, noise):
         x = step.x
-        z, _ = step.scale.normals(step.move)
+        z = step.scale.ratio(step.move)
         total = total + 0.5 * sum_of_sample(z.square())
     return x, total
 
