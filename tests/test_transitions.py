@@ -269,10 +269,13 @@ def test_girsanov_for_ornstein_uhlenbeck():
     p = SDE(lambda t, x: -2 * x + 0.5, lambda t, x: 0.7)
     x0 = torch.full((n, 1), 0.4, dtype=torch.float64)
     _, log_weight = path_weights(p, q, x0, ts, solver=EulerMaruyama(), noise=WhiteNoise(5))
-    mean, variance, divergence = 0.4, 0.0, 0.0
+    mean = 0.4
+    variance = 0.0
+    divergence = 0.0
     for _ in range(50):
         divergence += 0.5 * h * ((0.5 - mean) ** 2 + variance) / 0.49
-        mean, variance = (1 - h) * mean, (1 - h) ** 2 * variance + 0.49 * h
+        mean = (1 - h) * mean
+        variance = (1 - h) ** 2 * variance + 0.49 * h
     error = float(log_weight.std()) / math.sqrt(n)
     assert abs(float(log_weight.mean()) + divergence) < Z * error
     assert divergence > 40 * error
