@@ -331,3 +331,25 @@ def test_what_gmres_cannot_do_is_said(solver):
         pytest.raises(NotFiniteError),
     ):
         solve(steep, wide, [0.0, 1.0], solver=products, noise=WhiteNoise(0))
+
+
+@BOTH
+def test_gmres_sees_directions_that_grow_faster_than_a_step_resolves(solver):
+    """x' = 20 x has the wrong sign after a step of 0.1 or 0.2; also two such directions, which a
+    determinant does not show, among 398 that decay. Half the step is solved.
+    """
+    h = 0.1 if isinstance(solver, ImplicitEulerMaruyama) else 0.2
+    rates = torch.linspace(-500, -1, 400, dtype=F64)
+    rates[7] = 20
+    rates[300] = 30
+    x0 = torch.ones(2, 400, dtype=F64)
+    products = replace(solver, direct=399)
+    for rate in (20.0, rates):
+        equation = ODE(lambda t, x, rate=rate: rate * x)
+        with torch.no_grad(), pytest.warns(RuntimeWarning, match="does not converge"):
+            x = solve(equation, x0, [0.0, h], solver=products, throw=False).x
+        assert x.isnan().all()
+        with torch.no_grad():
+            short = solve(equation, x0, [0.0, 0.3 * h], solver=products).x
+        exact = solve(equation, x0, [0.0, 0.3 * h], solver=solver).x
+        torch.testing.assert_close(short, exact, rtol=0, atol=1e-9)

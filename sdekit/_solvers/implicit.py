@@ -20,7 +20,9 @@ class ImplicitEulerMaruyama(AbstractSolver):
 
     The equation for x_1 is solved by Newton's method with the Jacobian of f for each sample. Its LU
     factors are reused, in later steps too, while the iteration converges fast. If it does not
-    converge, the sample becomes NaN, with a warning. f of a sample must not depend on the others.
+    converge, or its solution is not the one that shorter steps lead to, the sample becomes NaN,
+    with a warning. The latter is seen where an odd number of directions grow faster than 1 / dt. f
+    of a sample must not depend on the others.
 
     Only accuracy limits the steps: for f = l x with l < 0 the mean shrinks by 1 / (1 - l dt) in a
     step, and the variance is stable wherever that of the equation is. f receives t as with adaptive
@@ -33,7 +35,8 @@ class ImplicitEulerMaruyama(AbstractSolver):
             most 200 dimensions, whose vectors are kept; it has no gradients. For diffusion
             equations the number of dimensions grows with the square root of dt times the largest
             rate. Where 200 do not suffice the sample is NaN: take shorter steps, a larger `direct`,
-            or `SKROCK`, which needs no Jacobian.
+            or `SKROCK`, which needs no Jacobian. It is also NaN where GMRES finds a direction that
+            grows faster than 1 / dt; one that the residual hardly contains is not seen.
 
     Raises:
         ValueError: in a solve, for a drift through which autograd finds no path to x, and with

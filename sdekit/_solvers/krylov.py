@@ -6,12 +6,14 @@ import torch
 from torch import Tensor
 
 _BETWEEN = 8  # dimensions between two checks of the residual
+_RITZ_RESIDUAL = 0.1  # of an eigenvalue in the subspace that counts, relative to it
 
 
 def gmres(
     product: Callable[[Tensor], Tensor], right: Tensor, *, limit: Tensor, most: int
-) -> Tensor:
-    """x, `(batch, d)`, with |b - A x| <= limit for each sample, from products A v.
+) -> tuple[Tensor, Tensor]:
+    """x, `(batch, d)`, with |b - A x| <= limit for each sample, from products A v, and for which
+    samples A has a negative eigenvalue, as far as the subspace shows.
 
     Each sample has a Krylov subspace of its own, of at most `most` dimensions, and its solution is
     that of the check at which it converged, so that it does not depend on the other samples. A
@@ -34,6 +36,7 @@ def gmres(
     done = (norm <= limit) & norm.isfinite()
     x = torch.where(done[:, None], 0, torch.full_like(right, torch.nan))
     done = done | ~norm.isfinite()
+    negative = torch.zeros_like(done)
     for k in range(1, most + 1):
         if bool(done.all()):
             break
@@ -44,8 +47,9 @@ def gmres(
             converged = ~done & (residual <= limit)
             candidate = (basis[:, :k] * weights[:, :, None]).sum(1)
             x = torch.where(converged[:, None], candidate, x)
+            negative = negative | _has_negative_eigenvalue(hessenberg[:, : k + 1, :k], converged)
             done = done | converged | residual.isnan()
-    return x
+    return x, negative
 
 
 def _divided(vector: Tensor, norm: Tensor) -> Tensor:
@@ -61,6 +65,25 @@ def _orthogonalised(vector: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
     rest = vector - (basis * part[:, :, None]).sum(1)
     norm = torch.linalg.vector_norm(rest, dim=1)
     return torch.cat([part, norm[:, None]], dim=1), _divided(rest, norm)
+
+
+def _has_negative_eigenvalue(hessenberg: Tensor, samples: Tensor) -> Tensor:
+    """For which of some samples A has a real eigenvalue below 0: a Ritz value, an eigenvalue of the
+    square part of `(batch, k + 1, k)`, whose vector has a small residual.
+
+    Where that part is positive definite there is none, as in most systems, and no eigenvalue is
+    computed.
+    """
+    square = hessenberg[:, :-1]
+    _, failed = torch.linalg.cholesky_ex(square + square.mT)
+    rows = (samples & (failed != 0)).nonzero().flatten()
+    negative = torch.zeros_like(samples)
+    if not len(rows):
+        return negative
+    values, vectors = torch.linalg.eig(square[rows].cpu())  # small, and slow elsewhere
+    residual = hessenberg[rows, -1, -1].cpu().abs()[:, None] * vectors[:, -1].abs()
+    found = (values.imag == 0) & (values.real < 0) & (residual <= _RITZ_RESIDUAL * values.abs())
+    return negative.index_copy(0, rows, found.any(1).to(negative.device))
 
 
 def _least_squares(hessenberg: Tensor, norm: Tensor) -> tuple[Tensor, Tensor]:

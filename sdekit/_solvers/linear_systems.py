@@ -130,6 +130,9 @@ class ByProducts:
 
     Residuals are relative to the norm of the largest length * b so far, because the right-hand side
     of an error estimate is a small difference and may consist of rounding errors.
+
+    unconnected: the samples for which 1 - length f_x was seen to have a negative eigenvalue, which
+    shorter steps do not have; see `connected`.
     """
 
     def __init__(
@@ -147,6 +150,7 @@ class ByProducts:
         self.direct = direct
         self.residual = max(residual, 8 * torch.finfo(wide).eps)
         self.largest = torch.zeros_like(self.h[:, 0])
+        self.unconnected = torch.zeros(len(x), dtype=torch.bool, device=x.device)
 
     def __call__(self, value: Tensor) -> Tensor:
         """The solutions, shaped like the right sides.
@@ -158,7 +162,8 @@ class ByProducts:
         right = self.h * value.reshape(len(value), -1).to(self.h)
         self.largest = torch.maximum(self.largest, torch.linalg.vector_norm(right, dim=1))
         limit = self.residual * self.largest
-        solution = gmres(self._product, right, limit=limit, most=_DIMENSIONS)
+        solution, negative = gmres(self._product, right, limit=limit, most=_DIMENSIONS)
+        self.unconnected = self.unconnected | negative
         return solution.reshape(value.shape).to(value)
 
     def _product(self, vector: Tensor) -> Tensor:

@@ -68,7 +68,8 @@ def implicit(
     a sample that would need a second Jacobian in this step.
 
     Samples of more than `direct` numbers have no factors, and no derivatives: their changes are
-    those of GMRES with the Jacobian at the present x, and are not known to be `connected`.
+    those of GMRES with the Jacobian at the present x. They are NaN where 1 - h J is seen to have a
+    negative eigenvalue, which `connected` also notices if their number is odd.
 
     Raises:
         ValueError: for derivatives of these, and within a transform of torch.func.
@@ -197,7 +198,7 @@ def _iterated_by_products(
         tolerance = max(eps**0.75, 8 * eps) * torch.maximum(scale, _largest(x + change))
         small = torch.maximum(size, left) <= tolerance
         slow = ~(small | (size <= _MAX_CONTRACTION * before) | before.isinf())
-        failed = ~size.isfinite() | (slow if not allow_slow else False)
+        failed = ~size.isfinite() | solve.unconnected | (slow if not allow_slow else False)
         x = torch.where(_mask(done, x), x, torch.where(_mask(failed, x), torch.nan, x + change))
         before = size
         done = done | small | failed
