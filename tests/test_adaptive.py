@@ -21,6 +21,7 @@ from sdekit import (
     Dopri5,
     Dopri8,
     EulerMaruyama,
+    Event,
     Fehlberg2,
     HeunEuler,
     PIDController,
@@ -676,6 +677,15 @@ def test_numbers_of_each_sample_in_a_plain_function_are_explained(rates):
     with pytest.raises(RuntimeError) as caught:
         solve(ODE(wrong), torch.ones_like(rate), [0.0, 1.0], solver=Dopri5(), control=control)
     assert not hasattr(caught.value, "__notes__")  # it is not the choice of samples
+
+    def fails(t, x):  # after the first round
+        raise ValueError("of the event")
+
+    event = Event(lambda t, x: x[:, 0] if float(t[0]) < 0.3 else fails(t, x))
+    settings = {"solver": Dopri5(), "control": control, "event": event}
+    with pytest.raises(ValueError, match="of the event") as caught:
+        solve(ODE(lambda t, x: -x), torch.ones_like(rate), [0.0, 1.0], **settings)
+    assert not hasattr(caught.value, "__notes__")
 
 
 def test_refusals():

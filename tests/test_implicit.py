@@ -17,6 +17,7 @@ from sdekit import (
     EulerMaruyama,
     ImplicitEulerMaruyama,
     ImplicitPlaten,
+    Increment,
     NotFiniteError,
     PIDController,
     WhiteNoise,
@@ -353,3 +354,16 @@ def test_gmres_sees_directions_that_grow_faster_than_a_step_resolves(solver):
             short = solve(equation, x0, [0.0, 0.3 * h], solver=products).x
         exact = solve(equation, x0, [0.0, 0.3 * h], solver=solver).x
         torch.testing.assert_close(short, exact, rtol=0, atol=1e-9)
+
+
+def test_a_grid_computes_no_estimate_by_gmres():
+    equation = ODE(lambda t, x: -50 * x)
+    solver = ImplicitPlaten(direct=1)
+    x0 = torch.ones(2, 3, dtype=F64)
+    with torch.no_grad():
+        state = solver.init(equation, 0.0, x0)
+        step = solver.step(equation, 0.0, 0.1, x0, Increment(), state)
+        times = torch.zeros(2, dtype=F64), torch.full((2,), 0.1, dtype=F64)
+        estimated = solver.step(equation, *times, x0, Increment(), state)
+    assert step.error is None
+    assert estimated.error is not None

@@ -198,7 +198,7 @@ class AbstractSDE(ABC):
         """The same equation for some of the samples; itself if nothing but x is per sample.
 
         index has their rows, int64. Adaptive steps call it, to continue with the samples that have
-        not ended.
+        not ended, also of an equation that it has returned: `rows(i).rows(j)` is `rows(i[j])`.
         """
         return self
 

@@ -2,12 +2,14 @@
 equations.
 
 Everything that decides about steps (times, errors, rows) is kept on the host, whatever the device
-of the states: a round of steps reads its errors and nothing else, unless there are events or the
-solver iterates (Newton's method, GMRES). What the device needs is copied there without waiting.
+of the states: a round of steps reads its errors and nothing else, unless there are events, the
+solver iterates (Newton's method, GMRES) or it keeps Jacobians of some samples (`Rodas4`). What the
+device needs is copied there without waiting.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -73,11 +75,7 @@ class AdaptiveSolve:
     def run(self) -> tuple[Solution, Tensor]:
         """Solves; returns the solution and the times that the samples reached."""
         while len(self.active.index):
-            try:
-                self._try_steps()
-            except (RuntimeError, ValueError) as error:
-                self._explain(error)
-                raise
+            self._try_steps()
         self.problem.require_unchanged()
         seed = None if self.noise is None else self.noise.seed
         solution = self.results.solution(self.outputs, seed)
@@ -85,19 +83,24 @@ class AdaptiveSolve:
             solution = self.search.stopped_solution(solution)
         return solution, self.results.reached.to(self.device)
 
-    def _explain(self, error: Exception) -> None:
-        """Adds to an error that an equation is called for some of the samples, which may be its
-        cause.
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """Adds to an error of the equation that it is called for some of the samples, which may be
+        its cause.
         """
-        total = len(self.results.x)
-        closes_over = type(self.full_problem.problem).rows is AbstractSDE.rows
-        if self.rounds and closes_over:
-            error.add_note(
-                f"With adaptive steps f and g are called for some of the {total} samples, such as "
-                "those that have not ended. If f or g uses numbers of each sample, shapes differ "
-                "then: define the equation as a subclass of AbstractSDE with a method rows(index), "
-                "or add them to the state."
-            )
+        try:
+            yield
+        except (RuntimeError, ValueError) as error:
+            total = len(self.results.x)
+            closes_over = type(self.full_problem.problem).rows is AbstractSDE.rows
+            if self.rounds and closes_over:
+                error.add_note(
+                    f"With adaptive steps f and g are called for some of the {total} samples, such "
+                    "as those that have not ended. If f or g uses numbers of each sample, shapes "
+                    "differ then: define the equation as a subclass of AbstractSDE with a method "
+                    "rows(index), or add them to the state."
+                )
+            raise
 
     def _initial_samples(self, x0: Tensor, ts: list[float]) -> ActiveSamples:
         """The samples before their first steps."""
@@ -128,7 +131,8 @@ class AdaptiveSolve:
         increment = self.reader(active.t, interval.t1) if self.reader else Increment()
         start = active.t.to(self.device, non_blocking=True)
         stop = interval.t1.to(self.device, non_blocking=True)
-        step = self.solver.step(self.problem, start, stop, active.x, increment, active.state)
+        with self._evaluating():
+            step = self.solver.step(self.problem, start, stop, active.x, increment, active.state)
         retried = self.solver.retried(active.state, step.state)
         q, accept = self._accept(interval, start, stop, step)
         if step.x.requires_grad and not bool(accept.all()):
@@ -212,7 +216,9 @@ class AdaptiveSolve:
         )
         problem = self.full_problem.problem.rows(index)
         noise = Increment(*(None if part is None else part[rows] for part in increment))
-        step = self.solver.step(problem, t0, t1, active.x[rows], noise, take(active.state, rows))
+        state = take(active.state, rows)
+        with self._evaluating():
+            step = self.solver.step(problem, t0, t1, active.x[rows], noise, state)
         x = active.x.index_copy(0, rows, step.x)
         dense = None if step.dense is None else scatter_rows(step.dense, rows, len(accept))
         return Step(x, dense=dense, state=scatter_rows(step.state, rows, len(accept)))
@@ -295,10 +301,11 @@ class AdaptiveSolve:
             self.device, active.index[rows], active.t[rows], t1[rows], rows, inverse
         )
         problem = Counted(self.full_problem.problem.rows(index), self.full_problem.copies)
-        if step.dense is None:
-            dense = cubic_data(problem, start, stop, active.x[samples], step.x[samples])
-        else:
-            dense = self.solver.dense(problem, start, stop, take(step.dense, samples))
+        with self._evaluating():
+            if step.dense is None:
+                dense = cubic_data(problem, start, stop, active.x[samples], step.x[samples])
+            else:
+                dense = self.solver.dense(problem, start, stop, take(step.dense, samples))
         active.output_evaluations = active.output_evaluations.index_add(
             0, rows, torch.full_like(rows, problem.evaluations)
         )

@@ -8,7 +8,7 @@ from torch import Tensor
 from sdekit._equations.sde import AbstractSDE
 from sdekit._noise.white import Increment
 from sdekit._solvers.contract import AbstractSolver, Order, Step, Tree
-from sdekit._solvers.linear_systems import per_sample
+from sdekit._solvers.linear_systems import fits, per_sample
 from sdekit._solvers.newton import implicit, initial_factors, smoothed, warn_without_solution
 from sdekit.elementary import Time, axpy, broadcast, sqrt
 
@@ -156,11 +156,13 @@ class ImplicitPlaten(AbstractSolver):
             kick, correction = _kicks(problem, t0, t1, h, x, axpy(h, slope, x), noise.w)
         base = half + kick + correction
         guess = x + kick + correction
-        allow_slow = not isinstance(t1, Tensor)
+        allow_slow = not isinstance(t1, Tensor)  # on a grid
         x1, state = implicit(
             problem, end, 0.5 * h, base, guess, state, allow_slow=allow_slow, direct=self.direct
         )
         warn_without_solution(t1, x1, base, self.direct)
+        if allow_slow and not fits(x, self.direct):  # nothing reads it, and it takes another solve
+            return Step(x1, None, (x, x1), state)
         # From Euler's step, whose drift is that of the start and whose noise is g_0 dW.
         error = correction + (x1 - base) - (half - x)
         error = smoothed(problem, end, 0.5 * h, x1, error.detach(), state, direct=self.direct)
