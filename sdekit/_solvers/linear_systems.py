@@ -99,8 +99,10 @@ def no_derivatives(x: Tensor) -> Tree:
 
 
 def _derivatives(problem: AbstractSDE, t: Tensor, x: Tensor, kept: Tree) -> tuple[Tensor, Tensor]:
-    """f_x and f_t of each sample, computed where they are not kept."""
-    if not kept:
+    """f_x and f_t of each sample, computed where they are not kept; within torch.compile, whose
+    graphs cannot depend on which samples these are, for all.
+    """
+    if not kept or torch.compiler.is_compiling():
         return problem.jacobian(t, x)
     jacobian, rate, known = kept
     rows = (~known).nonzero().flatten()
