@@ -1,10 +1,11 @@
 """
-How do I give a tolerance instead of a step size?
-=================================================
+How do I use adaptive steps with a tolerance?
+=============================================
 
-Pass ``control=PIDController(rtol, atol)`` and a solver with an error estimate. The times are then
-those of the output, here only both ends, and each sample chooses its own steps. The example is a
-FitzHugh-Nagumo neuron with noise: short steps during the spikes, long ones between.
+Pass ``control=PIDController(rtol, atol)`` and a solver with an error estimate. The times, here 0
+and 8, are then only the ends of the solve: each sample chooses its own steps, and ``save=`` gives
+the times of the output. The example is a FitzHugh-Nagumo neuron with noise. Look for short steps
+where v changes fast, and long ones between.
 """
 
 import matplotlib.pyplot as plt

@@ -1,9 +1,9 @@
 """
-How do I solve many equations with their own parameters at once?
-================================================================
+How do I solve many equations with different parameters in one batch?
+=====================================================================
 
 Give each sample its parameter in a tensor of shape ``(batch, 1)``: f and g broadcast against it,
-and one solve has all equations. The example is the bifurcation diagram of
+and one call solves all equations. The example is the bifurcation diagram of
 dx = (r x - x^3) dt + 0.05 dW for 600 values of r. Look for the points around 0 for negative r, and
 around the two stable states for positive r.
 """
@@ -29,8 +29,8 @@ ax.set(xlabel="r", ylabel="x at t = 30", title="lines: the stable states without
 # %%
 # With adaptive steps
 # -------------------
-# Samples then have steps of their own and finish at different times, and f is called for some of
-# the rows. A plain function with a tensor of all parameters fails there. Define ``rows``, which
+# Samples then have steps of their own and finish at different times, so f is called with only some
+# of the rows. A plain function with a tensor of all parameters fails there. Define ``rows``, which
 # returns the equation of some of the samples.
 
 
@@ -69,8 +69,9 @@ again = sdekit.solve(
 print("parts are the same:", torch.equal(again, x[400:]))
 
 # %%
-# To compare equations on the *same* noise, give all samples one seed each, such as
-# ``WhiteNoise([5] * 600)``: neighbouring values of r then have neighbouring states.
+# To compare equations on the *same* noise, give all samples the same seed: ``WhiteNoise([5] *
+# 600)``. Look for a curve instead of scattered points: neighbouring values of r have neighbouring
+# states.
 
 same = sdekit.WhiteNoise([5] * len(r))
 x = sdekit.solve(equation, x0, grid, solver=sdekit.ShARK(), noise=same).x

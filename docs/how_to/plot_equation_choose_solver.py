@@ -6,8 +6,9 @@ The type of the noise decides. Additive noise (g does not depend on x): ``ShARK`
 (:math:`g_i` depends on :math:`x_i` only) of an Ito equation: ``SRID2``, and of a Stratonovich
 equation: ``SlowRK``. General noise (a matrix that depends on x): ``SPaRK`` for a Stratonovich
 equation and ``EulerMaruyama`` for an Ito equation. The example measures the error of paths against
-a solve with 1024 steps on the same Brownian paths. Look for the slopes: a solver of higher order
-has a steeper line.
+a solve with 1024 steps on the same Brownian paths. Look for the slopes: a solver of higher strong
+order has a steeper line. For general noise all three have the order 0.5, and their lines differ in
+height only.
 """
 
 import matplotlib.pyplot as plt

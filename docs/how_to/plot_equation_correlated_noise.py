@@ -62,9 +62,9 @@ for name, x in (("change of variable, ShARK", xs[-1]), ("general, EulerMaruyama"
 # %%
 # Noise that depends on the state
 # -------------------------------
-# Two prices with correlated noise: row i of g is the volatility of price i times row i of L. For
-# :math:`\mathrm{d}x_i = x_i \sigma_i\,\mathrm{d}B_i` the logarithm of x has constant noise, and the
-# first block applies to it; the matrix below needs no such transformation.
+# Two prices with correlated noise: row i of g is :math:`x_i \sigma_i` times row i of L, with the
+# volatilities :math:`\sigma_i`. The logarithms of the prices have constant noise, so that the
+# change of variable above would apply to them; the matrix below needs no such transformation.
 
 volatility = torch.tensor([0.2, 0.4], dtype=torch.float64)
 rows = volatility[:, None] * torch.linalg.cholesky(correlation[:2, :2])

@@ -1,11 +1,11 @@
 """
-How do I solve on a GPU, in another precision, or compiled?
-===========================================================
+How do I solve on a GPU, in another precision, or with torch.compile?
+=====================================================================
 
 The initial state decides: a solve runs on its device and in its dtype, and the noise of a seed is
 the same on every device and in every dtype, up to rounding. So precisions can be compared path by
-path. Look at the differences on the right, which are as large as the rounding of each dtype; on the
-left they are too small to be seen.
+path. Look at the differences on the right, which are of the size of accumulated rounding errors of
+each dtype; on the left they are hardly visible.
 """
 
 import matplotlib.pyplot as plt
@@ -43,8 +43,8 @@ axes[1].legend()
 # %%
 # Networks
 # --------
-# Move a network to the device and the dtype of the state, and so each tensor that f and g close
-# over. The times that f and g receive are there already, in float32 or float64.
+# Move a network to the device and the dtype of the state, and likewise each tensor that f and g
+# use. The times that f and g receive are already on the device, in float32 or float64.
 
 torch.manual_seed(0)
 net = torch.nn.Sequential(torch.nn.Linear(2, 64), torch.nn.Tanh(), torch.nn.Linear(64, 2))

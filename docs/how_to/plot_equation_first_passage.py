@@ -2,10 +2,11 @@
 How do I stop at an event, or find first-passage times?
 =======================================================
 
-Pass ``event=Event(g)``, where g(t, x) is one number per sample that is zero at the event. For a
-stochastic equation it finds the first passage of zero in continuous time, between the times of the
-grid too. The example is Brownian motion with drift 1 and a level at 0.8. Look for the agreement of
-the histogram with the exact law of the passage times, which is inverse Gaussian.
+Pass ``event=Event(g)``, where g(t, x), here not the diffusion coefficient, is one number per sample
+that is zero at the event. For a stochastic equation this finds the first passage of zero in
+continuous time, also between the times of the grid. The example is Brownian motion with drift 1 and
+a level at 0.8. Look for the agreement of the histogram with the exact law of the passage times,
+which is inverse Gaussian.
 """
 
 import math

@@ -4,9 +4,9 @@ How do I convert an equation between Ito and Stratonovich?
 
 The Stratonovich equation :math:`\mathrm{d}x = f\,\mathrm{d}t + g \circ \mathrm{d}W` is the Ito
 equation with the drift :math:`f + \frac12 \sum_j (\partial_x g_j)\, g_j`, where :math:`g_j` is the
-direction of Brownian motion j. ``torch.func.jvp`` computes this correction for any g. The picture
-shows one path by a Stratonovich solver, and by an Ito solver with and without the correction: look
-for the dashed line, which is another path.
+column j of g. ``torch.func.jvp`` computes this correction for any g. The picture shows one path by
+a Stratonovich solver, and by an Ito solver with and without the correction: look for the dashed
+line, which is another path.
 """
 
 import matplotlib.pyplot as plt

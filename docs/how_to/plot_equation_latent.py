@@ -1,6 +1,6 @@
 r"""
-How do I train a latent equation, with the KL divergence of paths?
-==================================================================
+How do I train a latent SDE with the KL divergence of paths?
+============================================================
 
 The posterior of a path given noisy data is an equation with the noise of the prior and another
 drift, :math:`f + g u(t, x)`. Train the network u on the evidence lower bound,

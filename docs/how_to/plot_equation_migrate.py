@@ -1,11 +1,11 @@
 """
-How do I change torchsde or torchdiffeq code to sdekit?
-=======================================================
+How do I migrate from torchsde or torchdiffeq to sdekit?
+========================================================
 
 Change the import: ``sdekit.sdeint``, ``sdeint_adjoint``, ``odeint``, ``odeint_adjoint``,
 ``odeint_event`` and ``odeint_dense`` have the arguments, defaults and method names of the
 originals, and take the same equations and Brownian motions. The example solves one equation of
-torchsde with both, on one Brownian motion: look for one line on the other.
+torchsde with both, on one Brownian motion. Look for two lines that coincide.
 """
 
 import matplotlib.pyplot as plt
@@ -58,9 +58,9 @@ print(f"largest difference: {float((ours - theirs).abs().max()):.1e}, at toleran
 # %%
 # Then ``solve``, where you need more
 # -----------------------------------
-# ``interop.from_torchsde`` makes the equation one of sdekit, for all solvers of its calculus and
-# noise, steps per sample and events. ``solve`` takes the grid itself instead of ``dt``, and returns
-# a solution instead of a tensor.
+# ``interop.from_torchsde`` converts the equation to one of sdekit. All solvers for its calculus and
+# noise then apply, as do adaptive steps per sample and events. ``solve`` takes the grid itself
+# instead of ``dt``, and returns a solution instead of a tensor.
 
 equation = sdekit.interop.from_torchsde(sde)
 path = sdekit.BrownianPath(seed=0, knots=(0.0, 4.0))

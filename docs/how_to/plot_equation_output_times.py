@@ -1,11 +1,11 @@
 """
-How do I get the states at times of my own?
-===========================================
+How do I save the states at chosen times, or get dense output?
+==============================================================
 
 Pass the times as ``save=``, or pass ``save="dense"`` (dense output) and evaluate the solution at
-any time later, by ``solution.at(t)``. The steps need not end at these times: the states are on the
-interpolation of the solver. The example is a predator-prey equation in few long steps: look for
-smooth lines between the dots.
+any time later, by ``solution.at(t)``. The steps need not end at these times: the solver
+interpolates the states between the ends of its steps. The example is a predator-prey equation in
+few long steps. Look for smooth lines between the dots.
 """
 
 import matplotlib.pyplot as plt
@@ -52,7 +52,8 @@ print(f"from the dense solve: {float((some.xs - solution.at(some.ts)).abs().max(
 # --------------------
 # Between the steps a state is bridged along the Brownian path, so that it has the variance of the
 # solution there; a straight line would not. That needs a path that can be read anywhere, so
-# ``save="dense"`` takes a ``BrownianPath``.
+# ``save="dense"`` takes a ``BrownianPath``. Look for the dashed line, which is below the exact
+# variance between the steps.
 
 equation = sdekit.SDE(lambda t, x: -x, lambda t, x: 1.0, "additive")
 path = sdekit.BrownianPath(seed=0)

@@ -1,10 +1,10 @@
 """
-How do I write a solver of my own?
-==================================
+How do I write my own solver?
+=============================
 
-Write a frozen dataclass that declares its orders and has one function, ``step``. The loop draws
-the noise, keeps the time and checks the states. The example is the tamed Euler method, which
-remains stable where Euler's steps overshoot: look for paths that fall from 10 and stay near 0.
+Write a frozen dataclass that declares its orders and has one method, ``step``. The loop draws the
+noise, keeps the time and checks the states. The example is the tamed Euler method, which remains
+stable where Euler's steps overshoot. Look for paths that fall from 10 towards 0 without overshoot.
 """
 
 from dataclasses import dataclass
@@ -45,8 +45,9 @@ ax.set(xlabel="time", ylabel="x", title="TamedEuler from x = 10, 32 steps")
 # %%
 # Measure the order
 # -----------------
-# The error of paths against short steps on the same Brownian path falls with the strong order. Look
-# for dots along the line: a smaller slope than declared is usually a mistake in the step.
+# The error of paths, against a solve in short steps on the same Brownian paths, falls with the
+# strong order. Look for dots along the line: a smaller slope than declared is usually a mistake in
+# the step.
 
 start = torch.full((200, 1), 1.0, dtype=torch.float64)
 
@@ -69,7 +70,7 @@ ax.legend()
 # %%
 # A Runge-Kutta method is only its tableau
 # ----------------------------------------
-# With the coefficients ``embedded`` of a method of lower order it would have adaptive steps too.
+# With the coefficients ``embedded`` of a method of lower order it would support adaptive steps too.
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,11 +1,11 @@
 """
-How do I plot the mean and the quantiles of an equation?
-========================================================
+How do I plot the mean and the quantiles of the solution?
+=========================================================
 
-Solve it for many samples at once. The first dimension of the state is the batch, and each sample
-has its own Brownian motion. ``save="all"`` keeps the states at all times of the grid, with the
-shape ``(times, batch, *event)``; mean and quantiles are taken over the batch. Look for the mean,
-which is above the median where the law is skewed.
+Solve the equation for many samples at once. The first dimension of the state is the batch, and each
+sample has its own Brownian motion. ``save="all"`` keeps the states at all times of the grid, with
+the shape ``(times, batch, *event)``; mean and quantiles are taken over the batch. Look for the
+mean, which is above the median where the law is skewed.
 """
 
 import matplotlib.pyplot as plt

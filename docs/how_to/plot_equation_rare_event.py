@@ -2,10 +2,11 @@ r"""
 How do I estimate the probability of a rare event?
 ==================================================
 
-Solve another equation, the proposal, whose drift leads to the event, and weight its paths:
-:func:`sdekit.path_weights` returns the log-density of each path under the target over that under
-the proposal. The mean of the weights of the paths in the event is its probability. The example is
-:math:`x_1 > 4` of :math:`\mathrm{d}x = -x\,\mathrm{d}t + \mathrm{d}W`, with a probability of about
+By importance sampling of paths: solve another equation, the proposal, whose drift leads to the
+event, and weight its paths. :func:`sdekit.path_weights` returns log w for each path, where w is the
+density of the path under the target over that under the proposal. The mean over all paths of w in
+the event, and of 0 outside, is the probability of the event. The example is :math:`x > 4` at the
+time 1 for :math:`\mathrm{d}x = -x\,\mathrm{d}t + \mathrm{d}W` from 0, with a probability of about
 :math:`6 \cdot 10^{-10}`. Look for half of the proposal above the level, and for the agreement of
 the weighted ends with the exact density, far into the tail.
 """
@@ -48,7 +49,7 @@ axes[1].hist(x[:, 0], bins, weights=share / 0.05, histtype="step", label="weight
 middle = (bins[1:] + bins[:-1]) / 2
 normal = torch.exp(-0.5 * (middle / std) ** 2) / (std * math.sqrt(2 * math.pi))
 axes[1].semilogy(middle, normal, "k", lw=0.8, label="exact density of the target")
-axes[1].set(xlabel="x at t = 1", ylim=(1e-20, 1))
+axes[1].set(xlabel="x at t = 1", ylabel="density", ylim=(1e-20, 1))
 axes[1].legend()
 
 # %%
@@ -72,7 +73,7 @@ for strength in (0.6, 0.8, 1.0, 1.2):
 # %%
 # - Weights are exact for the discretised equations, whatever the step: only the steps' own error is
 #   left. Here Euler's steps change this small probability by more than 10 %, as printed above.
-# - Target and proposal must have the same g, and the noise must act in all directions.
+# - Target and proposal must have the same g, and the noise must act where their drifts differ.
 # - Divide the weighted average by the mean weight for the average of the target given the event.
 # - Without a proposal, a first passage is an event: :doc:`plot_equation_first_passage`.
 #

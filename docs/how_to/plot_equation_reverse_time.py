@@ -52,10 +52,10 @@ print("share within 0.9 of a group: given {:.3f}, reverse {:.3f}, flow {:.3f}".f
 # %%
 # What the two have in common
 # ---------------------------
-# At each time the states have the law of the forward process; a path of the reverse equation is not
-# a forward path run backwards. The flow is deterministic: each end has one beginning, and
-# :func:`sdekit.log_likelihood` computes densities with it. ``eta`` of ``ReverseSDE`` is the amount
-# of noise, from 0, the flow, to 1, Anderson's equation, and beyond.
+# At each time the states of both have the law of the forward process. The reverse equation has
+# noise of its own, so its paths do not retrace those of the first panel. The flow is deterministic:
+# each end has one beginning, and :func:`sdekit.log_likelihood` computes densities with it. ``eta``
+# of ``ReverseSDE`` is the amount of noise, from 0, the flow, to 1, Anderson's equation, and beyond.
 
 for eta in (0.5, 1.0, 1.5):
     equation = sdekit.ReverseSDE(forward, score, eta=eta)

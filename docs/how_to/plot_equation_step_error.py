@@ -1,10 +1,11 @@
 """
-How do I know that my steps are short enough?
-=============================================
+How do I check that my steps are short enough?
+==============================================
 
-Solve twice on one :class:`sdekit.BrownianPath`, with n and 2 n steps. The path is the same
-function of the seed for every grid, so that the difference is the error of the longer steps, up to
-a factor, path by path. No exact solution is needed.
+Solve twice on one :class:`sdekit.BrownianPath`, with n and 2 n steps. The path is the same function
+of the seed for every grid, so that the difference is the error of the longer steps, up to a factor,
+path by path. No exact solution is needed. Look for the falling line on the right; the grey line, of
+new noise on each grid, shows nothing about the steps.
 """
 
 from itertools import pairwise
@@ -54,9 +55,9 @@ for n, a, b in zip(counts, differences, differences[1:], strict=False):
 # %%
 # The error of an expectation
 # ---------------------------
-# Averages over one path per sample have nearly the same sampling error on both grids. So the
-# difference of two averages shows the error of the steps, which is often much smaller than the
-# sampling error of each.
+# Averages over the same paths have nearly the same sampling error on both grids, which cancels in
+# their difference. So the difference shows the error of the steps, even where this is much smaller
+# than the sampling error of each average.
 
 a = ends[1].square()
 b = ends[2].square()
@@ -66,7 +67,7 @@ print(f"sampling error of the difference: {(a - b).std() / 500**0.5:.4f}")
 
 # %%
 # The path is defined between its ``knots``, by default 0 and 1. Times are rounded to parts
-# :math:`2^{-20}` of the distance between knots (``depth=20``); a grid of powers of two is on such
-# times and costs least, and ``path.snap(grid)`` moves another grid there. Instead of the number of
-# steps you can give a tolerance: :doc:`plot_equation_adaptive`. Reference:
+# :math:`2^{-20}` of the distance between knots (``depth=20``). A uniform grid whose number of steps
+# is a power of two is on such times and costs least; ``path.snap(grid)`` moves another grid there.
+# Instead of the number of steps you can give a tolerance: :doc:`plot_equation_adaptive`. Reference:
 # :class:`sdekit.BrownianPath`.

@@ -4,8 +4,9 @@ How do I solve a stiff equation?
 
 An equation is stiff where some rates are far larger than those of the solution, so that explicit
 steps are limited by stability. Take ``Rodas4`` with a tolerance for an ordinary equation, and
-``ImplicitPlaten`` or ``ImplicitEulerMaruyama`` for a stochastic one. The picture shows the steps
-that an explicit pair and ``Rodas4`` take: look for how they change as the largest rate k grows.
+``ImplicitPlaten`` or ``ImplicitEulerMaruyama`` for a stochastic one. The picture shows the number
+of steps that ``Tsit5``, an explicit pair, and ``Rodas4`` take. Look for how they change as the rate
+k grows: that of ``Tsit5`` rises with k, that of ``Rodas4`` does not.
 """
 
 import matplotlib.pyplot as plt
