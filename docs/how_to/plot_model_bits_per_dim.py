@@ -1,6 +1,6 @@
 """
-How do I compute bits per dimension with an error?
-==================================================
+How do I compute bits per dimension with a standard error?
+==========================================================
 
 Give ``sd.bits_per_dim`` integer images and the range of numbers to which the model maps them. It
 dequantises them, and returns the value of each image, the mean, and the standard error of the mean.

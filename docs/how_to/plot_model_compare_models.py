@@ -1,11 +1,11 @@
 """
-How do I compare two models by the evidence of an observation?
-==============================================================
+How do I compare two models with a Bayes factor?
+================================================
 
-``sd.sample_posterior`` returns log p(y), the evidence, with its standard error.
-``sd.bayes_factor`` is the difference of two of them, with its error: positive where the first
-model explains y better. Look for the samples of each prior near the line: log p(y) is larger where
-more of the prior is there.
+``sd.sample_posterior`` returns the log evidence, log p(y), with its standard error.
+``sd.bayes_factor`` returns the difference of two of them, the log Bayes factor, with its error. It
+is positive where the first model explains y better. Look for the samples of each prior near the
+line A x = y: the model with more of them there has the larger log p(y).
 """
 
 import matplotlib.pyplot as plt
@@ -54,7 +54,7 @@ for covariance in (0.05, 0.5, 2.0):
 
 # %%
 # **Pitfalls.** The error is from the spread of clouds of 128 particles: take eight clouds or more.
-# A warning says where log p(y) is unreliable. Both models must describe x in the same units,
-# because an evidence is a density of y.
+# A warning says where log p(y) is unreliable. Both observations must have y in the same units,
+# because the evidence is a density of y; and A must fit the units in which each model describes x.
 #
 # Reference: :doc:`posteriors </posteriors>`.

@@ -29,8 +29,9 @@ ax.legend()
 # The band is chance, within two standard errors. Look for the number of evaluations from which on
 # the accuracy is within it.
 #
-# **How large a difference, and where?** A distance with its sampling floor, the distance between
-# two sets of data, and for a known mixture the errors of each mode in standard errors:
+# **How large is the difference, and where?** Compute a distance beside its sampling floor, which is
+# the distance between two sets of data. For a known mixture also compute the errors of each mode,
+# in standard errors:
 
 more = law.sample(2000, seed=2)
 floor = sd.metrics.sampling_floor(sd.metrics.energy_distance, more, 250)
@@ -42,8 +43,8 @@ for steps in (8, 100):
     print(f"{steps:3} evaluations: distance {distance:.3f}, worst mode error {modes.worst:.1f}")
 
 # %%
-# **Images.** Classify features instead of pixels: ``sd.metrics.image_features(x, labels)`` gives a
-# function to features, and ``sd.metrics.inception_scores`` FID and KID.
+# **Images.** Classify features instead of pixels: ``sd.metrics.image_features(x, labels)`` returns
+# a function that computes features, and ``sd.metrics.inception_scores`` returns FID and KID.
 #
 # **Copies.** A model that returns its training data passes every test above.
 # ``sd.metrics.nearest`` gives the distance of each sample to the training set: compare it with
@@ -57,6 +58,6 @@ for name, points in (("samples", x), ("held-out data", held_out)):
 
 # %%
 # **Pitfalls.** A large p-value is not a proof: more samples find smaller differences. Both sets
-# must be new to the classifier and of the same size.
+# must have the same size. Compare with data on which the model was not trained.
 #
 # Reference: :doc:`metrics </metrics>`.

@@ -1,11 +1,12 @@
 """
-How do I distil a model to two steps?
-=====================================
+How do I distil a model to sample in two steps?
+===============================================
 
-Solve the flow of the trained model accurately from many samples of noise (``sd.trajectories``), and
-train a copy of the network to map noise to the ends of these solutions. The student then samples
-with two evaluations of ``"ddim"`` on its own grid. Look for the student's samples, on the right,
-which are nearly those of the teacher with 100 evaluations.
+Solve the flow of the trained model, the teacher, accurately from many samples of noise
+(``sd.trajectories``). Train a copy of the network, the student, so that each of two ``"ddim"``
+steps ends where these solutions are. The student then samples with two evaluations on its own grid.
+Look for the student's samples, on the right, which are nearly those of the teacher with 100
+evaluations.
 """
 
 import copy

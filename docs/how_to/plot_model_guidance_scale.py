@@ -4,7 +4,7 @@ How do I choose a guidance scale?
 
 Sample at several scales with the same noise, and measure two things: how often samples agree with
 their label, and how varied they are. Look for the first, which rises with w, and for the second,
-which falls below that of the data; take the smallest scale that agrees well enough.
+which falls below that of the data. Take the smallest scale whose samples agree well enough.
 
 ``networks`` is the file :download:`networks.py </examples/networks.py>`: save it beside the
 script. Its ``digits()`` trains the network when it is first called, for about a minute.
@@ -58,7 +58,8 @@ for w, share, deviation in zip(scales, agreement, spread, strict=True):
 
 # %%
 # **Less loss of variety.** ``interval`` applies the scale only where :math:`\sigma / \alpha` is
-# between two numbers, and ``rescale`` brings the spread of the network's output back.
+# between two numbers, and ``rescale`` brings the standard deviation of the network's output back
+# towards that at w = 1.
 
 for settings in ({}, {"interval": (0.2, 3.0)}, {"rescale": 0.7}):
     guided = sd.Guided(model.given(label=label), 4.0, **settings)

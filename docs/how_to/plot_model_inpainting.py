@@ -52,9 +52,10 @@ outside = float(posterior.std()[~known].mean())
 print(f"standard deviation of known pixels {inside:.2f}, of missing ones {outside:.2f}")
 
 # %%
-# **Faster, without weights.** ``sd.RePaint`` replaces the known pixels in every step and returns
-# to higher noise in between; ``sd.Inpainted`` replaces only. Both are approximations whose error
-# is not known, and keep the known pixels as they are.
+# **Faster, without weights.** ``sd.RePaint`` replaces the known pixels in every step and returns to
+# higher noise in between; ``sd.Inpainted`` replaces them without returning. Both are approximations
+# whose error is not known. Both keep the known pixels, ``sd.Inpainted`` with the small noise at
+# which the solve ends. Look for how well the missing half continues the known one.
 
 method = sd.RePaint(image, known, resamplings=3, jump=5, steps=25)
 repainted = sd.sample(model, 7, method=method, seed=0)

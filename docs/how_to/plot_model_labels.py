@@ -1,6 +1,6 @@
 """
-How do I condition on labels?
-=============================
+How do I condition on class labels?
+===================================
 
 Build the network with ``classes=``, train on pairs (x, labels), and sample
 ``model.given(label=...)``. A share of the labels is dropped in training, so that the same network
@@ -51,9 +51,10 @@ agree = (probabilities.argmax(1) == labels[:50]).float().mean()
 print(f"the most probable label is the true one for {float(agree):.0%} of 50 points")
 
 # %%
-# **Other conditions.** ``context=4`` of a network is a vector of four numbers, ``image=3`` an
-# image of three channels; the data are then ``(x, {"context": c})``. Networks of your own take
-# conditions as further arguments of their call.
+# **Other conditions.** A network built with ``context=4`` receives a vector of four numbers for
+# each sample, and one with ``image=3`` an image of three channels. The data are then
+# ``(x, {"context": c})`` or ``(x, {"image": c})``. Networks of your own take conditions as further
+# arguments of their call.
 #
 # **Pitfalls.** Labels are integers from 0. With ``drop=0`` the unconditional model is not trained,
 # and guidance, which needs it, is meaningless. ``sd.sample(model, n)`` without ``given`` samples

@@ -1,6 +1,6 @@
 """
-How do I get log p(x) of a point with a confidence interval?
-============================================================
+How do I compute the log-likelihood of a point with a confidence interval?
+==========================================================================
 
 ``sd.log_likelihood`` returns the value and, where the divergence is estimated by random probes,
 its standard error and ``interval``. The log-density is that of the model's probability flow, in

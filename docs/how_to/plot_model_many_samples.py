@@ -4,7 +4,8 @@ How do I draw a million samples with several processes?
 
 ``sd.Shards`` computes samples in parts, one file each, and skips the parts that are there already.
 Start the same script with ``torchrun``, and the processes share the parts. Sample i depends on
-(seed, i), so their number changes nothing.
+(seed, i), so the number of processes changes nothing. The picture is drawn part by part: look for
+the two modes of the law.
 """
 
 import tempfile
@@ -35,9 +36,9 @@ fig.colorbar(picture, label="samples per cell")
 ax.set(xlabel="$x_1$", ylabel="$x_2$", title="20,000 samples, part by part")
 
 # %%
-# **With four processes:** ``torchrun --nproc-per-node 4 script.py``. For a training run, the
-# command line does all of this: ``torchrun --nproc-per-node 4 -m -- sdekit_diffusion sample RUN --n
-# 1000000 --out x.npz``.
+# **With four processes:** ``torchrun --nproc-per-node 4 script.py``. For a model that was trained
+# into the folder RUN, the command line does all of this: ``torchrun --nproc-per-node 4 -m --
+# sdekit_diffusion sample RUN --n 1000000 --out x.npz``.
 #
 # **After a kill** the same script computes what is missing. Here one part is lost:
 

@@ -1,10 +1,11 @@
 """
-How do I write a condition of my own?
-=====================================
+How do I write my own guidance or condition?
+============================================
 
 A model is its denoiser, so a model made from another is a class with one method, ``predict_data``.
-This one is the law p(x) exp(c x), reweighted by an exponential; every sampler and the likelihood
-take it. Look for the right mode, which has more of the samples after the reweighting.
+This one has a density proportional to p(x) exp(c x), where p is that of the given model; every
+sampler and the likelihood take it. Look for the right mode, which has more of the samples after the
+reweighting.
 """
 
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Tilted(sd.AbstractDerivedModel):
-    """p(x) exp(c x): given u the factor moves u by c b^2 / a."""
+    """The density p(x) exp(c x), normalised: the factor moves u by c b^2 / a."""
 
     c: Tensor = sd.per_sample()  # noqa: RUF009 - one row for each sample, (n, d)
 

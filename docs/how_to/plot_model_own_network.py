@@ -1,10 +1,11 @@
 """
-How do I use a network that I trained elsewhere?
-================================================
+How do I use my own pretrained network?
+=======================================
 
-Wrap it in ``sd.ScoreModel`` and say what it was trained under (``sde``), what it returns
-(``predicts``) and which label of time it receives (``conditioning``). Then let ``sd.check_model``
-denoise a batch of data: it names a wrong convention.
+Wrap it in ``sd.ScoreModel`` and state the diffusion under which it was trained (``sde``), what it
+returns (``predicts``) and which label of time it receives (``conditioning``). Then let
+``sd.check_model`` denoise a batch of data: it names a wrong convention. Look for the line at 1,
+above which the error is larger than that of a linear guess.
 """
 
 import tempfile
@@ -38,8 +39,8 @@ ax.set(xlabel=r"noise $\sigma / \alpha$", ylabel="error / error of a linear gues
 ax.legend()
 
 # %%
-# Above the line the model does not denoise. Without ``throw=False`` the check raises an error. A
-# model with the right conventions is used as any other:
+# The model above the line does not denoise. Without ``throw=False`` the check raises an error for
+# it. A model with the right conventions is used as any other:
 
 samples = sd.sample(right, 1000, steps=50, seed=0)
 print("mean of samples", samples.mean(0).tolist(), "and of the data", x.mean(0).tolist())

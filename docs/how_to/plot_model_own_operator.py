@@ -1,10 +1,11 @@
 """
-How do I restore an image that my own instrument degraded?
-==========================================================
+How do I solve an inverse problem with my own operator?
+=======================================================
 
-Write what the instrument does as a function of a batch that is linear in each image, and give it to
-``sd.LinearObservation`` with the noise. The adjoint is computed by autograd. Look for the mean of
-the posterior, which is nearer to the truth than the least-squares solution.
+An image is restored from what an instrument measured. Write the instrument as a function of a batch
+that is linear in each image, and give it to ``sd.LinearObservation`` with the noise. The adjoint is
+computed by autograd. Look for the mean of the posterior, which is nearer to the truth than the
+least-squares solution.
 
 ``networks`` is the file :download:`networks.py </examples/networks.py>`: save it beside the
 script. Its ``digits()`` trains the network when it is first called, for about a minute.

@@ -1,10 +1,10 @@
 """
-How do I write a sampler of my own?
-===================================
+How do I write my own sampler?
+==============================
 
 Either write the loop yourself, with ``sd.stepper``, or write a class whose ``run`` solves a
 ``ReverseProblem``. The second is a method like all others, and can be given to ``sd.sample``. Look
-for the distance of each sample from the converged one, which belongs to the same noise.
+for the distance of each sample from the converged one, which is solved from the same noise.
 """
 
 from dataclasses import dataclass, replace
@@ -47,7 +47,8 @@ axes[0].legend()
 
 # %%
 # **Your own loop.** ``next()`` makes a step, ``x`` is the state, ``denoised()`` the model's
-# estimate of the data, and ``with_x`` replaces the state. Here the data are kept in a box:
+# estimate of the data, and ``with_x`` replaces the state. Here no coordinate of the state may
+# exceed 1.2 after a step:
 
 at = sd.stepper(model, 300, sde="vp", method="ddim", steps=30, seed=0)
 while at.remaining:

@@ -60,9 +60,9 @@ print(sorted(path.name for path in folder.iterdir()))
 print(sorted(path.name for path in (folder / "checkpoints").iterdir()))
 
 # %%
-# **A time limit.** With ``minutes=`` a run ends after that time with a checkpoint, as it does
-# after Ctrl-C, SIGTERM and SIGHUP. So a job of a queue that is stopped and started again needs one
-# command: ``resume=True``, or ``--resume`` on the command line.
+# **A time limit.** With ``minutes=`` a run ends after that time with a checkpoint, as it does after
+# Ctrl-C, SIGTERM and SIGHUP. So a job in a queue that is stopped and started again needs only one
+# command, with ``resume=True`` in Python or ``--resume`` on the command line.
 #
 # **Other data or another recipe are refused**, because the result would belong to neither run:
 

@@ -1,6 +1,6 @@
 """
-How do I get the same samples whatever the batch size?
-======================================================
+How do I get reproducible samples for any batch size?
+=====================================================
 
 Give a seed, and number the samples: ``first`` is the number of the first one. Sample i depends on
 (seed, i) and on nothing else, so batches of any size make the same samples.

@@ -1,10 +1,10 @@
 """
-How do I choose a sampler, and how many evaluations are enough?
-===============================================================
+How do I choose a sampler and the number of steps?
+==================================================
 
 Solve the probability flow once with adaptive steps and a small tolerance, and measure the distance
-of each method from that solution, sample by sample, for the same noise ``x_T``. It needs no data
-and no metric of images, and works for any model.
+of each method from that solution, sample by sample, for the same noise ``x_T``. This needs no data
+and no metric of images, and works for any model. Look for the lowest line.
 """
 
 import matplotlib.pyplot as plt

@@ -1,9 +1,10 @@
 """
-How do I edit an image at a strength?
-=====================================
+How do I edit an image with SDEdit?
+===================================
 
 Start a solve from the image with noise instead of from the prior: ``start=sd.Noised(x, strength)``.
-This is SDEdit. Look for what is left of the drawing as the strength increases, from top to bottom.
+This is SDEdit (image to image). Look for what is left of the drawing as the strength increases,
+from top to bottom.
 
 ``networks`` is the file :download:`networks.py </examples/networks.py>`: save it beside the
 script. Its ``digits()`` trains the network when it is first called, for about a minute.
@@ -33,7 +34,8 @@ for line, strength in zip(axes, strengths, strict=True):
     row(line, pixels(torch.cat([drawing, x]), data), f"strength {strength}")
 
 # %%
-# Left the drawing, then seven edits of it. How far they are from it, in pixels of range 2:
+# On the left is the drawing, then seven edits of it. The root mean square distance of edits from
+# it, where pixels are from -1 to 1:
 
 for strength in strengths:
     start = sd.Noised(drawing, strength=strength)

@@ -53,7 +53,7 @@ axes[1].legend()
 # %%
 # **Is it correct?** Draw parameters from the prior, simulate, and sample the posterior of each: the
 # ranks of the true parameters among the samples are uniform if the posteriors are correct. A small
-# p-value shows that they are not.
+# p-value shows that they are not correct.
 
 new = 0.5 * torch.randn(100, 2)
 rows = ((simulate(new) - mean) / std).repeat_interleave(50, dim=0)

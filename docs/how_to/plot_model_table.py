@@ -1,6 +1,6 @@
 """
-How do I train on a table of numbers?
-=====================================
+How do I train on tabular data?
+===============================
 
 Save the table as floats, one row per sample, and load it with ``sd.data.load``: the data set has a
 scale that gives each column mean 0 and standard deviation 1. Train on the encoded rows and decode
