@@ -1,5 +1,5 @@
-"""The trained networks of the examples: made once, and kept in docs/_cache, or in _cache beside a
-copy of this file, until the function that trains them or the version of the package changes.
+"""The trained network of the examples: trained once, and kept in docs/_cache, or in _cache beside a
+copy of this file, until the function that trains it or the version of the package changes.
 """
 
 import hashlib

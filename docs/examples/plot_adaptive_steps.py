@@ -1,9 +1,10 @@
 """
-Steps per sample
-================
+Adaptive steps per sample
+=========================
 
-Three orbits of Kepler's problem with different eccentricities in one batch. Each has steps of its
-own: look for the many short steps of a near passage, which the other orbits do not take.
+Three orbits of Kepler's problem with different eccentricities e in one batch. Each has steps of its
+own: look for the many short steps of the orbit with e = 0.95 near the centre of attraction, which
+the other orbits do not take.
 """
 
 import matplotlib.pyplot as plt

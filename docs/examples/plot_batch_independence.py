@@ -2,9 +2,9 @@
 A sample does not depend on its batch
 =====================================
 
-Sample i is a function of (seed, i): alone, in a batch of any size, in parts. Look for the largest
-difference of 64 samples on the right, which is 0 or of the size of rounding errors for every size
-of the batch.
+Sample i is a function of (seed, i) only: alone, in a batch of any size, or in parts. Look for the
+largest difference of 64 samples on the right, which is 0 or of the size of rounding errors for
+every size of the batch.
 """
 
 import matplotlib.pyplot as plt

@@ -1,10 +1,11 @@
 """
-Bits per dimension
-==================
+Bits per dimension, with and without labels
+===========================================
 
 The code length of held-out digits, with their labels and without. The first is smaller, because a
-label has information about the image. Dots are images, and the numbers means with their standard
-errors. Look for the dots below the diagonal, which are most: the label saves bits of these images.
+label has information about the image. Dots are images, and the numbers are means with their
+standard errors. Look for the dots below the diagonal, which are nearly all: for these images the
+label saves bits.
 
 ``networks`` is the file :download:`networks.py </examples/networks.py>`: save it beside the
 script. Its ``digits()`` trains the network when it is first called, for about a minute.

@@ -4,10 +4,10 @@ A Langevin equation: escapes from a well
 
 The overdamped Langevin equation :math:`\mathrm{d}x = -U'(x)\,\mathrm{d}t + s\,\mathrm{d}W` of a
 particle in the potential :math:`U(x) = (x^2 - 1)^2 / 4`: the particle stays in a well for long
-times. The time of its first passage of 0 is an event; its mean grows as
-:math:`e^{2 V / s^2}` with the height :math:`V = 1/4` of the barrier (Kramers). Look for the few
-changes of the well on the left, each much shorter than the time between two, and on the right for
-dots near Kramers' line while the time grows tenfold.
+times. The time of its first passage of 0 is an event; its mean grows as :math:`e^{2 V / s^2}` with
+the height :math:`V = 1/4` of the barrier (Kramers). Look for the few changes of the well on the
+left, each much shorter than the time between two, and on the right for dots near Kramers' line
+while the time grows about eightfold.
 """
 
 import math

@@ -2,8 +2,9 @@
 Errors of samplers at few evaluations
 =====================================
 
-The distance of the end of each solve from the exact flow, for the same noise. Straight lines are
-orders of convergence; the default combines rules of different orders, and its line is the lowest.
+The distance of the end of each solve from the end of the exact flow, for the same noise. The slope
+of a line is the order of convergence; the default combines rules of different orders. Look for its
+line, which is the lowest.
 """
 
 import matplotlib.pyplot as plt

@@ -2,9 +2,9 @@
 Probability flow and reverse SDE
 ================================
 
-Both have the same law at every time. The flow is an ordinary equation: its paths are smooth, do not
-cross, and map each noise to one sample. Paths of the SDE are rough, and their ends hardly depend on
-where they began.
+Both have the same law at every time if they begin in the prior. The flow is an ordinary equation,
+which maps each noise to one sample. Look for its smooth paths, which do not cross. Paths of the SDE
+are rough, and their ends hardly depend on where they began.
 """
 
 import matplotlib.pyplot as plt

@@ -3,8 +3,9 @@ From data to noise and back
 ===========================
 
 A diffusion turns data into noise; its reverse process turns noise into data. Above: the density of
-a mixture of two modes under VP as time goes from 0 to 1, with twenty paths. Below: twenty paths of
-the reverse process, which end in the modes, in the proportions of the data.
+a mixture of two modes under VP as time goes from 0 to 1 (shade), with twenty paths. Below: twenty
+paths of the reverse process. Look for their ends, on the left, which are in the two modes, about in
+the proportions of the data.
 """
 
 import matplotlib.pyplot as plt

@@ -2,9 +2,10 @@
 Gradients through a solve
 =========================
 
-Three ways to the same gradient: autograd records every step, `Checkpointed` repeats some, and
-`Reversible` runs the solver backwards. The picture shows their differences, relative to the
-gradient: look for differences of the size of rounding errors.
+Three ways to the same gradient: autograd records every step, `Checkpointed` records some states and
+repeats the steps between them, and `Reversible` runs the solver backwards. The picture shows the
+differences of the last two from the first, relative to the gradient, and 0 as 1e-17. Look for
+differences of the size of rounding errors.
 """
 
 import matplotlib.pyplot as plt

@@ -1,6 +1,6 @@
 """
-The scale of guidance
-=====================
+Guidance scale
+==============
 
 w = 0 is the unconditional model, 1 the conditional one; with larger w samples become more typical,
 and more alike. Each column has the same noise at all scales; the digit is 8. Look down a column:

@@ -4,10 +4,10 @@ NCSN and NCSNv2
 
 Annealed Langevin dynamics with the settings of both papers, on the exact scores of 400 digits with
 noise, enlarged to 32 x 32 pixels (Song and Ermon 2020, figure 2). The techniques of the second
-paper choose the noise levels, their number and the step from the data. Look at the bars, the
-classes of 128 samples of each: NCSN begins at noise that is small beside the distances between
-images and hardly reaches half of the classes; NCSNv2 reaches each about as often as the data have
-it.
+paper choose the noise levels, their number and the step from the data. Look at the bars, the shares
+of the classes among 128 samples of each method: NCSN begins at noise that is small beside the
+distances between images and hardly reaches half of the classes; NCSNv2 reaches each about as often
+as the data have it.
 
 ``networks`` is the file :download:`networks.py </examples/networks.py>`: save it beside the
 script.

@@ -66,7 +66,7 @@ axes[0].set(xlabel="time", ylabel="x", title="learned paths")
 bins = torch.linspace(-2, 2, 41).tolist()
 axes[1].hist(data[-1].numpy(), bins, density=True, color="0.8", label="data")
 axes[1].hist(learned[-1].numpy(), bins, density=True, histtype="step", color="C1", label="learned")
-axes[1].set(xlabel="x", ylabel="density", title="at the time 3")
+axes[1].set(xlabel="x", ylabel="density", title="at t = 3")
 axes[1].legend()
 for k, (exact, learned, name) in enumerate(pairs):
     axes[2].plot(x, exact, color="0.6", lw=3, label="exact" if k == 0 else None)

@@ -2,8 +2,8 @@
 An equation as a class
 ======================
 
-A stochastic pendulum as a class, which any solver, path and step can use. Friction and noise
-balance each other: look for the mean of the energy, which rises to a constant.
+A stochastic pendulum as a class, for any solver of additive noise, any path and any grid. Friction
+and noise balance each other: look for the mean of the energy, which rises to a constant.
 """
 
 import matplotlib.pyplot as plt

@@ -2,10 +2,11 @@
 Coverage of a posterior
 =======================
 
-x is drawn from the prior, y observed, and the posterior sampled, 200 times. Of a correct posterior
-the ranks of the true x among the samples are uniform (simulation-based calibration); an
-approximation alone is too narrow or too wide, and weights correct it. Look for the distance from
-the diagonal: the curve of DPS alone is below it, so its posteriors are too narrow.
+x is drawn from the prior, y observed, and the posterior sampled, 200 times. For a correct posterior
+the ranks of the true x among the samples are uniform (simulation-based calibration). So credible
+intervals of each level contain the true x as often as the level states, which is the diagonal. An
+approximation alone can be too narrow or too wide, and weights correct it. Look for the distance
+from the diagonal: the curve of DPS alone is below it, so its posteriors are too narrow.
 """
 
 import sdekit_diffusion as sd

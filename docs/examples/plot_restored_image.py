@@ -5,9 +5,9 @@ A restored image and its uncertainty
 The upper half of a digit is observed, with noise. Samples of the posterior agree where it is
 observed and differ where it is not: look at the standard deviation. Several digits can explain the
 same upper half. Right: the pixels that are not observed, with intervals that contain 80 % of the
-samples, in the order of the medians. Look for true values outside, red: about a fifth, if intervals
-are right. The pixels of an image depend on each other, so that the share varies from four images to
-the next four.
+samples, in the order of the medians. Look for true values outside, in red: about a fifth, if the
+intervals are right. The pixels of an image depend on each other, so the share varies between sets
+of four images.
 
 ``networks`` is the file :download:`networks.py </examples/networks.py>`: save it beside the
 script. Its ``digits()`` trains the network when it is first called, for about a minute.

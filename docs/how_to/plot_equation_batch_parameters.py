@@ -69,9 +69,9 @@ again = sdekit.solve(
 print("parts are the same:", torch.equal(again, x[400:]))
 
 # %%
-# To compare equations on the *same* noise, give all samples the same seed: ``WhiteNoise([5] *
-# 600)``. Look for a curve instead of scattered points: neighbouring values of r have neighbouring
-# states.
+# To compare equations on the *same* noise, give all samples the same seed:
+# ``WhiteNoise([5] * 600)``. Look for a curve instead of scattered points: neighbouring values of r
+# have neighbouring states.
 
 same = sdekit.WhiteNoise([5] * len(r))
 x = sdekit.solve(equation, x0, grid, solver=sdekit.ShARK(), noise=same).x
