@@ -4,7 +4,8 @@ A stochastic differential equation, from equation to paths, orders and adaptive 
 
 A population grows up to the carrying capacity of its habitat, with random changes of its growth
 rate. This tutorial solves that equation, refines one path of it, measures how fast errors fall with
-the step, takes steps per sample, and finds when a population first reaches a given size.
+the step, takes adaptive steps for each sample, and finds when a population first reaches a given
+size.
 """
 
 # %%
@@ -144,12 +145,12 @@ for ax in axes:
 #
 # .. math:: \mathrm{d}Y = \left(r (1 - e^Y) - s^2 / 2\right) \mathrm{d}t + s\, \mathrm{d}W.
 #
-# Such *additive* noise allows better solvers, and adaptive steps without a noticeable bias. With
-# ``control=`` every sample has its own time and its own steps, which follow from estimates of the
-# error of each step. Times then have one entry per sample, and so may parameters: here the rates
-# :math:`r` of three populations differ by a factor of 16, in one call. ``callback`` receives every
-# accepted step. Look for the length of the steps: a fast population takes short ones, and the
-# others keep their long ones.
+# Such *additive* noise allows solvers of weak order 2, and adaptive steps without a noticeable
+# bias. With ``control=`` every sample has its own time and its own steps, which follow from
+# estimates of the error of each step. The time that the drift receives then has one entry per
+# sample, and so may parameters: here the rates :math:`r` of three populations differ by a factor of
+# 16, in one call. ``callback`` receives every accepted step. Look for the length of the steps: a
+# fast population takes short ones, and the others keep their long ones.
 
 rates = torch.tensor([[1.0], [4.0], [16.0]], dtype=torch.float64)
 

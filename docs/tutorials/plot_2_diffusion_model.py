@@ -45,8 +45,8 @@ recipe = sd.Recipe(steps=60, batch_size=64, seed=0, drop=0.15)
 sd.fit(short, source, recipe, progress=False)
 
 # %%
-# These are 60 updates. The network that is used below has 1,500; ``docs/examples/networks.py``
-# trains it once, in the same way, and stores it.
+# These are 60 updates. The network that is used below was trained for 1,500, in the same way:
+# ``digits()`` trains it once and stores it.
 
 model, _ = digits()
 
@@ -74,7 +74,7 @@ for line, made, title in (
 # *denoiser*: the mean :math:`D` of the images from which a noisy state :math:`u = a x_0 + b
 # \varepsilon`, :math:`a^2 + b^2 = 1`, can come. Look at :math:`D`, from left to right, which is the
 # order of the sampler: with much noise it is the mean of all digits; with less noise it shows the
-# class, then the shape; with little noise only the remaining noise is removed.
+# class, then the shape; with little noise only the remaining noise is removed. Above is u, below D.
 
 levels = [-3.0, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0]
 digit = source.scale.encode(source.test[3:4], 0.5).float()
@@ -99,8 +99,8 @@ axes[1, 0].set_ylabel("D")
 # *bits per dimension* it is the number of bits that a code based on the model needs per pixel:
 # smaller is better, and without a model it is :math:`\log_2 17 = 4.09`. Every value has a standard
 # error, from the random estimate of a trace; that of the mean includes the spread over images. The
-# five most likely images are on the left and the five least likely on the right: look for how they
-# differ.
+# five most likely images are on the left and the five least likely on the right. Look for simple
+# strokes on the left, such as those of a 1, and for more complicated shapes on the right.
 
 images = source.test[:60]
 settings = {"low": source.scale.low, "high": source.scale.high, "levels": source.scale.levels}
@@ -118,7 +118,7 @@ for ax, i in zip(axes, ends.tolist(), strict=True):
 # %%
 # A posterior
 # -----------
-# Of a digit :math:`x` only the upper half is seen, with noise: :math:`y = A x + \mathcal{N}(0, R)`.
+# Only the upper half of a digit :math:`x` is seen, with noise: :math:`y = A x + \mathcal{N}(0, R)`.
 # The model is the prior, and ``sample_posterior`` draws from :math:`p(x \mid y)`. The samples have
 # weights, which make them exact for the discretised reverse process although they are proposed by
 # an approximation; the same weights give the evidence :math:`\log p(y)` with its standard error.
