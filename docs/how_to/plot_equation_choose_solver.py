@@ -56,9 +56,9 @@ axes[0].set(ylabel="root mean square error of paths")
 # %%
 # A step of a better solver costs more
 # ------------------------------------
-# The table in :doc:`/solvers` has the orders and the evaluations per step, and which solver needs
-# the fewest evaluations for a given error; for an error of 10 %, ``Milstein`` or ``Heun`` is
-# enough. ``evaluations`` of a solution counts the drift.
+# The tables in :doc:`/solvers` have the orders, the evaluations per step, and the solvers that need
+# the fewest evaluations for a given error. Where an error of 0.1 is enough, take ``Milstein`` or
+# ``Heun``. ``evaluations`` of a solution counts those of the drift.
 
 for solver in (sdekit.EulerMaruyama(), sdekit.Milstein(), sdekit.SRID2()):
     solution = sdekit.solve(diagonal, x0, sdekit.uniform(0.0, 1.0, 16), solver=solver, noise=path)
