@@ -43,6 +43,7 @@ html_theme = "furo"
 html_static_path = ["_static"]
 html_css_files = ["pages.css"]
 html_js_files = ["interactive.js"]
+html_search_scorer = str(Path(__file__).parent / "_static" / "scorer.js")
 exclude_patterns = ["_build", "_cache", *GALLERIES]
 # The look of pictures is a function, which Sphinx cannot keep between two builds.
 suppress_warnings = ["myst.header", "config.cache"]
