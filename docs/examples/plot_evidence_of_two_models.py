@@ -19,8 +19,8 @@ factors = []
 for y in ys:
     observation = sd.LinearObservation(A, y[None], covariance=0.1)
     parts = [
-        sd.sample_posterior(law, observation, 1024, sde="vp", seed=0, steps=50)
-        for law in (narrow, wide)
+        sd.sample_posterior(law, observation, 1024, sde="vp", seed=seed, steps=50)
+        for seed, law in enumerate((narrow, wide))  # independent errors: two seeds
     ]
     factors.append(sd.bayes_factor(*parts))
 values, errors = (torch.stack(list(part)) for part in zip(*factors, strict=True))

@@ -19,8 +19,8 @@ y = torch.tensor([1.4])
 observation = sd.LinearObservation(A, y, covariance=0.05)  # y = A x + N(0, 0.05)
 
 first, second = (
-    sd.sample_posterior(model, observation, 1024, sde="vp", steps=50, seed=0)
-    for model in (two_modes, one_mode)
+    sd.sample_posterior(model, observation, 1024, sde="vp", steps=50, seed=seed)
+    for seed, model in enumerate((two_modes, one_mode))  # independent errors: two seeds
 )
 factor, stderr = sd.bayes_factor(first, second)
 exact = two_modes.log_evidence(observation) - one_mode.log_evidence(observation)
