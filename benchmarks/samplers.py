@@ -19,7 +19,7 @@ each mode in standard errors, and the sliced Wasserstein distance to exact sampl
 what exact samples have. The mixtures are none of those on which anything was chosen.
 
     python benchmarks/samplers.py [--only deterministic|stochastic] [--mixtures FIRST]
-        [--budgets 5 8 10]
+        [--problems "d = 8" digits ...] [--budgets 5 8 10]
 """
 
 import argparse
@@ -40,6 +40,7 @@ import torchsde
 from _bench import RESULTS, environment, save
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from sklearn.datasets import load_digits
 from torch import Tensor
 
 from sdekit import DEIS, SRA1, AdamsBashforth, Dopri8, DPMSolver, DPMSolverSingle, Heun, UniPC
@@ -98,17 +99,34 @@ def mixture(
     return GaussianMixture(weights, means, axes @ torch.diag_embed(deviations.square()) @ axes.mT)
 
 
+def digits() -> GaussianMixture:
+    """A mode of standard deviation 0.1 at each of scikit-learn's digits, in [-1, 1]."""
+    images = torch.from_numpy(load_digits().data) / 8 - 1
+    weights = torch.full((len(images),), 1 / len(images), dtype=torch.float64)
+    return GaussianMixture(weights, images, torch.full_like(weights, 0.01))
+
+
 def mixtures(first: int) -> dict[str, GaussianMixture]:
+    """Those that each seed draws; the eigenvalues of "eigenvalues" are from 1e-4 to 10."""
     return {
         "d = 2, narrow": mixture(first, 2, 6, 0.03, 0.1),
         "d = 16, full": mixture(first + 1, 16, 5, 0.03, 0.5, full=True),
         "d = 3072": mixture(first + 2, 3072, 5, 0.05, 0.3, spread=0.5),
+        "d = 8": mixture(first + 3, 8, 5, 0.05, 0.3),
+        "d = 32, eigenvalues": mixture(first + 4, 32, 5, 1e-2, math.sqrt(10), full=True),
     }
 
 
 FIRST = 401  # the seed of the first mixture
-MIXTURES = mixtures(FIRST)
-SAMPLES = {"d = 2, narrow": 20_000, "d = 16, full": 20_000, "d = 3072": 32}
+MIXTURES = mixtures(FIRST) | {"digits": digits()}
+SAMPLES = {
+    "d = 2, narrow": 20_000,
+    "d = 16, full": 20_000,
+    "d = 3072": 32,
+    "d = 8": 20_000,
+    "d = 32, eigenvalues": 5_000,
+    "digits": 300,
+}
 
 
 @dataclass(frozen=True)
@@ -261,9 +279,9 @@ def others(down: Start) -> Iterator[tuple[str, Run]]:
 # Deterministic
 
 
-def deterministic() -> list[dict[str, Any]]:
+def deterministic(laws: dict[str, GaussianMixture]) -> list[dict[str, Any]]:
     rows = []
-    for (problem, law), (sde, kernel) in itertools.product(MIXTURES.items(), SDES.items()):
+    for (problem, law), (sde, kernel) in itertools.product(laws.items(), SDES.items()):
         begin = time.perf_counter()
         down = start(law, kernel, SAMPLES[problem])
         exact = down.sampled(AdaptiveFlow(1e-12, 1e-12, solver=Dopri8()))
@@ -478,9 +496,10 @@ def seen(law: GaussianMixture, d: int) -> GaussianMixture:
 
 
 def draw(rows: list[dict[str, Any]], file: str) -> None:
-    figure = Figure(figsize=(10, 9), layout="constrained")
-    axes = figure.subplots(3, 3, sharex=True, sharey="row")
-    for (i, problem), (j, sde) in itertools.product(enumerate(MIXTURES), enumerate(SDES)):
+    problems = list(dict.fromkeys(row["problem"] for row in rows))
+    figure = Figure(figsize=(10, 3 * len(problems)), layout="constrained")
+    axes = figure.subplots(len(problems), len(SDES), sharex=True, sharey="row", squeeze=False)
+    for (i, problem), (j, sde) in itertools.product(enumerate(problems), enumerate(SDES)):
         place: Axes = axes[i, j]
         here = [r for r in rows if (r["problem"], r["sde"]) == (problem, sde)]
         for name in dict.fromkeys(
@@ -496,7 +515,7 @@ def draw(rows: list[dict[str, Any]], file: str) -> None:
         place.set(xscale="log", yscale="log", title=f"{problem}, {sde}", ylim=(1e-8, 3))
         place.set_xticks(BUDGETS, map(str, BUDGETS))
         place.xaxis.set_minor_formatter("")
-    for place in axes[2]:
+    for place in axes[-1]:
         place.set_xlabel("evaluations")
     for place in axes[:, 0]:
         place.set_ylabel("mean error of x(end)")
@@ -516,8 +535,9 @@ def main() -> None:
         type=int,
         default=FIRST,
         metavar="FIRST",
-        help=f"the seed of the first of three ({FIRST})",
+        help=f"the seed of the first of five ({FIRST})",
     )
+    parser.add_argument("--problems", nargs="+", choices=list(MIXTURES), default=list(MIXTURES))
     parser.add_argument("--budgets", type=int, nargs="+", default=BUDGETS, help="evaluations")
     arguments = parser.parse_args()
     BUDGETS[:] = arguments.budgets
@@ -528,7 +548,8 @@ def main() -> None:
     }
     with torch.no_grad():
         if "deterministic" in wanted:
-            result["deterministic"] = deterministic()
+            laws = {name: MIXTURES[name] for name in arguments.problems}
+            result["deterministic"] = deterministic(laws)
         if "stochastic" in wanted:
             result["stochastic"] = stochastic()
     drawn = "" if arguments.mixtures == FIRST else f"_{arguments.mixtures}"
