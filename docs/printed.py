@@ -3,7 +3,7 @@ docs/printed.json when the pages are built.
 
 `python docs/printed.py` after `make docs` writes there what differs. Scripts that have null there
 print times, memory, rounding errors or numbers of trained networks, which depend on the processor,
-and are not compared; neither are those without an entry.
+and are not compared. Those without an entry differ.
 """
 
 import json

@@ -231,9 +231,9 @@ def test_slopes_at_the_ends_of_a_step_are_its_own(save, backwards):
     equation = PiecewiseClocked(
         lambda l, x: torch.ones_like(x), lambda l: 1.0, l, log_a=log_a, log_q=0.0 * l
     )
-    ts, within = l.tolist(), [0.5, 1.5, 2.5]
-    if backwards:
-        ts, within = ts[::-1], within[::-1]
+    order = -1 if backwards else 1
+    ts = l.tolist()[::order]
+    within = [0.5, 1.5, 2.5][::order]
     x0 = torch.full((1, 1), math.exp(log_a[-1] if backwards else 0.0), dtype=torch.float64)
     settings = {"solver": AdamsBashforth(1), "save": "dense" if save == "dense" else within}
     solution = solve(equation, x0, ts, **settings)

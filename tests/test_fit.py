@@ -886,7 +886,7 @@ def test_measures_see_the_averaged_weights_and_change_nothing(tmp_path):
 
 
 def test_measures_are_refused():
-    with pytest.raises(ValueError, match="must be a positive integer; not 0"):
+    with pytest.raises(ValueError, match="of a measure must be a positive integer; not 0"):
         fit(model(), DATA, RECIPE, measures=[(0, lambda model, step: {})], progress=False)
     with pytest.raises(ValueError, match="names loss, lr, seconds, step are the training's own"):
         fit(

@@ -167,7 +167,7 @@ def test_points_with_width_are_a_gaussian_mixture():
     torch.testing.assert_close(law.score(0.4, x, "vp"), same.score(0.4, x, "vp"))
     torch.testing.assert_close(law.responsibilities(x), same.responsibilities(x))
     assert law.data_std == pytest.approx(same.data_std)
-    a, b = law.given(OBSERVED), same.given(OBSERVED)
+    a, b = (each.given(OBSERVED) for each in (law, same))
     torch.testing.assert_close(a.log_prob(x), b.log_prob(x))
     torch.testing.assert_close(a.denoise(0.4, x, "vp"), b.denoise(0.4, x, "vp"))
     torch.testing.assert_close(law.log_evidence(OBSERVED), same.log_evidence(OBSERVED))

@@ -65,7 +65,7 @@ def test_steps_that_explicit_methods_cannot_take(solver):
     """
 
     def drift(t, x):
-        x, y = x[:, 0], x[:, 1]
+        x, y = x.unbind(1)
         return torch.stack([-(x + 0.5 * y), 4000.0 * (x - y)], dim=1)
 
     equation = SDE(drift, lambda t, x: torch.tensor([[1.0, 1.0]], dtype=F64), "additive")
@@ -87,7 +87,7 @@ def test_fast_fluctuations_do_not_bound_adaptive_steps():
     """
 
     def drift(t, x):
-        x, y = x[:, 0], x[:, 1]
+        x, y = x.unbind(1)
         return torch.stack([-(x + 0.5 * y), 4000.0 * (x - y)], dim=1)
 
     equation = SDE(drift, lambda t, x: torch.ones_like(x), "additive")

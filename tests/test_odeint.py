@@ -1533,7 +1533,8 @@ def test_tolerances_of_elements_and_parts_are_those_of_the_adjoint():
             return (-self.rate * y[0], 0.1 * y[1]) if isinstance(y, tuple) else -self.rate * y
 
     expected = torch.full((2,), -math.exp(-1), dtype=F64)
-    t, ones = [0.0, 1.0], torch.ones(2, dtype=F64)
+    t = [0.0, 1.0]
+    ones = torch.ones(2, dtype=F64)
     for y0, atol in ((ones, 1e-8 * ones), ((ones, ones[:1]), (1e-8, 1e-7))):
         field = Decay()
         ys = odeint_adjoint(field, y0, t, rtol=1e-8, atol=atol)
