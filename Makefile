@@ -40,7 +40,7 @@ types: setup
 unit: setup
 	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal --quiet
 
-mutants: setup ## whether the tests notice mistakes: tests/mutants.toml, about an hour on two cores
+mutants: setup ## whether the tests notice mistakes: tests/mutants.toml, one to two hours on two cores
 	$(BIN)/python tests/mutants.py
 
 promises: setup ## breaks each promise of tests/promises.toml, shows that a test fails, writes docs/promises.md

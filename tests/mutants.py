@@ -2,8 +2,8 @@
 
 A copy of the tree is mutated, never the tree. `python tests/mutants.py TEXT ...` runs only the
 mutants whose area, or line, contains one of the texts; `--part 2 4` the second quarter of the
-table, so that a run of the whole may be spread over machines. The test that killed a mutant the
-last time is run first.
+table, so that a run of the whole may be spread over machines or times. The test that killed a
+mutant the last time, which tests/killers.json has, is run first.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from importlib.util import cache_from_source
 from pathlib import Path
 from queue import Queue
+from threading import Lock
 
 from attribution import ROOT, Source, sources, tests_of
 from executed import CACHE, Records, copied, recorded, run_tests
@@ -28,7 +29,7 @@ from executed import CACHE, Records, copied, recorded, run_tests
 AIM = 0.97
 FILES = 3  # of the first round
 LIMIT = 120.0  # seconds of tests for one mutant, the fastest first
-KILLERS = CACHE / "killers.json"  # the test that killed a mutant the last time
+KILLERS = ROOT / "tests" / "killers.json"
 
 
 @dataclass(frozen=True)
@@ -239,7 +240,8 @@ def main() -> int:
     for name in [name for name, test in records.tests.items() if not test["passed"]]:
         print(f"left out, as it does not pass or is skipped: {name}")
 
-    killers = json.loads(KILLERS.read_text()) if KILLERS.exists() else {}
+    killers = json.loads(KILLERS.read_text())
+    writing = Lock()
 
     def work(mutant: Mutant) -> Outcome:
         tree = trees.get()
@@ -248,12 +250,13 @@ def main() -> int:
         finally:
             trees.put(tree)
         print(f"{outcome.seconds:5.0f} s, {outcome.killer or 'SURVIVES'}: {outcome}", flush=True)
+        with writing:  # at once, so that a run that is interrupted has served the next one
+            killers[mutant.name] = outcome.killer
+            KILLERS.write_text(json.dumps(killers, indent=1, sort_keys=True) + "\n")
         return outcome
 
     with ThreadPoolExecutor(arguments.jobs) as pool:
         outcomes = list(pool.map(work, wanted))
-    killers |= {outcome.mutant.name: outcome.killer for outcome in outcomes}
-    KILLERS.write_text(json.dumps(killers, indent=1))
     print(f"\n{table(outcomes)}\n")
     for outcome in outcomes:
         if not outcome.killer:
