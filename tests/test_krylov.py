@@ -87,6 +87,27 @@ def test_systems_without_an_answer():
     assert x[3].isfinite().all()
 
 
+def test_real_numbers_in_the_subspace_that_are_no_eigenvalues_do_not_count():
+    """The eigenvalues are 1 to 5 and pairs around -1, none of which is real and negative; numbers
+    of the subspace are, far from all of them.
+    """
+    matrix = torch.diag(torch.cat([torch.full((10,), -1.0), torch.linspace(1, 5, 10)]).double())
+    for i in range(5):
+        matrix[2 * i + 1, 2 * i] = 1 + 0.1 * i
+        matrix[2 * i, 2 * i + 1] = -1 - 0.1 * i
+    _, right = systems(6, 20)
+
+    def product(v):
+        return v @ matrix.T
+
+    settings = {"limit": 0.1 * right.norm(dim=1), "most": 20}
+    x, negative = gmres(product, right, **settings)
+    assert x.isfinite().all()
+    assert not negative.any()
+    matrix[:2, :2] = torch.diag(torch.tensor([-1.0, -3.0]))
+    assert gmres(product, right, **settings)[1].all()
+
+
 def reaction(t, x):
     """Each number with its neighbours, stiff, in a medium that changes in time."""
     t = torch.as_tensor(t).reshape(-1, *[1] * (x.ndim - 1))

@@ -269,7 +269,8 @@ def path_weights(
     the proposal is E[h(path)] under the target. In the limit of short steps it is Girsanov's
     theorem. -E[log w] is the Kullback-Leibler divergence KL(q || p), with gradients by autograd;
     `path_kl` estimates it with less variance. A coordinate in which g is 0 adds nothing where both
-    drifts are equal, and -inf elsewhere.
+    drifts are exactly equal, as the same operations on the same numbers are, and -inf elsewhere. A
+    matrix g with a row of zeros has no inverse, and is refused.
 
     Arguments:
         target, proposal: equations with the same g.
@@ -279,8 +280,8 @@ def path_weights(
         noise: as in `solve`.
 
     Raises:
-        TypeError, ValueError: as `Transitions`, and for equations with different noise types or
-            different g.
+        TypeError, ValueError: as `Transitions`, also for a matrix g without an inverse, and for
+            equations with different noise types or different g.
 
     Example:
         >>> q = sdekit.SDE(lambda t, x: 0 * x, lambda t, x: 1.0)
@@ -326,7 +327,9 @@ def path_kl(
     computes. -log w of `path_weights` has the same mean, with the variance of a stochastic integral
     besides. In a bound E[log p(y | x) + log w] of the evidence, however, the two terms cancel each
     other's variance if the proposal is the posterior: near there `path_weights` is better. A
-    coordinate in which g is 0 adds nothing where both drifts are equal, and infinity elsewhere.
+    coordinate in which g is 0 adds nothing where both drifts are exactly equal, as the same
+    operations on the same numbers are, and infinity elsewhere. A matrix g with a row of zeros has
+    no inverse, and is refused.
 
     Arguments:
         target, proposal, x0, ts, solver, noise: as of `path_weights`.

@@ -56,6 +56,7 @@ class ExponentialEuler(AbstractSolver):
     its linear part or an approximation of it: the orders hold for every A, and steps are stable for
     all z <= 0 if N is not stiff. The noise of a step has the exact variance, phi_1(2 z) |dt| g^2,
     and converges path by path: for constant N and g the solution has the exact law on every grid.
+    For ordinary equations states within a step are on the straight line between its ends.
 
     Arguments:
         linear: A, a float or a tensor that broadcasts against the event.
@@ -100,7 +101,8 @@ class ExponentialHeun(AbstractSolver):
         x_1 = x~ + phi_2(z) (N(t_1, x~) - N_0) dt.
 
     Here phi_2(z) = (e^z - 1 - z) / z^2, N_0 is N at (t_0, x_0), and g is evaluated in the middle of
-    the step; the rest is as in `ExponentialEuler`. With additive noise the weak order is two.
+    the step; the rest is as in `ExponentialEuler`. With additive noise the weak order is two. For
+    ordinary equations states within a step are on the straight line between its ends.
 
     Arguments:
         linear: A, a float or a tensor that broadcasts against the event.

@@ -26,7 +26,8 @@ class ImplicitEulerMaruyama(AbstractSolver):
 
     Only accuracy limits the steps: for f = l x with l < 0 the mean shrinks by 1 / (1 - l dt) in a
     step, and the variance is stable wherever that of the equation is. f receives t as with adaptive
-    steps, `(batch, 1, ...)`, also on a grid. Each iteration waits for the device.
+    steps, `(batch, 1, ...)`, also on a grid. Each iteration waits for the device. For ordinary
+    equations states within a step are on the straight line between its ends.
 
     Arguments:
         direct: the largest number d of coordinates of a sample for which Jacobians and factors,
@@ -36,7 +37,8 @@ class ImplicitEulerMaruyama(AbstractSolver):
             equations the number of dimensions grows with the square root of dt times the largest
             rate. Where 200 do not suffice the sample is NaN: take shorter steps, a larger `direct`,
             or `SKROCK`, which needs no Jacobian. It is also NaN where GMRES finds a direction that
-            grows faster than 1 / dt; one that the residual hardly contains is not seen.
+            grows faster than 1 / dt at the solution; one that the residual hardly contains is not
+            seen.
 
     Raises:
         ValueError: in a solve, for a drift through which autograd finds no path to x, and with
@@ -45,7 +47,8 @@ class ImplicitEulerMaruyama(AbstractSolver):
         RuntimeError: in a solve under torch.func.vmap, which hides whether a sample has converged.
 
     Warns:
-        RuntimeWarning: where Newton's method does not converge.
+        RuntimeWarning: on a grid, where Newton's method does not converge, or finds a solution that
+            shorter steps do not lead to.
 
     Example:
         >>> drift = lambda t, x: -1000 * (x - torch.cos(t))
@@ -82,10 +85,10 @@ class ImplicitEulerMaruyama(AbstractSolver):
         end = per_sample(t1, x)
         h = end - per_sample(t0, x)
         noisy = problem.diffuse(t0, x, noise.w, x)
-        x1, state = implicit(
+        x1, unconnected, state = implicit(
             problem, end, h, noisy, noisy, state, allow_slow=True, direct=self.direct
         )
-        warn_without_solution(t1, x1, noisy, self.direct)
+        warn_without_solution(t1, x1, unconnected, noisy, self.direct)
         return Step(x1, dense=(x, x1), state=state)
 
 
@@ -101,7 +104,8 @@ class ImplicitPlaten(AbstractSolver):
     noise; strong order one. x_1 is found as in `ImplicitEulerMaruyama`. On a grid fast modes do not
     decay: for f = l x and l dt -> -infinity, x only changes its sign in each step. Adaptive steps
     resolve them: their error estimate is the difference from an Euler-Maruyama step, multiplied by
-    (1 - J dt / 2)^{-1} with the Jacobian J of f.
+    (1 - J dt / 2)^{-1} with the Jacobian J of f. For ordinary equations states within a step are on
+    the straight line between its ends.
 
     Arguments:
         direct: as of `ImplicitEulerMaruyama`.
@@ -113,7 +117,8 @@ class ImplicitPlaten(AbstractSolver):
         RuntimeError: in a solve under torch.func.vmap, which hides whether a sample has converged.
 
     Warns:
-        RuntimeWarning: where Newton's method does not converge.
+        RuntimeWarning: on a grid, where Newton's method does not converge, or finds a solution that
+            shorter steps do not lead to.
 
     Example:
         >>> drift = lambda t, x: -1000 * (x - torch.cos(t))
@@ -157,10 +162,10 @@ class ImplicitPlaten(AbstractSolver):
         base = half + kick + correction
         guess = x + kick + correction
         allow_slow = not isinstance(t1, Tensor)  # on a grid
-        x1, state = implicit(
+        x1, unconnected, state = implicit(
             problem, end, 0.5 * h, base, guess, state, allow_slow=allow_slow, direct=self.direct
         )
-        warn_without_solution(t1, x1, base, self.direct)
+        warn_without_solution(t1, x1, unconnected, base, self.direct)
         if allow_slow and not fits(x, self.direct):  # nothing reads it, and it takes another solve
             return Step(x1, None, (x, x1), state)
         # From Euler's step, whose drift is that of the start and whose noise is g_0 dW.

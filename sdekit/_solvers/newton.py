@@ -52,9 +52,9 @@ def implicit(
     *,
     allow_slow: bool,
     direct: int,
-) -> tuple[Tensor, Tree]:
-    """The solution of x = base + h f(t, x) near a guess, and the factors with which the next step
-    begins; t and h are `(batch,)`.
+) -> tuple[Tensor, Tensor, Tree]:
+    """The solution of x = base + h f(t, x) near a guess, for which samples it is one that shorter
+    steps do not lead to, and the factors with which the next step begins; t and h are `(batch,)`.
 
     The LU factors of a sample are kept, in later steps too, while each change is at most 0.3 times
     the one before and h differs by at most a tenth. A sample has converged when a change is below
@@ -68,8 +68,9 @@ def implicit(
     a sample that would need a second Jacobian in this step.
 
     Samples of more than `direct` numbers have no factors, and no derivatives: their changes are
-    those of GMRES with the Jacobian at the present x. They are NaN where 1 - h J is seen to have a
-    negative eigenvalue, which `connected` also notices if their number is odd.
+    those of GMRES with the Jacobian at the present x. They are NaN where GMRES finds a negative
+    eigenvalue of 1 - h J in an iteration, and again at the solution; `connected` detects only an
+    odd number of them.
 
     Raises:
         ValueError: for derivatives of these, and within a transform of torch.func.
@@ -77,18 +78,18 @@ def implicit(
     iterated = _iterated if fits(base, direct) else partial(_iterated_by_products, direct=direct)
     with torch.no_grad():
         start = base.detach(), guess.detach()
-        x, state = iterated(problem, t, h, *start, state, allow_slow=allow_slow)
+        x, unconnected, state = iterated(problem, t, h, *start, state, allow_slow=allow_slow)
     if not is_differentiating():
-        return x, state
+        return x, unconnected, state
     if not fits(base, direct):
         require_no_gradients(_residual(problem, t, h, base, x), direct)
-        return x, state
+        return x, unconnected, state
     jacobian, _ = problem.jacobian(t, x)
     factors = factorised(jacobian.detach(), h)
     for _ in range(2):  # the first has the first derivatives, and the second the second ones
         change = solved(factors, _residual(problem, t, h, base, x)).to(x.dtype)
         x = x + (change - change.detach())
-    return x, state
+    return x, unconnected, state
 
 
 def smoothed(
@@ -139,8 +140,8 @@ def _iterated(
     state: Tree,
     *,
     allow_slow: bool,
-) -> tuple[Tensor, Tree]:
-    """The solution without derivatives."""
+) -> tuple[Tensor, Tensor, Tree]:
+    """What `implicit` returns, without derivatives."""
     eps = torch.finfo(x.dtype).eps
     *factors, largest = state
     relative = max(eps**0.75, 8 * eps)
@@ -166,8 +167,10 @@ def _iterated(
         done = done | small | ~size.isfinite()
         if bool(done.all()):
             break
-    solution = torch.where(_mask(done & connected((factors[0], factors[1]), h), x), x, torch.nan)
-    return solution, (*factors, torch.maximum(largest, _largest(solution).nan_to_num(0.0, 0.0)))
+    same = connected((factors[0], factors[1]), h)
+    solution = torch.where(_mask(done & same, x), x, torch.nan)
+    largest = torch.maximum(largest, _largest(solution).nan_to_num(0.0, 0.0))
+    return solution, ~same & before.isfinite(), (*factors, largest)
 
 
 def _iterated_by_products(
@@ -180,15 +183,19 @@ def _iterated_by_products(
     *,
     allow_slow: bool,
     direct: int,
-) -> tuple[Tensor, Tree]:
-    """The solution by Newton's method with GMRES, without derivatives. The tolerance is also that
-    of what GMRES leaves of the residual.
+) -> tuple[Tensor, Tensor, Tree]:
+    """What `implicit` returns, by Newton's method with GMRES and without derivatives.
+
+    A sample has converged when a change is below the tolerance, and either what GMRES left of the
+    residual or the change before is, too. The rounding error of a residual grows with h J and
+    may exceed the tolerance, but it hardly changes x.
     """
     eps = torch.finfo(x.dtype).eps
     (largest,) = state
     scale = torch.maximum(largest, _largest(base))
     before = torch.full_like(largest, torch.inf)
     done = torch.zeros_like(before, dtype=torch.bool)
+    suspect = torch.zeros_like(base)  # right sides for which a negative eigenvalue was found
     for _ in range(_ATTEMPTS):
         residual = _residual(problem, t, h, base, x)
         solve, _ = by_products(problem, t, x, h, direct=direct, residual=_RESIDUAL)
@@ -196,16 +203,33 @@ def _iterated_by_products(
         size = _largest(change)
         left = _RESIDUAL * torch.linalg.vector_norm(residual.flatten(1), dim=1) * h.abs()
         tolerance = max(eps**0.75, 8 * eps) * torch.maximum(scale, _largest(x + change))
-        small = torch.maximum(size, left) <= tolerance
+        small = (size <= tolerance) & ((left <= tolerance) | (before <= tolerance))
         slow = ~(small | (size <= _MAX_CONTRACTION * before) | before.isinf())
-        failed = ~size.isfinite() | solve.unconnected | (slow if not allow_slow else False)
+        failed = ~size.isfinite() | (slow if not allow_slow else False)
+        suspect = torch.where(_mask(solve.unconnected & ~done, x), residual, suspect)
         x = torch.where(_mask(done, x), x, torch.where(_mask(failed, x), torch.nan, x + change))
         before = size
         done = done | small | failed
         if bool(done.all()):
             break
-    solution = torch.where(_mask(done, x), x, torch.nan)
-    return solution, (torch.maximum(largest, _largest(solution).nan_to_num(0.0, 0.0)),)
+    unconnected = _unconnected(problem, t, h, x, suspect, direct)
+    solution = torch.where(_mask(done & ~unconnected, x), x, torch.nan)
+    largest = torch.maximum(largest, _largest(solution).nan_to_num(0.0, 0.0))
+    return solution, unconnected, (largest,)
+
+
+def _unconnected(
+    problem: AbstractSDE, t: Tensor, h: Tensor, x: Tensor, right: Tensor, direct: int
+) -> Tensor:
+    """For which samples with a right side other than 0 GMRES finds a negative eigenvalue of 1 - h J
+    at x, or does not converge. An eigenvalue that is negative only on the way to x does not matter.
+    """
+    suspected = _largest(right) != 0
+    if not bool(suspected.any()):
+        return suspected
+    solve, _ = by_products(problem, t, x, h, direct=direct, residual=_RESIDUAL)
+    unsolved = ~_largest(solve(right)).isfinite()
+    return suspected & (solve.unconnected | unsolved)
 
 
 def _updated(
@@ -231,20 +255,34 @@ def _largest(x: Tensor) -> Tensor:
     return x.detach().reshape(len(x), -1).abs().amax(1)
 
 
-def warn_without_solution(t1: Time, x: Tensor, given: Tensor, direct: int) -> None:
-    """Warns of samples for which a step of a fixed grid has no solution.
+def warn_without_solution(
+    t1: Time, x: Tensor, unconnected: Tensor, given: Tensor, direct: int
+) -> None:
+    """Warns of samples for which a step of a fixed grid has no solution, or one that shorter steps
+    do not lead to.
 
     Warns:
         RuntimeWarning: with what to do.
     """
     if isinstance(t1, Tensor):  # with adaptive steps it is repeated with a shorter one
         return
-    failed = (_largest(given).isfinite() & ~_largest(x).isfinite()).nonzero()[:, 0].tolist()
-    if failed:
+    failed = _largest(given).isfinite() & ~_largest(x).isfinite()
+    if not bool(failed.any()):
+        return
+    larger = "" if fits(x, direct) else ", set direct to the size of a sample, or take SKROCK"
+    _warn("does not converge", t1, failed & ~unconnected, larger)
+    # Shorter steps only: with `direct`, an even number of growing directions would not be detected.
+    _warn("finds no solution that shorter steps lead to", t1, failed & unconnected, "")
+
+
+def _warn(what: str, t1: float, failed: Tensor, advice: str) -> None:
+    """Names the samples that failed, if there are any."""
+    samples = failed.nonzero()[:, 0].tolist()
+    if samples:
         warnings.warn(
-            f"Newton's method does not converge in the step to t = {t1:g} for {len(failed)} of "
-            f"{len(x)} samples, the first of which is {failed[0]}: take shorter steps"
-            + ("" if fits(x, direct) else ", set direct to the size of a sample, or take SKROCK"),
+            f"Newton's method {what} in the step to t = {t1:g} for {len(samples)} of "
+            f"{len(failed)} samples, the first of which is {samples[0]}: take shorter steps"
+            + advice,
             RuntimeWarning,
-            stacklevel=2,
+            stacklevel=3,
         )

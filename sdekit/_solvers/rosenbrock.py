@@ -59,13 +59,13 @@ class AbstractRosenbrock(AbstractSolver, ABC):
 
     Arguments:
         direct: the largest number d of coordinates of a sample for which J is computed, by d
-            vector-Jacobian products in one batched call, and factorised once per step; a step that
-            is tried again with another length has the same J, except with gradients; which samples
-            these are is read from the device in each step. For larger samples the systems are
-            solved by GMRES from products J v, without preconditioner, in a subspace of at most 200
-            dimensions, whose vectors are kept. If it does not converge the step is NaN, and
-            adaptive steps repeat it with a shorter one. GMRES has no gradients, and its checks of
-            convergence wait for the device.
+            vector-Jacobian products in one batched call, and factorised once per step. With
+            adaptive steps, a step that is tried again with another length has the same J, except
+            with gradients and within torch.compile; which samples these are is read from the device
+            in each step. For larger samples the systems are solved by GMRES from products J v,
+            without preconditioner, in a subspace of at most 200 dimensions, whose vectors are kept.
+            If it does not converge the step is NaN, and adaptive steps repeat it with a shorter
+            one. GMRES has no gradients, and its checks of convergence wait for the device.
         residual: the residual of GMRES, relative to the largest right-hand side of the step so far.
             It should be at most 100 times the tolerance; otherwise steps are rejected, and results
             are less accurate than the tolerance.

@@ -29,7 +29,8 @@ class SKROCK(AbstractSolver):
     discretised diffusion in space. With s evaluations, steps are stable if |l dt| <= 1.93 s^2 for
     the eigenvalue l of largest modulus; if g is proportional to the state, also in mean square.
     s steps of Euler-Maruyama, with as many evaluations, are stable for |l dt| <= 2 s. The method
-    needs neither a Jacobian nor a linear system.
+    needs neither a Jacobian nor a linear system. For ordinary equations states within a step are on
+    the straight line between its ends.
 
     Arguments:
         stages: s, at least sqrt(|l dt| / 1.93).
