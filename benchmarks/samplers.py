@@ -101,7 +101,7 @@ def mixture(
 
 def digits() -> GaussianMixture:
     """A mode of standard deviation 0.1 at each of scikit-learn's digits, in [-1, 1]."""
-    images = torch.from_numpy(load_digits().data) / 8 - 1
+    images = torch.from_numpy(load_digits(return_X_y=True)[0]) / 8 - 1
     weights = torch.full((len(images),), 1 / len(images), dtype=torch.float64)
     return GaussianMixture(weights, images, torch.full_like(weights, 0.01))
 
