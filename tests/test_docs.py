@@ -66,7 +66,13 @@ def test_there_are_examples():
 
 @pytest.mark.parametrize(
     ("name", "most"),
-    [("Midpoint", 20), ("StochasticMidpoint", 20), ("Adams", 4), ("LinearNoise", 15), ("Squared", 4)],
+    [
+        ("Midpoint", 20),
+        ("StochasticMidpoint", 20),
+        ("Adams", 4),
+        ("LinearNoise", 15),
+        ("Squared", 4),
+    ],
 )
 def test_what_the_guide_adds_is_as_short_as_promised(name, most):
     """Lines from the class statement to its end, decorator, docstring and blank lines not
