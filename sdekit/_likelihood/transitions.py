@@ -164,13 +164,12 @@ class _Scale(NamedTuple):
         if not self.is_matrix:
             return move / root, sum_of_sample(root.to(torch.float64).abs().log())
         _require_square(root)
-        try:
-            z = torch.linalg.solve(root, move.reshape(len(move), -1))
-        except torch.linalg.LinAlgError as error:  # pyright: ignore[reportPrivateImportUsage]
+        z, singular = torch.linalg.solve_ex(root, move.reshape(len(move), -1))
+        if not has_hidden_values(singular) and bool(singular.any()):
             raise ValueError(
                 "g is a matrix without an inverse here, so a step has no density: give a g whose "
                 "columns are linearly independent at every x"
-            ) from error
+            )
         return z, torch.linalg.slogdet(root.to(torch.float64)).logabsdet
 
     def ratio(self, move: Tensor) -> Tensor:
