@@ -182,9 +182,7 @@ def adaptive_steps(
             state = solver.init(problem, t, x)
         while t != stop:
             step_length = min(max(length, control.shortest), control.longest)
-            t1 = _end(control, t, stop, step_length)
-            if abs(t1) > _LATEST * torch.finfo(x.dtype).max:
-                raise ValueError(f"event_fn(t, y) has not changed its sign up to t = {t:.3g}")
+            t1 = _end(control, t, stop, step_length, x.dtype)
             tried += 1
             notify("callback_step", t, x, abs(t1 - t))
             step = solver.step(problem, t, t1, x, Increment(), state)
@@ -209,10 +207,17 @@ def adaptive_steps(
     problem.require_unchanged()
 
 
-def _end(control: Control, t: float, stop: float, length: float) -> float:
-    """The end of a step. A step to the stop may be a tenth longer, to avoid a tiny one after it."""
+def _end(control: Control, t: float, stop: float, length: float, dtype: torch.dtype) -> float:
+    """The end of a step. A step to the stop may be a tenth longer, to avoid a tiny one after it.
+
+    Raises:
+        ValueError: for an end beyond the largest times of the dtype.
+    """
     stretch = 1.1 if length < control.longest / 1.1 else 1.0
-    return stop if abs(stop - t) <= stretch * length else t + math.copysign(length, stop - t)
+    end = stop if abs(stop - t) <= stretch * length else t + math.copysign(length, stop - t)
+    if abs(end) > _LATEST * torch.finfo(dtype).max:
+        raise ValueError(f"event_fn(t, y) has not changed its sign up to t = {t:.3g}")
+    return end
 
 
 def _problem(system: System, jumps: Sequence[float], t: float, end: float, x: Tensor) -> Counted:

@@ -90,10 +90,8 @@ def solve_sde(
     grid = fixed_times(ts)
     if grid[-1] < grid[0]:
         raise ValueError("torchsde needs times that increase; sdekit.sdeint takes both directions")
-    if adjoint_method is not None and not adjoint:
-        raise ValueError("adjoint_method is for adjoint=True")
-    if adjoint_params is not None and not adjoint:
-        raise ValueError("adjoint_params are for adjoint=True")
+    if not adjoint and not (adjoint_method is None and adjoint_params is None):
+        raise ValueError("adjoint_method and adjoint_params are for adjoint=True")
     if not dt > 0:
         raise ValueError(f"dt must be positive, not {dt}")
     counted = Counted.of(problem.within(grid[0], grid[-1]), x0)
