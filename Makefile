@@ -30,7 +30,7 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/python tests/measures.py
-	$(BIN)/codespell $(PROSE) sdekit sdekit_diffusion tests benchmarks
+	$(BIN)/codespell $(PROSE) docs/choosing.toml sdekit sdekit_diffusion tests benchmarks
 	$(BIN)/python tests/prose.py
 	$(BIN)/proselint check --config docs/proselint.json $(PROSE)
 

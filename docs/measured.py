@@ -2,11 +2,12 @@
 
 A page has a comment `<!-- measured: NAME -->`, and `registered.py` puts the table of
 `docs/results/NAME.json` in its place when the pages are built. So a page says what was measured
-last: run the command of a table again and its numbers change. `python docs/measured.py` prints the
-tables.
+last: run the command of a table again and its numbers change. A table has a column for each key of
+the rows, unless `TABLES` says otherwise. `python docs/measured.py` prints the tables.
 """
 
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 RESULTS = Path(__file__).parent / "results"
 PLACE = re.compile(r"^<!-- measured: (\w+) -->$", re.MULTILINE)
 Rows = list[dict[str, Any]]
+Table = Callable[[Rows], list[str]]  # the lines of a table
 
 
 def completed(text: str) -> str:
@@ -24,8 +26,13 @@ def completed(text: str) -> str:
 
 def table(name: str) -> list[str]:
     """The lines of a table, and a sentence with its origin."""
-    result = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-    return [*TABLES[name](result["rows"]), "", origin(result["environment"])]
+    result = stored(name)
+    return [*TABLES.get(name, plain())(result["rows"]), "", origin(result["environment"])]
+
+
+def stored(name: str) -> dict[str, Any]:
+    """The environment and the rows of a result."""
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def origin(found: dict[str, Any]) -> str:
@@ -39,16 +46,64 @@ def origin(found: dict[str, Any]) -> str:
     )
 
 
+def lines(heads: list[str], body: list[list[str]]) -> list[str]:
+    """A table in Markdown."""
+    return [f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *body)]
+
+
+def shown(value: Any, digits: int = 2) -> str:  # noqa: ANN401
+    """A text as it is, an integer with its thousands apart, a float with a few significant digits,
+    a range as "2 to 3"; nothing for NaN.
+    """
+    if isinstance(value, list):
+        return " to ".join(dict.fromkeys(shown(one, digits) for one in value))
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{float(f'{value:.{digits}g}'):g}"
+    return f"{value:,}" if isinstance(value, int) else value
+
+
+def plain(digits: int = 2) -> Table:
+    """A column for each key of the rows; empty cells where a row lacks it."""
+
+    def made(rows: Rows) -> list[str]:
+        keys = list(dict.fromkeys(key for row in rows for key in row))
+        return lines(keys, [[shown(row.get(key, ""), digits) for key in keys] for row in rows])
+
+    return made
+
+
+def crossed(down: str, across: str, cell: str) -> Table:
+    """A line for each value of the keys `down`, a column for each of the keys `across`, and in the
+    cells a format of the row's values.
+    """
+
+    def made(rows: Rows) -> list[str]:
+        found: dict[tuple[str, ...], dict[str, str]] = {}
+        for row in rows:
+            title = ", ".join(shown(row[key]) for key in across.split(", "))
+            line = tuple(shown(row[key]) for key in down.split(", "))
+            found.setdefault(line, {})[title] = cell.format(**row)
+        heads = list(dict.fromkeys(title for cells in found.values() for title in cells))
+        body = [[*line, *(cells.get(head, "") for head in heads)] for line, cells in found.items()]
+        return lines([*down.split(", "), *heads], body)
+
+    return made
+
+
+def named(made: Table, *keys: str) -> Table:
+    """The same with the values of some keys as code, such as `"default"`."""
+    return lambda rows: made([row | {key: f'`"{row[key]}"`' for key in keys} for row in rows])
+
+
 def solvers(rows: Rows) -> list[str]:
     """The solver with the fewest evaluations for each equation and error, and the next two."""
-    heads = "equation", "error of", "at most", "take", "evaluations", "next"
-    lines = [f"| {' | '.join(heads)} |", f"{'|---' * len(heads)}|"]
+    heads = ["equation", "error of", "at most", "take", "evaluations", "next"]
+    body = []
     for row in rows:
-        first, *others = ((called(one["solver"]), one["evaluations"]) for one in row["best"])
-        further = ", ".join(f"{solver} {count}" for solver, count in others)
-        cells = (row["case"], row["kind"], f"{row['error']:g}", first[0], str(first[1]), further)
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
+        first, *others = ([called(one["solver"]), str(one["evaluations"])] for one in row["best"])
+        further = ", ".join(map(" ".join, others))
+        body.append([row["case"], row["kind"], f"{row['error']:g}", *first, further])
+    return lines(heads, body)
 
 
 def called(solver: str) -> str:
@@ -57,36 +112,40 @@ def called(solver: str) -> str:
     return f"`{name}`{', ' + steps if steps else ''}"
 
 
-def laws(rows: Rows) -> list[str]:
-    """Largest differences from the exact law, by method and number of evaluations."""
-    diffusions = list(dict.fromkeys(row["sde"] for row in rows))
-    runs: dict[tuple[str, int], dict[str, float]] = {}
-    for row in rows:
-        runs.setdefault((row["method"], row["evaluations"]), {})[row["sde"]] = row["worst"]
-    heads = ["method", "evaluations", *(f'`"{name}"`' for name in diffusions)]
-    lines = [f"| {' | '.join(heads)} |", f"{'|---' * len(heads)}|"]
-    for (method, evaluations), worst in runs.items():
-        cells = [f"{worst[name]:.1f}" if name in worst else "" for name in diffusions]
-        lines.append(f'| `"{method}"` | {evaluations} | {" | ".join(cells)} |')
-    return lines
-
-
-def gradients(rows: Rows) -> list[str]:
-    """Time, memory and error of each way to differentiate a solve."""
-    memory = [key for key in rows[0] if key.startswith("peak MB")]
-    keys = ["time / plain", *memory, "evaluations per step", "relative difference"]
-    lines = [f"| gradient | {' | '.join(keys)} |", f"{'|---' * (len(keys) + 1)}|"]
-    for row in rows:
-        cells = [f"{float(f'{row[key]:.2g}'):g}" if key in row else "" for key in keys]
-        lines.append(f"| {row['gradient']} | {' | '.join(cells)} |")
-    return lines
-
-
-TABLES: dict[str, Callable[[Rows], list[str]]] = {
-    "gradient": gradients,
-    "mixture": laws,
+RATIOS = "{error:.1e} ({ratio:.2f})"
+MEANS = "{mean:.3g} ± {deviation:.1g}"
+TABLES: dict[str, Table] = {
+    "adaptive": crossed(
+        "dimension, noise after a rejected step", "tolerance", "{bias:.2%} ({evaluations:.0f})"
+    ),
+    "choice": plain(3),
+    "coverage": plain(3),
+    "editing": named(plain(), "method"),
+    "intervals": plain(3),
+    "known_coordinates": crossed(
+        "method, evaluations", "problem", "{over the floor:.1f} ({error of the mean / std:.2f})"
+    ),
+    "mixture": named(crossed("method, evaluations", "sde", "{worst:.1f}"), "method", "sde"),
+    "networks": crossed("network", "evaluations", "{ratio:.2f}"),
+    "networks_guided": crossed("network", "evaluations", "{ratio:.2f}"),
+    "order": crossed("problem", "library, direction", "{error:.1e} (`{method}`)"),
+    "overhead_samplers": named(plain(), "method"),
+    "posterior": plain(3),
+    "probability_flow": crossed("diffusion, direction, solver", "error", "{evaluations}"),
+    "recipes_averages": crossed("snapshots", "width", "{error:.1g}"),
+    "recipes_digits": plain(3),
+    "recipes_fashion_mnist": plain(3),
+    "recipes_plane": crossed(
+        "conditioning, weighting", "predicts", "{error:.2g} ± {stderr:.1g}"
+    ),
+    "report": crossed("figure", "set", MEANS),
+    "report_tests": crossed("figure", "set", MEANS),
+    "samplers": crossed("problem, sde", "evaluations", RATIOS),
+    "samplers_laws": crossed("method", "problem", "{weights:.1f}, {means:.1f}, {covariances:.1f}"),
+    "sbi": plain(3),
+    "scale": plain(3),
     "work_precision": solvers,
-}
+}  # fmt: skip
 
 if __name__ == "__main__":
     for each in sorted(RESULTS.glob("*.json")):

@@ -12,6 +12,7 @@ from functools import cache
 import sdekit
 import sdekit_diffusion as sd
 
+import choosing
 import measured
 import supported
 
@@ -33,7 +34,7 @@ def completed(page: str, text: str) -> str:
         more = [cells for pattern, cells in rows() if not re.search(pattern, place)]
         table += "".join(f"\n| {' | '.join(cells)} |" for cells in more)
         text = before + found + table + end + after
-    return measured.completed(text)
+    return choosing.completed(measured.completed(text))
 
 
 def summary(kind: type) -> str:

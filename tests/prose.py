@@ -17,7 +17,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("*.md", "docs/*.md", "docs/**/*.py", "benchmarks/*.py", "sdekit*/**/*.py", "tests/*.py")
+PAGES = (
+    "*.md",
+    "docs/*.md",
+    "docs/*.toml",
+    "docs/**/*.py",
+    "benchmarks/*.py",
+    "sdekit*/**/*.py",
+    "tests/*.py",
+)
 GENERATED = ("_build", "_cache", "gallery", "how_to_guides", "tutorial_pages", "results")
 NOT_PROSE = re.compile(
     r"^(`{3,}|~{3,})[^\n]*\n.*?^\1[^\n]*$"  # blocks of code
@@ -41,7 +49,7 @@ def blank(match: re.Match[str]) -> str:
 def prose(path: Path) -> Iterator[Text]:
     """The texts of a file without code."""
     source = path.read_text(encoding="utf-8")
-    texts = [(1, source)] if path.suffix == ".md" else list(written(source))
+    texts = [(1, source)] if path.suffix in (".md", ".toml") else list(written(source))
     for line, text in texts:
         yield line, re.sub(r"\n[ >-]+", "\n", NOT_PROSE.sub(blank, text))
 

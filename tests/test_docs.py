@@ -11,8 +11,6 @@ import re
 from fractions import Fraction
 
 import api_pages
-import measured
-import networks
 import printed as scripts
 import pytest
 from outputs import PAGES, ROOT, agree, examples, outputs
@@ -236,65 +234,6 @@ def test_one_more_of_each_has_a_row_when_the_page_is_built(monkeypatch):
     assert rows(page, "rule | weights")[-1] == ["`Rule(k)`", "A rule.", "1", "2", "3", "4"]
     assert rows(page, "method | c")[-1][:1] == ["`Single`"]
     assert summary(One) == r"x\_1 = a \* \|x\_0\|, one more solver."
-
-
-def test_tables_of_measurements_are_made_from_what_the_commands_wrote():
-    places = {
-        name: page.stem
-        for page in PAGES
-        for name in re.findall(r"^<!-- measured: (\w+) -->$", page.read_text(), re.M)
-    }
-    assert sorted(places) == sorted(path.stem for path in measured.RESULTS.glob("*.json"))
-    assert set(places) <= set(measured.TABLES)
-    for name, page in places.items():
-        result = json.loads((measured.RESULTS / f"{name}.json").read_text())
-        command = result["environment"]["command"]
-        assert (ROOT / command.split()[1]).exists()
-        assert command in built(page)
-        assert "<!-- measured" not in built(page)
-
-
-def test_geometric_means_of_networks_leave_out_guidance_and_digits():
-    names = ["curve 1, vp, noise", "surface, vp, noise", "digits, vp, noise"]
-    names.append("curves, vp, noise, guidance 3")
-    ratios = [(0.5, 1.0), (2.0, 4.0), (9.0, 9.0), (7.0, 7.0)]
-    both = ("ratio", "ratio of medians")
-    rows = [
-        {"network": name, "evaluations": steps} | dict(zip(both, pair, strict=True))
-        for name, pair in zip(names, ratios, strict=True)
-        for steps in (5, 10)
-    ]
-    means = {"networks": 2, "ratio": 1.0, "ratio of medians": 2.0}
-    expected = [pytest.approx({"evaluations": steps} | means) for steps in (5, 10)]
-    assert networks.geometric_means(rows) == expected
-    assert networks.geometric_means(rows[4:]) == []
-
-
-def test_a_table_of_solvers_is_made_from_their_evaluations():
-    best = [
-        {"solver": "Tsit5, adaptive", "evaluations": 142},
-        {"solver": "RK4", "evaluations": 160},
-    ]
-    row = {"case": "ordinary", "kind": "path", "error": 1e-6, "best": best}
-    line = measured.solvers([row])[-1]
-    assert line == "| ordinary | path | 1e-06 | `Tsit5`, adaptive | 142 | `RK4` 160 |"
-
-
-def test_a_table_of_gradients_leaves_cells_empty_where_nothing_was_measured():
-    row = {"gradient": "`a`", "time / plain": 2.345, "peak MB, 4 steps": 173.0}
-    row["evaluations per step"] = 3.01
-    first, _, line = measured.gradients([row])
-    titles = "time / plain | peak MB, 4 steps | evaluations per step | relative difference"
-    assert first == f"| gradient | {titles} |"
-    assert line == "| `a` | 2.3 | 170 | 3 |  |"
-
-
-def test_the_commands_of_the_decisions_exist():
-    page = (ROOT / "docs" / "choosing.md").read_text()
-    scripts = re.findall(r"`(?:python benchmarks/)?(\w+\.py)", page)
-    assert len(scripts) > 20
-    assert [name for name in scripts if not (ROOT / "benchmarks" / name).exists()] == []
-    assert all((ROOT / name).exists() for name in re.findall(r"pytest (tests/\w+\.py)", page))
 
 
 def test_readme_commands_are_targets():
