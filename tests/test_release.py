@@ -4,6 +4,7 @@ as they are unpacked.
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -85,3 +86,13 @@ def test_both_packages_run_from_the_wheel_without_a_warning(built, tmp_path):
     ended = subprocess.run(command, **settings)  # noqa: S603
     assert ended.returncode == 0, ended.stderr
     assert f"in {tmp_path}" in ended.stdout
+
+
+@pytest.mark.skipif(shutil.which("python3.13") is None, reason="there is no python3.13")
+def test_the_newest_python_compiles_the_wheel_without_a_warning(built, tmp_path):
+    """Whether it runs there, `make release` shows: the packages that it needs are large."""
+    with zipfile.ZipFile(built[0]) as archive:
+        archive.extractall(tmp_path)  # noqa: S202
+    command = ["python3.13", "-W", "error", "-m", "compileall", "-q", str(tmp_path)]
+    ended = subprocess.run(command, capture_output=True, text=True)  # noqa: S603
+    assert ended.returncode == 0, ended.stdout + ended.stderr
