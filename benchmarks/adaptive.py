@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from _bench import RESULTS, environment, save
+from _bench import RESULTS, environment, publish, save
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -133,6 +133,21 @@ def additive(dim: int) -> list[dict[str, float]]:
     return rows
 
 
+def biases(rows: list[dict[str, float]]) -> list[dict[str, Any]]:
+    """A row for each dimension, tolerance and kind of noise."""
+    return [
+        {
+            "dimension": row["dimension"],
+            "noise after a rejected step": name,
+            "tolerance": row["tolerance"],
+            "bias": row[name],
+            "evaluations": row[f"{name}, evaluations"],
+        }
+        for row in rows
+        for name in ("one path", "drawn again")
+    ]
+
+
 def draw(rows: list[dict[str, float]]) -> None:
     """Writes adaptive.png: the bias against the tolerance."""
     figure = Figure(figsize=(5, 3.4), layout="constrained")
@@ -140,9 +155,9 @@ def draw(rows: list[dict[str, float]]) -> None:
     for i, dim in enumerate(DIMENSIONS):
         here = [row for row in rows if row["dimension"] == dim]
         for name, style in (("one path", "-o"), ("drawn again", ":x")):
-            biases = [abs(row[name]) for row in here]
+            found = [abs(row[name]) for row in here]
             axes.plot(
-                TOLERANCES, biases, style, color=f"C{i}", markersize=4, label=f"d = {dim}, {name}"
+                TOLERANCES, found, style, color=f"C{i}", markersize=4, label=f"d = {dim}, {name}"
             )
     axes.set(xscale="log", yscale="log", xlabel="tolerance", ylabel="|bias of the variance|")
     axes.legend(fontsize=7, frameon=False)
@@ -157,6 +172,8 @@ def main() -> None:
     }
     result["state-dependent noise"] = state_dependent()
     save("adaptive", result)
+    publish("adaptive", result["environment"], biases(result["rows"]))
+    publish("adaptive_state", result["environment"], result["state-dependent noise"])
     draw(result["rows"])
 
 

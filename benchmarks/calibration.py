@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from _bench import RESULTS, environment, save
+from _bench import RESULTS, environment, publish, save
 from matplotlib.figure import Figure
 from scipy.special import stdtrit
 from torch import Tensor
@@ -269,6 +269,34 @@ def simulations() -> list[dict[str, Any]]:
     return rows
 
 
+def publish_tables(result: dict[str, Any]) -> None:
+    """Coverage on problems and of simulated estimates, and the deviations of one probe."""
+    coverage = [
+        {
+            "problem": row["problem"],
+            "probes": f"{'fresh' if row['fresh'] else 'fixed'} {row['kind']}",
+            "coverage": row["coverage"],
+            "of the point with the least": row["lowest of a point"],
+            "by Student's t alone": row["by t alone"],
+        }
+        for row in result["coverage"]
+    ]
+    publish("coverage", result["environment"], coverage)
+    intervals = [
+        {
+            "estimates": row["estimates"],
+            "K": row["probes"],
+            "coverage": row["0.95 corrected"],
+            "by t": row["0.95 by t alone"],
+            "coverage at 99 %": row["0.99 corrected"],
+            "width over that by t": row["width"],
+        }
+        for row in result["simulated"]
+    ]
+    publish("intervals", result["environment"], intervals)
+    publish("one_probe", result["environment"], result["one probe"])
+
+
 def main() -> None:
     torch.set_num_threads(1)
     result: dict[str, Any] = {
@@ -285,6 +313,7 @@ def main() -> None:
         "one probe": [row for problem in problems for row in one_probe(*problem)],
     }
     save("calibration", result)
+    publish_tables(result)
     figure = Figure(figsize=(6, 3.2), layout="constrained")
     axes = figure.add_subplot()
     names = list(dict.fromkeys(row["problem"] for row in rows))

@@ -25,7 +25,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from _bench import RESULTS, environment, save
+from _bench import RESULTS, environment, publish, save
 from matplotlib.figure import Figure
 from samplers import SEED, Start, mixture, start
 from sklearn.datasets import load_digits
@@ -382,10 +382,13 @@ def main() -> None:
     rows = study()
     kinds = list(rows[0])[3:]
     summary = summarised(rows, kinds)
-    save(
-        "choice",
-        {"environment": environment(dtype="float64", seed=SEED), "rows": rows, "summary": summary},
-    )
+    particulars = environment(dtype="float64", seed=SEED)
+    save("choice", {"environment": particulars, "rows": rows, "summary": summary})
+    means = [
+        {"evaluations": steps, **{kind: mean for kind, (mean, _) in found.items()}}
+        for steps, found in summary.items()
+    ]
+    publish("choice", particulars, means)
     draw(summary, kinds)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from _bench import RESULTS, environment, save
+from _bench import RESULTS, environment, publish, save
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -198,6 +198,22 @@ def summarised(rows: list[dict[str, Any]], by: tuple[str, ...]) -> list[dict[str
     return summary
 
 
+def over_levels(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row for each method of SDEdit: its evaluations at all levels, and the mean distance in each
+    dimension.
+    """
+    found = []
+    for method in dict.fromkeys(row["method"] for row in rows):
+        here = [row for row in rows if row["method"] == method]
+        counts = [row["evaluations"] for row in here]
+        row = {"method": method.split(",")[0], "evaluations": [min(counts), max(counts)]}
+        for d in dict.fromkeys(one["d"] for one in here):
+            distances = [one["over the floor"] for one in here if one["d"] == d]
+            row[f"d = {d}"] = sum(distances) / len(distances)
+        found.append(row)
+    return found
+
+
 def draw(rows: list[dict[str, Any]]) -> None:
     """Writes editing.png: the bias of replacement and RePaint against evaluations."""
     figure = Figure(figsize=(6, 4), layout="constrained")
@@ -232,6 +248,8 @@ def main() -> None:
         "editing",
         {"environment": particulars, "sdedit": edits, "known": known, "means": tables},
     )
+    publish("editing", particulars, over_levels(edits))
+    publish("known_coordinates", particulars, tables["known coordinates"])
     draw(tables["known coordinates"])
     print(f"{time.process_time() - begun:.0f} s of processor time")
 

@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from _bench import environment, save
+from _bench import environment, publish, save
 from _kinds import Fuzz, kinds
 
 MEMORY = 8 << 30
@@ -66,10 +66,28 @@ def fuzzed(name: str, n: int) -> dict[str, Any]:
     return {**counts, "seconds": round(time.perf_counter() - began, 1), "failures": failures}
 
 
+def outcomes(found: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """How many files of each kind were refused, loaded to the saved values, or to others."""
+    return [
+        {
+            "file": name,
+            "checksum": "yes" if counts["checksum"] else "no",
+            "refused": counts.get("refused", 0),
+            "the saved values": counts.get("sound", 0),
+            "others": counts.get("changed", 0),
+            "failed": counts.get("failed", 0),
+        }
+        for name, counts in found.items()
+    ]
+
+
 def main() -> None:
     n = int(next(iter(sys.argv[1:2]), 10_000))
     only = " ".join(sys.argv[2:])
-    result: dict[str, Any] = {"environment": environment(seed=0, files_of_each_kind=n), "kinds": {}}
+    result: dict[str, Any] = {
+        "environment": environment(dtype="float32", seed=0, files_of_each_kind=n),
+        "kinds": {},
+    }
     with TemporaryDirectory() as folder:
         chosen = [kind for kind in kinds(Path(folder)) if only in kind.name]
     print(f"{'':45}{'refused':>10}{'sound':>10}{'changed':>10}{'failed':>10}")
@@ -85,6 +103,8 @@ def main() -> None:
         for seed, what in list(found["failures"].items())[:3]:
             print(f"    seed {seed}: {what}")
     save("fuzz", result)
+    if not only:
+        publish("fuzz", result["environment"], outcomes(result["kinds"]))
     sys.exit(any(found["failures"] for found in result["kinds"].values()))
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from _bench import RESULTS, environment, save
+from _bench import RESULTS, environment, publish, save
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
@@ -227,6 +227,24 @@ def indices(x: Tensor, images: Tensor) -> NDArray[np.int64]:
     return index
 
 
+def reached_images(
+    rows: list[dict[str, Any]], bottom: dict[str, tuple[float, float]]
+) -> list[dict[str, Any]]:
+    """How many images each run reached, and of independent draws with the standard deviation."""
+    titles = {
+        "distinct": "images reached",
+        "effective": "effective number",
+        "chi2 images": "chi^2 of images",
+        "chi2 classes": "chi^2 of the ten classes",
+    }
+    expected = {titles[key]: f"{bottom[key][0]:.3g} ± {bottom[key][1]:.1g}" for key in titles}
+    found: list[dict[str, Any]] = [{"samples": "independent draws", **expected}]
+    for row in rows:
+        name = f"{row['settings']}: sigma_1 = {row['sigma_1']:.3g}, L = {row['L']}, T = {row['T']}"
+        found.append({"samples": name, **{titles[key]: row[key] for key in titles}})
+    return found
+
+
 def main() -> None:
     particulars = environment(dtype="float32", seed=SEED, samples=SAMPLES)
     images, labels = digits()
@@ -239,16 +257,11 @@ def main() -> None:
     for key, (mean, deviation) in bottom.items():
         figures = "".join(f"{row['settings']:>9s} {row[key]:8.3g}" for row in rows)
         print(f"{key:26s} floor {mean:7.3g} +- {deviation:7.2g}{figures}")
-    save(
-        "images",
-        {
-            "environment": particulars,
-            "floor": bottom,
-            "rows": rows,
-            "far modes": far_modes(),
-            "cost": cost(),
-        },
-    )
+    shares = far_modes()
+    result = {"floor": bottom, "rows": rows, "far modes": shares, "cost": cost()}
+    save("images", {"environment": particulars, **result})
+    publish("images", particulars, reached_images(rows, bottom))
+    publish("far_modes", particulars, [{"settings": n, "weight": w} for n, w in shares.items()])
     for row in taken:
         print(row)
     picture(images, drawn, reached, labels)

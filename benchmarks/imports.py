@@ -12,8 +12,9 @@ import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
-from _bench import environment, interleaved, save
+from _bench import environment, interleaved, publish, save
 
 ROUNDS = 7
 PACKAGES = "import sdekit, sdekit_diffusion"
@@ -45,7 +46,7 @@ def interpreter(program: str) -> str:
 
 def main() -> None:
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else ROUNDS
-    result = environment(rounds=rounds)
+    particulars = environment(rounds=rounds, dtype="float32")
     programs = {"nothing": "", "torch": "import torch", "all": f"import torch; {PACKAGES}"}
     cases: dict[str, Callable[[], object]] = {
         name: partial(interpreter, text) for name, text in programs.items()
@@ -57,7 +58,7 @@ def main() -> None:
     whole = [(together - torch) / (torch - nothing) for nothing, torch, together in triples]
     within = within[1:]  # the first round compiles
     ratios = [[a / b for a, b in zip(one["packages"], one["torch"], strict=True)] for one in within]
-    result |= {
+    result: dict[str, Any] = {
         "seconds of torch": statistics.median(one["torch"][0] for one in within),
         "seconds of both packages": statistics.median(one["packages"][0] for one in within),
         "ratio within one interpreter": statistics.median(wall for wall, _ in ratios),
@@ -68,7 +69,8 @@ def main() -> None:
     shown = {name: value for name, value in result.items() if name.startswith(("ratio", "seconds"))}
     print(json.dumps(shown))
     print(f"libraries loaded besides torch's: {', '.join(within[0]['others']) or 'none'}")
-    save("imports", result)
+    save("imports", particulars | result)
+    publish("imports", particulars, [shown])
 
 
 if __name__ == "__main__":

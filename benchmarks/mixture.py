@@ -121,8 +121,10 @@ def likelihood() -> list[dict[str, Any]]:
 def main() -> None:
     particulars = environment(dtype="float64", seed=SEED, samples=SAMPLES)
     rows = accuracy()
-    save("mixture", {"environment": particulars, "accuracy": rows, "likelihood": likelihood()})
+    costs = likelihood()
+    save("mixture", {"environment": particulars, "accuracy": rows, "likelihood": costs})
     publish("mixture", particulars, [rounded(row) for row in rows])
+    publish("prior", particulars, costs)
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
     for i, name in enumerate(RUNS):

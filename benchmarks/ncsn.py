@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from _bench import RESULTS, environment, save
+from _bench import RESULTS, environment, publish, save
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
@@ -341,6 +341,34 @@ def shown(name: str, row: dict[str, Any]) -> str:
     )
 
 
+def within(figures: dict[str, Any], key: str) -> str:
+    """A figure with its standard error."""
+    return f"{figures[key]:.3f} ± {figures['stderr']:.3f}"
+
+
+def publish_tables(result: dict[str, Any]) -> None:
+    """Distances by network and sampler, and by the smallest noise level; errors of the noise."""
+    distances = []
+    for name, row in result["rows"].items():
+        found = {key: within(row[key], "distance") for key in ("plain", "denoised")}
+        bits = result["likelihood"].get(name)
+        found["evaluations"] = round(row["evaluations"])
+        found["bits/dim"] = f"{within(bits, 'mean')}, {bits['kind']}" if bits else ""
+        distances.append({"samples": name, **found})
+    levels = [
+        {
+            "sigma_L": least,
+            "plain": within(row["plain"], "distance"),
+            "denoised": within(row["denoised"], "distance"),
+            "difference": row["plain"]["distance"] - row["denoised"]["distance"],
+        }
+        for least, row in result["smallest level"].items()
+    ]
+    publish("ncsn", result["environment"], distances)
+    publish("ncsn_levels", result["environment"], levels)
+    publish("ncsn_noise", result["environment"], result["errors"])
+
+
 def main() -> None:
     seed = int(sys.argv[1]) if len(sys.argv) > 1 else 0
     begun = time.perf_counter()
@@ -374,6 +402,8 @@ def main() -> None:
     print(f"{result['seconds']:.0f} s, {result['CPU seconds']:.0f} s of CPU")
     name = f"ncsn_{seed}" if seed else "ncsn"
     save(name, result)
+    if not seed:
+        publish_tables(result)
     picture(rows, images, anchors).savefig(RESULTS / f"{name}.png", dpi=110)
 
 

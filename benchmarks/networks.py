@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from _bench import RESULTS, environment, save
+from _bench import RESULTS, environment, publish, save
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -253,6 +253,21 @@ def draw(rows: list[dict[str, Any]]) -> None:
     figure.savefig(RESULTS / "networks.png", dpi=120)
 
 
+def publish_tables(result: dict[str, Any]) -> None:
+    """Ratios of networks alone, with their means, and under guidance."""
+    keys = ("network", "evaluations", "ratio", "default")
+    rows = [{key: row[key] for key in keys} for row in result["rows"]]
+    guided = [row for row in rows if "guidance" in row["network"]]
+    plain = [row for row in rows if row not in guided]
+    for name, key in (("mean", "ratio"), ("mean of ratios of medians", "ratio of medians")):
+        plain += [
+            {"network": f"geometric {name}", "evaluations": row["evaluations"], "ratio": row[key]}
+            for row in result["geometric means"]
+        ]
+    publish("networks", result["environment"], plain)
+    publish("networks_guided", result["environment"], guided)
+
+
 def main() -> None:
     """Trains, measures, prints and writes."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -283,6 +298,8 @@ def main() -> None:
         save("networks", result)
     result["geometric means"] = geometric_means(result["rows"])
     save("networks", result)
+    if not arguments.quick:
+        publish_tables(result)
 
 
 if __name__ == "__main__":

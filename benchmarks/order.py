@@ -19,7 +19,7 @@ import _diffrax
 import numpy as np
 import torch
 import torchsde
-from _bench import RESULTS, environment, save
+from _bench import RESULTS, environment, publish, save
 from _problems import CASES, THEIRS, Case
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -33,6 +33,13 @@ MANY = 100_000
 STEPS = (16, 32, 64, 128, 256)
 FEW = (4, 8, 16, 32)
 AT = 128  # steps at which errors are compared
+NONLINEAR = (
+    "additive",
+    "diagonal",
+    "diagonal, Stratonovich",
+    "noises that do not commute, Ito",
+    "noises that do not commute, Stratonovich",
+)
 
 
 def name_of(solver: AbstractSolver) -> str:
@@ -245,6 +252,22 @@ def draw(rows: list[dict[str, Any]]) -> None:
     figure.savefig(RESULTS / "order.png", dpi=130)
 
 
+def best(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The method with the least error at `AT` steps, of each library, way and problem with a
+    nonlinear drift.
+    """
+    found: dict[tuple[str, str, int], dict[str, Any]] = {}
+    for row in rows:
+        library, _, method = row["solver"].rpartition(" ")
+        error = row["error"] if "error" in row else row["strong errors"][STEPS.index(AT)]
+        key = row["problem"], library or "sdekit", row["direction"]
+        if error < found.get(key, {"error": math.inf})["error"]:
+            way = "forwards" if key[2] > 0 else "backwards"
+            names = {"problem": key[0], "library": key[1], "direction": way}
+            found[key] = {**names, "method": method, "error": error}
+    return [row for row in found.values() if row["problem"] in NONLINEAR]
+
+
 def main() -> None:
     quick = "--quick" in sys.argv
     torch.set_num_threads(1)
@@ -259,6 +282,8 @@ def main() -> None:
             found["rows"] += study(case, direction, quick)
     print(f"{time.perf_counter() - begun:.0f} s")
     save("order", found)
+    if not quick:
+        publish("order", found["environment"], best(found["rows"]))
     draw(found["rows"])
 
 

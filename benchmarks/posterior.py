@@ -24,7 +24,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from _bench import RESULTS, environment, save
+from _bench import RESULTS, environment, publish, save
 from matplotlib.figure import Figure
 from torch import Tensor
 from torch.distributions import MultivariateNormal
@@ -287,6 +287,29 @@ def reliability(rows: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def summarised(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row for each method of a cell, over its problems."""
+    groups = defaultdict(list)
+    for row in rows:
+        groups[row["d"], row["m"], row["method"]].append(row)
+    found = []
+    for (d, m, name), those in groups.items():
+        base = statistics.median(row["seconds"] for row in groups[d, m, "particles"] or those)
+        row: dict[str, Any] = {"d": d, "m": m, "method": name}
+        for key, title in (("w1", "W1"), ("w2", "max-W2")):
+            row[title] = statistics.median(one[key] for one in those)
+            row[f"{title}, largest"] = max(one[key] for one in those)
+        row["evaluations"] = round(those[0]["evaluations"])
+        row["time"] = statistics.median(one["seconds"] for one in those) / base
+        if not math.isnan(those[0]["error"]):
+            row["error of log p(y)"] = statistics.median(abs(one["error"]) for one in those)
+            row["standard error"] = statistics.median(one["stderr"] for one in those)
+            row["within three"] = sum(abs(one["error"]) <= 3 * one["stderr"] for one in those)
+            row["of"] = len(those)
+        found.append(row)
+    return found
+
+
 def calibrate() -> list[dict[str, float]]:
     """log p(y) by the flow with noise from 1 to 1e-3 of the data's deviation, in 2 and 8
     dimensions.
@@ -323,7 +346,9 @@ def main() -> None:
     torch.set_num_threads(1)
     result = environment(dtype=str(DTYPE), first=FIRST, steps=STEPS, samples=SAMPLES)
     if arguments.calibrate:
-        save("posterior_tolerance", {**result, "rows": calibrate()})
+        found = calibrate()
+        save("posterior_tolerance", {**result, "rows": found})
+        publish("posterior_tolerance", result, found)
         return
     rows = []
     for d in arguments.dimensions:
@@ -334,6 +359,7 @@ def main() -> None:
     summary = reliability(rows)
     print(summary)
     save("posterior", {**result, **summary, "rows": rows})
+    publish("posterior", result, summarised(rows))
     draw(rows)
 
 

@@ -9,10 +9,10 @@ benchmarks/posterior_error.py`, eight minutes on one thread.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from _bench import RESULTS, environment, save
+from _bench import RESULTS, environment, publish, save
 from matplotlib.figure import Figure
 
 import sdekit_diffusion as sd
@@ -69,6 +69,15 @@ def slope(x: list[float], y: list[float]) -> float:
     return float(((a - a.mean()) * (b - b.mean())).sum() / (a - a.mean()).square().sum())
 
 
+def slopes(rows: dict[str, Any]) -> list[dict[str, Any]]:
+    """The power with which the error falls, of the particles and of the steps of each rule."""
+    found = [{"error against": "the number of particles", "power": rows["slope"]}]
+    found += [
+        {"error against": f"the steps of {name}", "power": -rows[name]["order"]} for name in RULES
+    ]
+    return found
+
+
 def main() -> None:
     torch.set_num_threads(1)
     result = environment(dtype="torch.float64", seed=SEED, clouds=CLOUDS)
@@ -84,7 +93,7 @@ def main() -> None:
     left.set(xlabel="particles", ylabel="root mean square error of p(y), relative")
     left.legend()
     numbers = list(map(str, NUMBERS))
-    rows = {
+    rows: dict[str, Any] = {
         "particles": dict(zip(numbers, spreads, strict=True)),
         "stated": dict(zip(numbers, stated, strict=True)),
         "slope": fitted,
@@ -111,6 +120,7 @@ def main() -> None:
     right.set(xscale="log", yscale="log", xlabel="steps", ylabel="bias of p(y), relative")
     right.legend()
     save("posterior_error", {**result, "rows": rows})
+    publish("posterior_error", result, slopes(rows))
     figure.savefig(RESULTS / "posterior_error.png", dpi=150)
 
 

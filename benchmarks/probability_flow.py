@@ -28,7 +28,7 @@ import numpy as np
 import scipy
 import torch
 import torchdiffeq
-from _bench import RESULTS, environment, save
+from _bench import RESULTS, environment, publish, save
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy.integrate import solve_ivp
@@ -276,6 +276,20 @@ def compare(sde: AbstractDiffusion, span: tuple[float, float]) -> dict[str, Any]
     }
 
 
+def fewest(problems: dict[str, Any]) -> list[dict[str, Any]]:
+    """A row for each problem, kind of solver and error, with the fewest evaluations."""
+    ways = {"sample": "noise to data", "encode": "data to noise"}
+    solvers = {"ours": "sdekit", "others, t": "others", "others, l": "others, in log-SNR"}
+    rows = []
+    for name, problem in problems.items():
+        sde, way = name.split(", ")
+        for who, counts in problem["fewest"].items():
+            common = {"diffusion": sde, "direction": ways[way], "solver": solvers[who]}
+            for error, count in zip(LEVELS, counts, strict=True):
+                rows.append({**common, "error": error, "evaluations": round(count)})
+    return rows
+
+
 def show(title: str, result: dict[str, Any]) -> None:
     print(
         f"\n{title}: evaluations per sample at an RMS error of  (two references differ by "
@@ -344,6 +358,7 @@ def main() -> None:
         )
         result[f"ours / {who}"] = ratios.tolist()
     save("probability_flow", result | {"problems": problems})
+    publish("probability_flow", result["environment"], fewest(problems))
     draw(problems)
 
 

@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from _bench import environment, save
+from _bench import environment, publish, save
 from torch import Tensor
 
 import sdekit_diffusion as sd
@@ -390,6 +390,20 @@ def images(minutes: float, count: int, quick: bool) -> list[dict[str, Any]]:
     return rows + compared(again, larger, 10 * minutes, SEEDS[:1], 3 * count // 10)
 
 
+def publish_tables(result: dict[str, Any]) -> None:
+    """Errors in the plane, averages, and the recipes of each kind of images."""
+    particulars = result["environment"]
+    publish(
+        "recipes_plane", particulars, [r for r in result["plane"] if r["weighting"] != "as suits"]
+    )
+    publish("recipes_averages", particulars, result["averages"])
+    images = result.get("images", [])
+    keys = ("case", "bits", "difference", "difference, standard error", "frechet", "updates")
+    for data in dict.fromkeys(row["data"] for row in images):
+        rows = [{key: row[key] for key in keys} for row in images if row["data"] == data]
+        publish(f"recipes_{data.replace('-', '_')}", particulars, rows)
+
+
 def main() -> None:
     """Measures, prints and writes."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -405,6 +419,8 @@ def main() -> None:
         minutes, count = (0.05, 60) if arguments.quick else (arguments.minutes, arguments.images)
         result["images"] = images(minutes, count, arguments.quick)
     save("recipes", result)
+    if not arguments.quick:
+        publish_tables(result)
 
 
 if __name__ == "__main__":

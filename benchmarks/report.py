@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from _bench import RESULTS, environment, save
+from _bench import RESULTS, environment, publish, save
 from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 
@@ -138,6 +138,17 @@ def printed(rows: dict[str, list[dict[str, float]]]) -> None:
         print(f"{key:24s}" + "   ".join(cells), flush=True)
 
 
+def summarised(sets: dict[str, list[dict[str, float]]]) -> list[dict[str, Any]]:
+    """The mean of each figure over the sets, and their standard deviation."""
+    found = []
+    for figure in next(iter(sets.values()))[0]:
+        for name, rows in sets.items():
+            values = [row[figure] for row in rows]
+            row = {"figure": figure, "set": name, "mean": float(np.mean(values))}
+            found.append({**row, "deviation": float(np.std(values, ddof=1))})
+    return found
+
+
 def main() -> None:
     run = Path(sys.argv[1]) if len(sys.argv) > 1 else RESULTS / "report"
     particulars = environment(dtype="float32", seed=SEED, samples=SAMPLES)
@@ -158,6 +169,8 @@ def main() -> None:
     compared = {name: [tests(x, source, features) for x in part] for name, part in sets.items()}
     printed(compared)
     save("report", {"environment": particulars, "figures": headlines, "tests": compared})
+    publish("report", particulars, summarised(headlines))
+    publish("report_tests", particulars, summarised(compared))
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ from typing import Any, cast
 import torch
 import torchdiffeq
 import torchsde
-from _bench import RESULTS, environment, save
+from _bench import RESULTS, environment, publish, save
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
@@ -495,6 +495,30 @@ def seen(law: GaussianMixture, d: int) -> GaussianMixture:
     return GaussianMixture(law.weights, law.means[:, :d], law.covariances[:, :d, :d])
 
 
+def against_others(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The mean error of the default, and over that of the best of the others, a row for each law,
+    diffusion and number of evaluations.
+    """
+    cells: dict[tuple[str, str, int], dict[str, float]] = {}
+    for row in rows:
+        key = row["problem"], row["sde"], row["evaluations"]
+        cells.setdefault(key, {})[row["method"]] = row["mean"]
+    found = []
+    for (problem, sde, n), errors in cells.items():
+        best = min(value for name, value in errors.items() if not name.startswith("default"))
+        row = {"problem": problem, "sde": sde, "evaluations": n, "error": errors["default"]}
+        found.append({**row, "ratio": errors["default"] / best})
+    return found
+
+
+def deviations(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The worst deviations of each method under VP from 20,000 samples."""
+    keys = ("problem", "method", "evaluations", "weights", "means", "covariances")
+    return [
+        {key: row[key] for key in keys} for row in rows if (row["sde"], row["n"]) == ("vp", 20_000)
+    ]
+
+
 def draw(rows: list[dict[str, Any]], file: str) -> None:
     problems = list(dict.fromkeys(row["problem"] for row in rows))
     figure = Figure(figsize=(10, 3 * len(problems)), layout="constrained")
@@ -554,6 +578,11 @@ def main() -> None:
             result["stochastic"] = stochastic()
     drawn = "" if arguments.mixtures == FIRST else f"_{arguments.mixtures}"
     save(f"samplers{drawn}" if len(wanted) == 2 else f"samplers{drawn}_{wanted[0]}", result)
+    if arguments.budgets is BUDGETS and arguments.problems == list(MIXTURES):
+        if "deterministic" in result:
+            publish("samplers", result["environment"], against_others(result["deterministic"]))
+        if "stochastic" in result:
+            publish("samplers_laws", result["environment"], deviations(result["stochastic"]))
     if "deterministic" in result:
         draw(result["deterministic"], f"samplers{drawn}")
 

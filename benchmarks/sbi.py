@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from _bench import RESULTS, environment, save
+from _bench import RESULTS, environment, publish, save
 from matplotlib.figure import Figure
 from scipy.stats import kstest
 from sklearn.model_selection import KFold, cross_val_score
@@ -315,6 +315,23 @@ def picture(drawn: dict[tuple[str, int], Tensor], observations: dict[str, Observ
     figure.savefig(RESULTS / "sbi.png", dpi=110)
 
 
+def summarised(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The mean C2ST over the observations that have been compared."""
+    return [
+        {
+            "problem": row["problem"],
+            "simulations": row["simulations"],
+            "C2ST": float(np.mean(row["C2ST"])),
+            "observations": len(row["C2ST"]),
+            "NPE, published": row["NPE"],
+            "outside the prior": float(np.mean(row["outside"])),
+            "seconds": round(row["training"] + row["sampling"]),
+        }
+        for row in rows
+        if row["C2ST"]
+    ]
+
+
 def measure(
     rows: list[dict[str, Any]],
     drawn: list[list[Tensor]],
@@ -333,6 +350,7 @@ def measure(
                 flush=True,
             )
             save("sbi", {"environment": particulars, "rows": rows})
+            publish("sbi", particulars, summarised(rows))
 
 
 def main() -> None:

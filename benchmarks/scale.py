@@ -21,7 +21,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from _bench import environment, save
+from _bench import environment, publish, save
 from torch import Tensor, nn
 
 from sdekit.elementary import broadcast
@@ -129,6 +129,20 @@ def errors(draw: Callable[[int], Tensor], std: float) -> dict[int, float]:
     return {n: float((draw(n) - exact).norm(dim=1).mean()) / std for n in BUDGETS}
 
 
+def extremes(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The least and the largest ratio over the scales, for each diffusion and kind of model."""
+    groups: dict[tuple[str, str], list[dict[int, float]]] = {}
+    for row in rows:
+        groups.setdefault((row["sde"], row["model"]), []).append(row["ratios"])
+    found = []
+    for (sde, model), ratios in groups.items():
+        few = [one[n] for one in ratios for n in BUDGETS[:-1]]
+        many = [one[BUDGETS[-1]] for one in ratios]
+        names = {"diffusion": sde, "model": model}
+        found.append({**names, "few": [min(few), max(few)], "many": [min(many), max(many)]})
+    return found
+
+
 def main() -> None:
     rows: list[dict[str, Any]] = []
     known: dict[tuple[str, bool], dict[int, float]] = {}
@@ -169,10 +183,9 @@ def main() -> None:
                     f"{spread:.3f}, mean off by {float(off.max()):.1f} standard errors",
                     flush=True,
                 )
-    save(
-        "scale",
-        {"environment": environment(dtype="float64", seed=SEED, samples=SAMPLES), "rows": rows},
-    )
+    particulars = environment(dtype="float64", seed=SEED, samples=SAMPLES)
+    save("scale", {"environment": particulars, "rows": rows})
+    publish("scale", particulars, extremes(rows))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _bench import environment, interleaved, ratio, save
+from _bench import environment, interleaved, publish, ratio, save
 
 ONE = "1 process"
 THREADS = "1 process, 2 threads"
@@ -135,8 +135,23 @@ def training(run: Path) -> dict[str, Any]:
 CASES = {"sampling": sampling, "likelihood": likelihood, "training": training}
 
 
+def published(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """The work's time over that of one process, and the largest difference from its numbers."""
+    results = {"sampling": "samples", "likelihood": "values", "training": "losses of 60 updates"}
+    return [
+        {
+            "work": work,
+            TWO: result[work]["work over one process's"][TWO],
+            THREADS: result[work]["work over one process's"][THREADS],
+            "largest difference": result[work][name][TWO]["largest"],
+        }
+        for work, name in results.items()
+    ]
+
+
 def main() -> None:
-    result = environment(repeats=REPEATS)
+    particulars = environment(repeats=REPEATS, dtype="float32")
+    result = {}
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         begun = time.perf_counter()
@@ -145,7 +160,9 @@ def main() -> None:
         for name in sys.argv[1:] or CASES:
             result[name] = CASES[name](run)
             print(name, result[name])
-    save("scaling", result)
+    save("scaling", particulars | result)
+    if result.keys() == CASES.keys():
+        publish("scaling", particulars, published(result))
 
 
 if __name__ == "__main__":

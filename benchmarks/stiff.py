@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from _bench import RESULTS, environment, save
+from _bench import RESULTS, environment, publish, save
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy.integrate import solve_ivp
@@ -245,15 +245,21 @@ def main() -> None:
     torch.set_num_threads(1)
     result = environment(dtype="torch.float64")
     rows = []
+    compared: list[dict[str, Any]] = []
     for name in arguments.problems:
         found = measured(name, problems()[name])
-        shown = ", ".join(f"{m} {value:.2f}" for m, value in ratios(found).items())
+        compared.append({"equation": name, **ratios(found)})
+        shown = ", ".join(f"{m} {compared[-1][m]:.2f}" for m in METHODS)
         print(f"{name}: evaluations at equal error over those of {shown}", flush=True)
         rows += found
     seconds = batch()
     shown = ", ".join(f"{m} {seconds['Rodas4'] / seconds[m]:.2f}" for m in METHODS)
     print(f"a batch of 64, time over a loop of {shown}")
+    times = {m: seconds["Rodas4"] / seconds[m] for m in METHODS}
     save("stiff", {**result, "rows": rows, "batch": seconds})
+    if arguments.problems == list(problems()):
+        publish("stiff", result, compared)
+        publish("stiff_batch", result, [times])
     draw(rows)
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from _bench import environment, publish
 from torch import Tensor, nn
 
 sys.path.append(str(Path(__file__).parent.parent / "tests"))
@@ -261,6 +262,20 @@ def rows(groups: list[str]) -> Iterator[Row]:
                 yield Row(group, name, steps, tuple(map(len, waits)), kernels, tuple(common))
 
 
+def published(found: list[Row]) -> list[dict[str, Any]]:
+    """Of each case the kernels of a step, and how often the host waited in the whole run."""
+    return [
+        {
+            "part": row.group,
+            "case": row.name,
+            "kernels of a step": row.kernels_per_step,
+            "steps": row.steps,
+            "reads": row.waits,
+        }
+        for row in found
+    ]
+
+
 def main() -> None:
     torch.set_num_threads(1)
     asked = [name for name in sys.argv[1:] if name != "--json"] or list(GROUPS)
@@ -272,9 +287,13 @@ def main() -> None:
         f"{(BATCH, *SHAPE)}\n"
     )
     print(f"{'':28s} {'steps':>10s} {'waits':>10s} {'kernels a step':>15s}")
+    found = []
     for row in rows(asked):
+        found.append(row)
         steps, waits = (" ".join(f"{n:4d}" for n in numbers) for numbers in (row.steps, row.waits))
         print(f"{row.name:28s} {steps:>10s} {waits:>10s} {row.kernels_per_step:15.1f}", flush=True)
+    if asked == list(GROUPS):
+        publish("synchronisation", environment(dtype="float32", device=PLACE), published(found))
 
 
 if __name__ == "__main__":

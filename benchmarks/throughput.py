@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import torchdiffeq
 import torchsde
-from _bench import RESULTS, environment, interleaved, ratio, save
+from _bench import RESULTS, environment, interleaved, publish, ratio, save
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -595,6 +595,91 @@ print(high_water() - before)
     )
 
 
+def publish_tables(result: dict[str, Any]) -> None:
+    """The five tables of docs/benchmarks.md."""
+    tables = {
+        "overhead": of_loops(result),
+        "overhead_samplers": of_samplers(result["samplers (64, 2)"]),
+        "overhead_torchsde": of_methods(result["against torchsde"]),
+        "overhead_paths": of_paths(result["paths"]),
+        "overhead_calls": of_calls(result["adaptive calls"]),
+    }
+    for name, rows in tables.items():
+        publish(name, result["environment"], rows)
+
+
+def of_loops(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """Times over those of the bare loop, and of a solve without a network over the network's."""
+    linear = result["linear (64, 2)"]
+    network = result["mlp (512, 2)"]
+    return [
+        {
+            "score": "linear (64, 2)",
+            "sdekit / loop": linear["sdekit / bare"],
+            "fused / loop": linear["fused / bare"],
+            "torchsde / loop": linear["torchsde / bare"],
+        },
+        {
+            "score": "MLP (512, 2)",
+            "sdekit / loop": network["sdekit / bare"],
+            "fused / loop": network["fused / bare"],
+        },
+        {
+            "score": "null network / U-Net (8, 1, 28, 28)",
+            "sdekit / loop": result["unet (8, 1, 28, 28)"]["null / network"],
+        },
+    ]
+
+
+def of_samplers(rows: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
+    """Times beyond the network over those of a bare loop, and of a call without its steps."""
+    return [
+        {
+            "method": name,
+            **{
+                f"{n:,} evaluations": rows[f"{name}, {n}"]["sdekit / bare, beyond the network"]
+                for n in (50, 1000)
+            },
+            "a call, ms": rows[f"{name}, a call"]["ms"],
+        }
+        for name in LOOPS
+    ]
+
+
+def of_methods(rows: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
+    """Microseconds per step of torchsde's methods and of ours."""
+    return [
+        {
+            "torchsde's method": name,
+            "torchsde": row["torchsde us/step"],
+            "with a hint": row["torchsde with a hint us/step"],
+            "sdekit": row["sdekit us/step"],
+            "sdekit / torchsde": row["sdekit / torchsde"],
+            "drifts per step, torchsde": round(row["torchsde drifts/step"]),
+            "sdekit's": round(row["sdekit drifts/step"]),
+        }
+        for name, row in rows.items()
+    ]
+
+
+def of_paths(rows: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
+    """Times of 999 increments over those of torchsde's tree, a row for each kind of times."""
+    found = {}
+    for name, row in rows.items():
+        shape, _, levy = name.removeprefix("path ").rpartition(", 999 steps, ")
+        for key, value in row.items():
+            if shape and key.endswith(" / torchsde"):
+                times = key.removesuffix(" / torchsde")
+                found.setdefault(times, {"times": times})[f"{levy} at {shape}"] = value
+    return list(found.values())
+
+
+def of_calls(rows: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
+    """Times of whole calls with adaptive steps over torchdiffeq's, and of bare loops."""
+    names = {"odeint": "odeint", "ode": 'sample(..., method="ode")'}
+    return [{"call": f"`{names[name]}`", **row} for name, row in rows.items()]
+
+
 def main() -> None:
     torch.set_num_threads(1)
     result = {"environment": environment(dtype="float32", seed=0)}
@@ -624,6 +709,7 @@ def main() -> None:
     result["memory MB"] = {str(steps): peak_memory(steps) for steps in (100, 1000, 10_000)}
     print("memory growth in MB by steps", result["memory MB"])
     save("throughput", result)
+    publish_tables(result)
     figure = Figure(figsize=(6, 3.2), layout="constrained")
     axes = figure.add_subplot()
     names = ["bare", "fused", "sdekit", "torchsde"]

@@ -27,7 +27,7 @@ def completed(text: str) -> str:
 def table(name: str) -> list[str]:
     """The lines of a table, and a sentence with its origin."""
     result = stored(name)
-    return [*TABLES.get(name, plain())(result["rows"]), "", origin(result["environment"])]
+    return [*TABLES.get(name, plain)(result["rows"]), "", origin(result["environment"])]
 
 
 def stored(name: str) -> dict[str, Any]:
@@ -51,25 +51,21 @@ def lines(heads: list[str], body: list[list[str]]) -> list[str]:
     return [f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *body)]
 
 
-def shown(value: Any, digits: int = 2) -> str:  # noqa: ANN401
-    """A text as it is, an integer with its thousands apart, a float with a few significant digits,
-    a range as "2 to 3"; nothing for NaN.
+def shown(value: Any) -> str:  # noqa: ANN401
+    """A text as it is, an integer with its thousands apart, a float with three significant digits,
+    a list as a range "2 to 3"; nothing for NaN.
     """
     if isinstance(value, list):
-        return " to ".join(dict.fromkeys(shown(one, digits) for one in value))
+        return " to ".join(dict.fromkeys(map(shown, value)))
     if isinstance(value, float):
-        return "" if math.isnan(value) else f"{float(f'{value:.{digits}g}'):g}"
+        return "" if math.isnan(value) else f"{float(f'{value:.3g}'):g}"
     return f"{value:,}" if isinstance(value, int) else value
 
 
-def plain(digits: int = 2) -> Table:
+def plain(rows: Rows) -> list[str]:
     """A column for each key of the rows; empty cells where a row lacks it."""
-
-    def made(rows: Rows) -> list[str]:
-        keys = list(dict.fromkeys(key for row in rows for key in row))
-        return lines(keys, [[shown(row.get(key, ""), digits) for key in keys] for row in rows])
-
-    return made
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    return lines(keys, [[shown(row.get(key, "")) for key in keys] for row in rows])
 
 
 def crossed(down: str, across: str, cell: str) -> Table:
@@ -118,10 +114,8 @@ TABLES: dict[str, Table] = {
     "adaptive": crossed(
         "dimension, noise after a rejected step", "tolerance", "{bias:.2%} ({evaluations:.0f})"
     ),
-    "choice": plain(3),
-    "coverage": plain(3),
-    "editing": named(plain(), "method"),
-    "intervals": plain(3),
+    "editing": named(plain, "method"),
+    "intervals": crossed("estimates", "K", "{coverage:.1%} ({by t:.1%})"),
     "known_coordinates": crossed(
         "method, evaluations", "problem", "{over the floor:.1f} ({error of the mean / std:.2f})"
     ),
@@ -129,12 +123,10 @@ TABLES: dict[str, Table] = {
     "networks": crossed("network", "evaluations", "{ratio:.2f}"),
     "networks_guided": crossed("network", "evaluations", "{ratio:.2f}"),
     "order": crossed("problem", "library, direction", "{error:.1e} (`{method}`)"),
-    "overhead_samplers": named(plain(), "method"),
-    "posterior": plain(3),
+    "overhead_samplers": named(plain, "method"),
+    "prior": crossed("prior", "sde", "{mean error:.1e}"),
     "probability_flow": crossed("diffusion, direction, solver", "error", "{evaluations}"),
     "recipes_averages": crossed("snapshots", "width", "{error:.1g}"),
-    "recipes_digits": plain(3),
-    "recipes_fashion_mnist": plain(3),
     "recipes_plane": crossed(
         "conditioning, weighting", "predicts", "{error:.2g} ± {stderr:.1g}"
     ),
@@ -142,8 +134,6 @@ TABLES: dict[str, Table] = {
     "report_tests": crossed("figure", "set", MEANS),
     "samplers": crossed("problem, sde", "evaluations", RATIOS),
     "samplers_laws": crossed("method", "problem", "{weights:.1f}, {means:.1f}, {covariances:.1f}"),
-    "sbi": plain(3),
-    "scale": plain(3),
     "work_precision": solvers,
 }  # fmt: skip
 

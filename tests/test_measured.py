@@ -3,9 +3,15 @@
 import re
 
 import choosing
+import editing
 import measured
 import networks
+import order
+import posterior
 import pytest
+import samplers
+import scale
+import throughput
 from outputs import PAGES, ROOT
 from registered import completed
 
@@ -43,15 +49,14 @@ def test_a_table_of_solvers_is_made_from_their_evaluations():
 
 
 def test_a_column_for_each_key_leaves_cells_empty_where_nothing_was_measured():
-    rows = [{"gradient": "`a`", "time": 2.345, "range": [1, 2000]}]
-    rows.append({"gradient": "`b`", "time": float("nan"), "range": [3.04, 3.01], "peak MB": 173.0})
-    assert measured.plain()(rows) == [
+    rows = [{"gradient": "`a`", "time": 2.3456, "range": [1, 2000]}]
+    rows.append({"gradient": "`b`", "time": float("nan"), "range": [3.001, 3.1], "peak MB": 173.0})
+    assert measured.plain(rows) == [
         "| gradient | time | range | peak MB |",
         "| --- | --- | --- | --- |",
-        "| `a` | 2.3 | 1 to 2,000 |  |",
-        "| `b` |  | 3 | 170 |",
+        "| `a` | 2.35 | 1 to 2,000 |  |",
+        "| `b` |  | 3 to 3.1 | 173 |",
     ]
-    assert measured.plain(3)(rows)[2] == "| `a` | 2.35 | 1 to 2,000 |  |"
 
 
 def test_a_crossed_table_has_a_column_for_each_value():
@@ -129,7 +134,63 @@ def test_evidence_has_the_numbers_of_the_results(monkeypatch):
     monkeypatch.setattr(measured, "stored", lambda name: {"rows": rows[name]})
     number = {"result": "mixture", "column": "worst", "where": {"method": "x", "n": [2, 5]}}
     decision = {"case": "a", "best": {"1e-3": ["Tsit5"]}, "numbers": [number], "evidence": "{} of"}
-    text = "evaluations for 1e-3 `Tsit5` 9, `RK4` 1,200; 0.5 to 1.2 of"
+    text = "evaluations for 1e-3 `Tsit5` 9, `RK4` 1,200; 0.5 to 1.25 of"
     assert choosing.evidence(decision) == text
     with pytest.raises(ValueError, match="has no row"):
         choosing.counts(decision, "1e-4")
+
+
+def test_rows_of_orders_have_the_best_method_of_each_library():
+    at = order.STEPS.index(order.AT)
+    ours = [{"solver": "Heun", "strong errors": [1.0] * at + [error]} for error in (0.2, 0.1)]
+    theirs = [{"solver": f"torchsde {name}", "error": e} for name, e in (("srk", 0.3), ("a", 0.4))]
+    common = {"problem": "additive", "direction": -1}
+    skipped = {"problem": "ordinary", "direction": 1, "solver": "torchsde a", "error": 1.0}
+    found = order.best([skipped, *(common | row for row in ours + theirs)])
+    names = {"problem": "additive", "direction": "backwards"}
+    assert found == [
+        names | {"library": "sdekit", "method": "Heun", "error": 0.1},
+        names | {"library": "torchsde", "method": "srk", "error": 0.3},
+    ]
+
+
+def test_rows_of_the_default_have_its_error_over_that_of_the_best_of_the_others():
+    errors = {"default": 0.2, "default, log-SNR": 0.01, "a": 0.4, "b": 0.8}
+    common = {"problem": "d = 2", "sde": "vp", "evaluations": 5}
+    rows = [common | {"method": name, "mean": error} for name, error in errors.items()]
+    assert samplers.against_others(rows) == [common | {"error": 0.2, "ratio": 0.5}]
+
+
+def test_rows_of_posteriors_have_medians_and_the_largest_over_the_problems():
+    row = {"d": 2, "m": 1, "evaluations": 10.0, "error": -0.1, "stderr": 0.05}
+    rows = [
+        row | {"method": name, "w1": float(i), "w2": 1.0, "seconds": s}
+        for name, s in (("particles", 2.0), ("flow", 3.0))
+        for i in (1, 2, 6)
+    ]
+    first, second = posterior.summarised(rows)
+    assert (first["W1"], first["W1, largest"], first["time"], second["time"]) == (2, 6, 1, 1.5)
+    assert (second["within three"], second["of"], second["error of log p(y)"]) == (3, 3, 0.1)
+
+
+def test_rows_of_paths_have_a_column_for_each_size_and_kind_of_increment():
+    times = {"torchsde us/step": 9.0, "known grid / torchsde": 0.5, "any / torchsde": 2.0}
+    rows = {f"path (64, 2), {n} steps, {w}": times for n in (100, 999) for w in ("W", "W and H")}
+    assert throughput.of_paths(rows) == [
+        {"times": "known grid", "W at (64, 2)": 0.5, "W and H at (64, 2)": 0.5},
+        {"times": "any", "W at (64, 2)": 2.0, "W and H at (64, 2)": 2.0},
+    ]
+
+
+def test_rows_of_editing_and_of_scales_have_ranges():
+    rows = [
+        {"d": d, "method": "ode", "evaluations": 30 + d + i, "over the floor": 0.5 * i}
+        for d in (2, 8)
+        for i in (1, 3)
+    ]
+    row = {"method": "ode", "evaluations": [33, 41], "d = 2": 1.0, "d = 8": 1.0}
+    assert editing.over_levels(rows) == [row]
+    ratios = [dict.fromkeys(scale.BUDGETS, value) for value in (0.9, 1.1)]
+    rows = [{"sde": "vp", "model": "fit", "ratios": one} for one in ratios]
+    both = {"few": [0.9, 1.1], "many": [0.9, 1.1]}
+    assert scale.extremes(rows) == [{"diffusion": "vp", "model": "fit"} | both]
