@@ -307,7 +307,7 @@ class GaussianMixture(AbstractMixture):
         return log_weights + observed.log_normal(self._means.to(torch.float64), factor)
 
     def _component_points(self, k: Tensor, z: Tensor) -> Tensor:
-        z = z * self._variances[k].sqrt()
+        z = z * self._variances.expand_as(self._means)[k].sqrt()
         z = z if self._axes is None else torch.einsum("nij,nj->ni", self._axes[k], z)
         return self._means[k] + z
 
