@@ -110,4 +110,4 @@ release: setup ## wheel and sdist, each in fresh environments of the oldest and 
 	$(BIN)/python tests/release.py $(PYTHONS)
 
 clean:
-	rm -rf $(VENV) demo docs/_build docs/_cache docs/gallery docs/how_to_guides docs/tutorial_pages .mutants build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) demo docs/_build docs/_cache docs/gallery docs/how_to_guides docs/images/measured docs/tutorial_pages .mutants build dist .pytest_cache .ruff_cache .hypothesis

@@ -235,6 +235,18 @@ def table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
+def of_paths(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The errors of paths of each solver, in lists by its numbers of evaluations."""
+    found = []
+    for row in rows:
+        points = [(n, float(f"{e:.3g}")) for n, e in row["curve"] if math.isfinite(e) and e > 0]
+        if row["kind"] == "path" and points:
+            counts, errors = map(list, zip(*points, strict=True))
+            curve = {"evaluations": counts, "error": errors}
+            found.append({"case": row["case"], "solver": row["solver"], **curve})
+    return found
+
+
 def draw(rows: list[dict[str, Any]]) -> None:
     """Errors of paths against evaluations, a panel for each case."""
     figure = Figure(figsize=(14, 7), layout="constrained")
@@ -255,6 +267,7 @@ def main() -> None:
     save("work_precision", {**result, "rows": rows})
     found = table(rows)
     publish("work_precision", result, found)
+    publish("curves", result, of_paths(rows))
     print("\n".join(map(str, found)))
     draw(rows)
 

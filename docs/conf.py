@@ -14,6 +14,7 @@ sys.path.append(str(Path(__file__).parent / "examples"))  # networks.py, for all
 
 from sdekit_diffusion.__main__ import explore
 
+import plotted
 from api_pages import write
 from printed import STORED, differing
 from registered import completed
@@ -179,6 +180,7 @@ def without_pictures(app, config):
 def setup(app):
     app.connect("config-inited", without_pictures)
     app.connect("builder-inited", lambda app: write())
+    app.connect("builder-inited", lambda app: plotted.write())
     app.connect("env-before-read-docs", compared)
     app.connect("build-finished", interactive_page)
     app.connect("source-read", with_all_rows)

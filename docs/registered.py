@@ -14,6 +14,7 @@ import sdekit_diffusion as sd
 
 import choosing
 import measured
+import plotted
 import supported
 
 Row = tuple[str, ...]  # the cells
@@ -34,7 +35,7 @@ def completed(page: str, text: str) -> str:
         more = [cells for pattern, cells in rows() if not re.search(pattern, place)]
         table += "".join(f"\n| {' | '.join(cells)} |" for cells in more)
         text = before + found + table + end + after
-    return choosing.completed(measured.completed(text))
+    return plotted.completed(choosing.completed(measured.completed(text)))
 
 
 def summary(kind: type) -> str:

@@ -7,6 +7,7 @@ import editing
 import measured
 import networks
 import order
+import plotted
 import posterior
 import pytest
 import samplers
@@ -20,15 +21,19 @@ def test_tables_of_measurements_are_made_from_what_the_commands_wrote():
     places = {
         name: page.stem
         for page in PAGES
-        for name in re.findall(r"^<!-- measured: (\w+) -->$", page.read_text(), re.M)
+        for name in re.findall(r"^<!-- (?:measured|plotted): (\w+) -->$", page.read_text(), re.M)
     }
     assert sorted(places) == sorted(path.stem for path in measured.RESULTS.glob("*.json"))
     for name, page in places.items():
         command = measured.stored(name)["environment"]["command"]
-        text = completed(page, (ROOT / "docs" / f"{page}.md").read_text())
+        written = (ROOT / "docs" / f"{page}.md").read_text()
+        text = completed(page, written)
         assert (ROOT / command.split()[1]).exists()
         assert command in text
         assert "<!-- measured" not in text
+        assert "<!-- plotted" not in text
+        if f"<!-- plotted: {name} -->" in written:
+            assert f"](images/measured/{name}.png)" in text
 
 
 def test_every_line_of_a_stored_table_has_a_cell_for_each_column():
@@ -194,3 +199,30 @@ def test_rows_of_editing_and_of_scales_have_ranges():
     rows = [{"sde": "vp", "model": "fit", "ratios": one} for one in ratios]
     both = {"few": [0.9, 1.1], "many": [0.9, 1.1]}
     assert scale.extremes(rows) == [{"diffusion": "vp", "model": "fit"} | both]
+
+
+def test_a_plot_has_a_panel_and_a_line_for_each_value_of_two_keys():
+    rows = [
+        {"law": law, "sde": "vp", "method": method, "n": n, "error": 1 / n}
+        for law in ("a", "b", "c", "d")
+        for method in ("ode", "sde")
+        for n in (10, 20)
+    ]
+    plot = plotted.Plot("law, sde", "method", "n", "error", "error of x", "what to look for")
+    *panels, empty, last = plotted.drawn(rows, plot).axes
+    assert [ax.get_title() for ax in panels] == ["a, vp", "b, vp", "c, vp", "d, vp"]
+    assert [text.get_text() for text in panels[0].get_legend().get_texts()] == ["ode", "sde"]
+    assert panels[3].lines[1].get_xydata().tolist() == [[10, 0.1], [20, 0.05]]
+    assert not empty.axison
+    assert not last.axison
+    lists = [{"method": "ode", "n": [10, 20], "error": [0.1, 0.05]}]
+    (ax,) = plotted.drawn(lists, plot._replace(panel="")).axes
+    assert ax.lines[0].get_xydata().tolist() == [[10, 0.1], [20, 0.05]]
+
+
+def test_what_is_stored_is_drawn_for_the_pages(tmp_path, monkeypatch):
+    monkeypatch.setattr(plotted, "FOLDER", tmp_path)
+    plotted.write()
+    names = {path.stem for path in measured.RESULTS.glob("*.json")}
+    assert {path.stem for path in tmp_path.iterdir()} == names & plotted.PLOTS.keys()
+    assert "mixture" in names & plotted.PLOTS.keys()
