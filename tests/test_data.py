@@ -160,7 +160,6 @@ def test_toys(name):
     toy = load(name)
     assert (toy.train.shape, toy.test.shape, toy.scale) == ((10_000, 2), (2_000, 2), Scale())
     assert toy.train.dtype == torch.float32
-    assert toy.labels is None
     everything = torch.cat([toy.train, toy.test])
     assert torch.allclose(everything.mean(0), torch.zeros(2), atol=1e-5)
     assert everything.std() == pytest.approx(1, abs=1e-3)
@@ -193,6 +192,34 @@ def test_toys_look_like_their_names():
     assert not rows_are_close(load("moons").train, -load("moons").train[:, [1, 0]])
 
 
+def test_the_classes_of_toys():
+    """Moons, arms, normal laws and squares."""
+    assert load("swissroll").labels is None
+    assert load("swissroll").test_labels is None
+    rng = np.random.default_rng(0)
+    for name, curves in (
+        ("moons", [polar(1, HALF), [1, 0.5] - polar(1, HALF)]),
+        ("spiral", [polar(ARM, ARM) * [1, -1], polar(ARM, ARM) * [-1, 1]]),
+        ("eight_gaussians", [polar(1, np.pi / 4 * np.array([k])) for k in range(8)]),
+        ("checkerboard", [[[k // 2 + 0.5, 2 * (k % 2) + k // 2 % 2 + 0.5]] for k in range(8)]),
+    ):
+        points, labels = _sources.TOYS[name](rng, 500)
+        distances = [
+            np.linalg.norm(points[:, None] - np.array(curve), axis=2).min(axis=1)
+            for curve in curves
+        ]
+        off = np.argmin(distances, axis=0) != labels
+        # Moons and arms come close to each other; Gaussians are 3.8 standard deviations apart.
+        assert off.mean() < 0.05, name
+        toy = load(name)
+        assert (toy.labels.shape, toy.test_labels.shape) == ((10_000,), (2_000,))
+        assert toy.labels.unique().tolist() == list(range(len(curves)))
+    moons = load("moons")
+    for x, labels in ((moons.train, moons.labels), (moons.test, moons.test_labels)):
+        assert x[labels == 0, 1].mean() > 0.3
+        assert x[labels == 1, 1].mean() < -0.3
+
+
 def polar(r, angle):
     return np.stack([r * np.cos(angle), r * np.sin(angle)], axis=1)
 
@@ -213,7 +240,7 @@ CURVES = {
 def test_toys_lie_on_their_curves(name):
     """Within six standard deviations of the noise, and nowhere on the curve is a gap."""
     noise, curve = CURVES[name]
-    points = _sources.TOYS[name](np.random.default_rng(0), 1000)
+    points, _ = _sources.TOYS[name](np.random.default_rng(0), 1000)
     apart = np.linalg.norm(points[:, None] - curve, axis=2)
     assert apart.min(axis=1).max() < 6 * noise
     assert apart.min(axis=0).max() < 10 * noise
@@ -302,6 +329,78 @@ def test_labels_of_an_npz(tmp_path):
             r"samples",
         ):
             load(saved(tmp_path / "c.npz", x=x, labels=wrong))
+
+
+@pytest.mark.parametrize("test", [False, True])
+def test_conditions_of_an_npz(tmp_path, test):
+    """Each in the rows of its samples, those of the test set in test_NAME."""
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for prefix in ("", "test_") if test else ("",):
+        x = rng.standard_normal((40, 2)).astype(np.float32)
+        arrays |= {"test" if prefix else "train": x, f"{prefix}theta": x[:, :1].astype(float)}
+        arrays |= {f"{prefix}sign": (x[:, 1] > 0).astype(int), f"{prefix}kind": np.arange(40)}
+    path = saved(tmp_path / "a.npz", **arrays)
+    given = {"context": ["theta", "sign"], "label": "sign", "image": "kind"}
+    data = load(path, conditions=given)
+    assert data.conditions.keys() == data.test_conditions.keys() == {"context", "image"}
+    for x, conditions, labels in (
+        (data.train, data.conditions, data.labels),
+        (data.test, data.test_conditions, data.test_labels),
+    ):
+        expected = torch.stack([x[:, 0], (x[:, 1] > 0).float()], dim=1)
+        assert torch.equal(conditions["context"], expected)
+        assert torch.equal(labels, (x[:, 1] > 0).long())
+        assert conditions["image"].dtype == torch.float32
+    assert load(path).conditions == {}
+    with pytest.raises(ValueError, match="has no array phi, which is to be a condition of its s"):
+        load(path, conditions={"context": "phi"})
+    if test:
+        del arrays["test_theta"]
+        path = saved(tmp_path / "b.npz", **arrays)
+        with pytest.raises(
+            ValueError, match=r"no array test_theta, .* condition of its test sample"
+        ):
+            load(path, conditions=given)
+
+
+def test_images_as_conditions_of_an_npz(tmp_path):
+    """Bytes are scaled as samples are, and other numbers are not."""
+    path = saved(
+        tmp_path / "a.npz",
+        train=IMAGES,
+        grey=IMAGES[..., 0],
+        same=IMAGES,
+        bits=IMAGES[:, 0, 0] > 127,
+    )
+    data = load(path, conditions={"image": "grey", "same": "same", "context": "bits"})
+    expected = data.scale.encode(data.train, 0.5)
+    assert torch.allclose(data.conditions["image"], expected[:, :1], rtol=0, atol=1e-6)
+    assert torch.allclose(data.conditions["same"], expected, rtol=0, atol=1e-6)
+    assert set(data.conditions["context"].unique().tolist()) == {0.0, 1.0}
+
+
+@pytest.mark.parametrize(
+    ("others", "said"),
+    [
+        ({"theta": np.ones(5)}, "the condition 'context' has 5 entries for 40 samples"),
+        ({"theta": np.array("text")}, "theta of .*needs numbers"),
+        ({"theta": np.full(40, np.nan)}, "theta of .* has values that are NaN"),
+        ({"test": np.ones((4, 2)), "test_theta": np.ones((4, 3))}, r"shape \(1,\) .* \(3,\)"),
+        ({"test": np.ones((4, 2)), "test_theta": np.ones(5)}, "5 entries for 4 samples of the t"),
+    ],
+)
+def test_wrong_conditions_are_refused(tmp_path, others, said):
+    path = saved(tmp_path / "a.npz", **{"train": np.ones((40, 2)), "theta": np.ones(40), **others})
+    with pytest.raises(ValueError, match=said):
+        load(path, conditions={"context": "theta"})
+
+
+def test_what_has_no_named_conditions(tmp_path):
+    np.save(tmp_path / "a.npy", np.ones((4, 2)))
+    for name in ("moons", "digits", tmp_path / "a.npy", tmp_path):
+        with pytest.raises(ValueError, match="no named conditions: leave them out"):
+            load(name, conditions=["context"])
 
 
 def test_a_reference_is_always_the_same():

@@ -3,6 +3,7 @@ function of the seed.
 """
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image
 
 import sdekit_diffusion as sd
 from sdekit_diffusion.data import Scale, _stored, from_datasets, load
+from sdekit_diffusion.data._given import source_of
 from sdekit_diffusion.data._stream import Stream
 
 datasets = pytest.importorskip("datasets")
@@ -155,6 +157,124 @@ def test_formats_of_the_library_do_not_matter(kind):
     assert torch.equal(found.labels, plain.labels)
     streamed = from_datasets(pictures().to_iterable_dataset(4).with_format(kind), buffer=7)
     assert take(streamed.train, 20) == take(stream(), 20)
+
+
+def described(places=range(60)):
+    """Image i of class i mod 3, with a smaller image of level i, a vector and two numbers."""
+    places = list(places)
+    columns = pictures(places).to_dict() | {
+        "small": [Image.fromarray(np.full((2, 2), i, np.uint8)) for i in places],
+        "embedding": [[i, -i, 0.5] for i in map(float, places)],
+        "age": places,
+        "mass": [i / 2 for i in places],
+    }
+    features = FEATURES | {
+        "small": datasets.Image(),
+        "embedding": datasets.List(datasets.Value("float32")),
+        "age": datasets.Value("int64"),
+        "mass": datasets.Value("float64"),
+    }
+    return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+
+
+CONDITIONS = {"image": "small", "context": ["embedding", "age", "mass"], "class_labels": "age"}
+
+
+def agree_with_level(x, conditions):
+    """Whether the conditions are those of the images."""
+    level = x[:, 0, 0, 0].float()
+    expected = torch.stack([level, -level, 0.5 + 0 * level, level, level / 2], dim=1)
+    images = ((level + 0.5) / 128 - 1).reshape(-1, 1, 1, 1).expand(-1, 1, 2, 2)
+    return (
+        torch.equal(conditions["context"], expected)
+        and torch.allclose(conditions["image"], images, rtol=0, atol=1e-6)
+        and torch.equal(conditions["class_labels"], level.long())
+    )
+
+
+@pytest.mark.parametrize("split", [False, True])
+@pytest.mark.parametrize("kind", ["memory", "demand", "stream"])
+def test_columns_as_conditions(monkeypatch, kind, split):
+    """Several columns, each in the rows of its samples."""
+    if kind == "demand":
+        monkeypatch.setattr(_stored, "_MAX_BYTES_IN_MEMORY", 100)
+    parts = {"train": described(range(50)), "test": described(range(50, 60))}
+    parts = parts if split else {"train": described()}
+    if kind == "stream":
+        parts = {key: part.to_iterable_dataset(4) for key, part in parts.items()}
+    data = from_datasets(parts, "image", conditions=CONDITIONS, buffer=7)
+    assert agree_with_level(data.test, data.test_conditions)
+    assert len(data.test_conditions["context"]) == len(data.test) > 5
+    if kind == "stream":
+        assert agree_with_level(data.known, data.conditions)
+    if kind == "demand":
+        assert not isinstance(data.conditions["image"], torch.Tensor)
+    source = source_of(data, ["image", "context", "class_labels"])
+    seen = []
+    for x, conditions in itertools.islice(source.batches(8, seed=3), 7):
+        assert set(conditions) == set(CONDITIONS)
+        assert agree_with_level(x, conditions)
+        seen += levels(x)
+    assert len(set(seen)) > 45
+    x, conditions = next(source.batches(8, seed=3, part=slice(3, 5)))
+    assert agree_with_level(x, conditions)
+    assert [int(level) for level in levels(x)] == seen[3:5]
+    x, conditions = next(source.batches(2, part=slice(2, None, 3)))
+    assert len(conditions["context"]) == len(x) == 0
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_network_trains_with_labels_and_columns(streaming):
+    table = described().remove_columns("image").rename_column("embedding", "x")
+    table = table.to_iterable_dataset(2) if streaming else table
+    data = from_datasets(table, "x", conditions={"context": "mass"})
+    net = sd.nets.MLP(shape=(3,), width=8, classes=3, context=1)
+    model = sd.ScoreModel(net, "vp", shape=(3,))
+    recipe = sd.Recipe(steps=3, batch_size=8)
+    assert len(sd.fit(model, data, recipe, progress=False)) == 3
+    given = model.given(label=torch.tensor([0, 2]), context=torch.tensor([[1.0], [2.0]]))
+    assert sd.sample(given, 2, steps=2, seed=0).shape == (2, 3)
+    plain = sd.ScoreModel(sd.nets.MLP(shape=(3,), width=8), "vp", shape=(3,))
+    with pytest.raises(ValueError, match="the condition 'context' and the network takes none"):
+        sd.fit(plain, data, recipe, progress=False)
+    sd.fit(plain, replace(data, conditions={}), recipe, progress=False)
+
+
+def test_columns_of_a_place_on_disk(tmp_path):
+    described().rename_column("label", "digit").to_parquet(tmp_path / "a.parquet")
+    for prefix in ("hf", "hf-stream"):
+        place = f"{prefix}:{tmp_path}/a.parquet#image"
+        data = load(place, conditions={"label": "digit", "context": "mass"})
+        assert data.test_labels.tolist() == [int(level) % 3 for level in levels(data.test)]
+        assert data.test_conditions["context"].flatten().tolist() == [
+            level / 2 for level in levels(data.test)
+        ]
+        assert data.test_conditions.keys() == {"context"}
+        assert load(place, conditions=["mass", "age"]).test_conditions["age"].shape == (6, 1)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("conditions", "error", "said"),
+    [
+        (["mas"], ValueError, "has no column 'mas'; it has image, .*mass.*did you mean 'mass'"),
+        (["caption"], ValueError, "'caption' of .*<U5; the condition 'caption' needs numbers"),
+        (["gap"], ValueError, "'gap' of .* has values that are NaN"),
+        (["odd"], ValueError, "a value of the column 'odd' of .* have one shape"),
+        ("mass", TypeError, r"conditions are a list of names, such as \['mass'\]"),
+        ({"context": 3}, TypeError, "conditions have the name of a column"),
+        ({"context": [3]}, TypeError, "conditions have the name of a column, or several"),
+        (["whole"], ValueError, "'whole' of .* has values that are NaN"),
+    ],
+)
+def test_which_columns_are_no_conditions(streaming, conditions, error, said):
+    table = described().add_column("gap", [None, *([1.0] * 59)])
+    table = table.add_column("whole", [None, *range(59)])
+    table = table.add_column("odd", [[1.0], *([[1.0, 2.0]] * 59)])
+    with pytest.raises(error, match=said):
+        from_datasets(
+            table.to_iterable_dataset(2) if streaming else table, "image", conditions=conditions
+        )
 
 
 def stream(buffer=7, shards=4):

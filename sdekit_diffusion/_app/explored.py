@@ -96,7 +96,7 @@ def of_mixture(name: str, label: tuple[int, ...]) -> Explored:
 def _of_points(name: str, label: tuple[int, ...]) -> Explored:
     """The mixture of narrow normal laws around points of a data set."""
     if label:
-        raise ValueError(f"{name} has no labels: leave out --label")
+        raise ValueError(f"the exact model of {name} has no labels: leave out --label")
     source = datasets.load(name)
     law = EmpiricalMixture(source.test[:_CENTRES], _STD)
     kind = f"The exact mixture of normal laws of standard deviation {_STD} around {_CENTRES} points"

@@ -2,6 +2,7 @@
 
 import gzip
 import math
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +25,9 @@ _IDX = {
 }
 
 
-def numpy_arrays(path: Path) -> dict[str, Array]:
+def numpy_arrays(path: Path, others: Collection[str] = ()) -> dict[str, Array]:
     """The training samples of a .npy or .npz file, and its test set and labels if there are any,
-    by name.
+    by name; and those of the other arrays that there are.
 
     Raises:
         ValueError: when it cannot be read, or has several arrays and none is called "train" or "x".
@@ -59,7 +60,7 @@ def numpy_arrays(path: Path) -> dict[str, Array]:
     for key in ("train", "x", *(arrays if len(arrays) == 1 else ())):
         if key in arrays:
             return {"train": arrays[key]} | {
-                name: arrays[name] for name in _OPTIONAL if name in arrays
+                name: arrays[name] for name in (*_OPTIONAL, *others) if name in arrays
             }
     raise ValueError(
         f"{path} holds {', '.join(arrays) or 'no arrays'}; it needs an array called train or x, or "

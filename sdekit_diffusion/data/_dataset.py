@@ -1,7 +1,7 @@
 """Training and test samples, and their construction from arrays."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,9 @@ class Dataset:
         labels: the classes of the training samples, (N,), or None; for a stream those of `known`.
         test_labels: the classes of the test samples, (M,), or None.
         known: the first samples of a stream, a tensor; else None.
+        conditions: of the training samples, besides their labels, by the name of the network's
+            argument, each (N, ...); for a stream those of `known`.
+        test_conditions: of the test samples, by the same names, tensors (M, ...).
 
     Example:
         >>> data = sd.data.load("moons")
@@ -48,6 +51,8 @@ class Dataset:
     labels: Tensor | None = None
     test_labels: Tensor | None = None
     known: Tensor | None = None
+    conditions: Mapping[str, Rows] = field(default_factory=dict)
+    test_conditions: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def size(self) -> int | None:
@@ -64,7 +69,28 @@ class Dataset:
         return rows[numbers], None if self.labels is None else self.labels[numbers]
 
 
-def of_arrays(name: str, arrays: Mapping[str, Array], *, levels: int | None = None) -> Dataset:
+class Subset:
+    """Some of the rows of other `Rows`."""
+
+    def __init__(self, rows: Rows, numbers: Tensor) -> None:
+        self._rows = rows
+        self._numbers = numbers
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        return self._rows[self._numbers[rows]]
+
+
+def of_arrays(
+    name: str,
+    arrays: Mapping[str, Array],
+    *,
+    levels: int | None = None,
+    conditions: Mapping[str, Rows] | None = None,
+    test_conditions: Mapping[str, Rows] | None = None,
+) -> Dataset:
     """A data set from arrays, which are checked; a tenth of the training samples is held out if
     there is no test set.
 
@@ -75,13 +101,17 @@ def of_arrays(name: str, arrays: Mapping[str, Array], *, levels: int | None = No
             `(N, ...)`; labels are integers, `(N,)`.
         levels: the number of levels of images; unless given, 256 for bytes, and one more than the
             largest value for other integers.
+        conditions: of the training samples, by name.
+        test_conditions: of the test samples, where `arrays` has a test set.
 
     Raises:
         ValueError: for arrays that are not as described.
     """
+    conditions = dict(conditions or {})
     train = samples(arrays["train"], name, least=2)
     test = arrays.get("test")
     labels = _classes(arrays.get("labels"), len(train), f"the labels of {name}")
+    require_entries(conditions, len(train), name)
     if test is None:
         test_rows, train_rows = np.split(shuffled(len(train)).numpy(), [max(1, len(train) // 10)])
         labels, test_labels = (
@@ -89,10 +119,15 @@ def of_arrays(name: str, arrays: Mapping[str, Array], *, levels: int | None = No
         )
         test = train[test_rows]
         train = train[train_rows]
+        held_out = entries_of(conditions, torch.from_numpy(test_rows))
+        conditions = subsets(conditions, torch.from_numpy(train_rows))
     else:
         test = samples(test, f"the test set of {name}")
         test_labels = _classes(arrays.get("test_labels"), len(test), f"the test labels of {name}")
+        require_entries(test_conditions or {}, len(test), f"the test set of {name}")
+        held_out = entries_of(test_conditions or {}, torch.arange(len(test)))
     require_alike(train, test, name)
+    require_conditions_alike(conditions, held_out, name)
     if train.dtype.kind == "f":
         scale = Scale.standard(
             torch.from_numpy(train[shuffled(len(train))[:_SCALE_SAMPLES].numpy()])
@@ -113,6 +148,8 @@ def of_arrays(name: str, arrays: Mapping[str, Array], *, levels: int | None = No
         name,
         None if labels is None else torch.from_numpy(labels),
         None if test_labels is None else torch.from_numpy(test_labels),
+        conditions=conditions,
+        test_conditions=held_out,
     )
 
 
@@ -157,6 +194,38 @@ def require_alike(train: Array | Tensor, test: Array | Tensor, name: str) -> Non
             f"{train.dtype} but test samples of shape {tuple(test.shape[1:])} and type "
             f"{test.dtype}; save both in one shape and type"
         )
+
+
+def require_entries(conditions: Mapping[str, Rows], n: int, name: str) -> None:
+    """Raises ValueError unless each condition has one entry for each of n samples."""
+    for condition, rows in conditions.items():
+        if len(rows) != n:
+            raise ValueError(
+                f"the condition {condition!r} has {len(rows)} entries for {n} samples of {name}; "
+                "give one for each"
+            )
+
+
+def require_conditions_alike(
+    conditions: Mapping[str, Rows], held_out: Mapping[str, Tensor], name: str
+) -> None:
+    """Raises ValueError when the entries of training and test samples differ in shape or type."""
+    for condition, test in held_out.items():
+        train = conditions[condition][torch.arange(1)]
+        require_alike(train, test, f"the condition {condition!r} of {name}")
+
+
+def subsets(conditions: Mapping[str, Rows], numbers: Tensor) -> dict[str, Rows]:
+    """The entries of some samples: in memory where all are, else read on demand."""
+    return {
+        name: rows[numbers] if isinstance(rows, Tensor) else Subset(rows, numbers)
+        for name, rows in conditions.items()
+    }
+
+
+def entries_of(conditions: Mapping[str, Rows], numbers: Tensor) -> dict[str, Tensor]:
+    """The entries of some samples, in memory."""
+    return {name: rows[numbers] for name, rows in conditions.items()}
 
 
 def _channels_first(array: Array, name: str) -> Array:

@@ -10,14 +10,10 @@ from torch.utils.data import Dataset as TorchDataset
 
 from sdekit import did_you_mean
 from sdekit_diffusion.data._batches import AbstractSource, Rows, Shuffled, given_draws
+from sdekit_diffusion.data._columns import LABELS
 from sdekit_diffusion.data._dataset import Dataset
 from sdekit_diffusion.data._loader import Loaded
 from sdekit_diffusion.data._stream import Stream
-
-_LABELS = {
-    *("label", "labels", "class_label", "class_labels", "cls", "classes", "class_idx"),
-    *("y", "c", "target", "targets"),
-}
 
 Labelled = tuple[Rows, Rows | Mapping[str, Rows]] | Mapping[str, Rows]
 Data = Rows | AbstractSource | Labelled | Dataset | TorchDataset[Any] | DataLoader[Any]
@@ -31,8 +27,8 @@ def source_of(
     Arguments:
         data: a source; samples alone; a pair (x, y), where y are labels or a dictionary of
             conditions; a dictionary of samples and conditions; a `TensorDataset` or another data
-            set of torch; a `DataLoader`; or a `sdekit_diffusion.data.Dataset`, whose labels are
-            used if the network takes them.
+            set of torch; a `DataLoader`; or a `sdekit_diffusion.data.Dataset`, with its
+            conditions, and with its labels if the network takes them.
         names: the conditions that the network takes; None where that is not known.
         null: those of them with a value for unknown ones.
 
@@ -63,21 +59,25 @@ def source_of(
 def _of_dataset(
     data: Dataset, names: Sequence[str] | None, null: Collection[str]
 ) -> AbstractSource:
-    """The training samples of a data set, with their labels where the network takes one."""
+    """The training samples of a data set, with its conditions, and with its labels where the
+    network takes them.
+    """
     name = label_name(names)
-    if not (name is None or data.labels is None or name in _LABELS or name in null):
+    name = None if name in data.conditions else name
+    if not (name is None or data.labels is None or name in LABELS or name in null):
         raise ValueError(
             f"{data.name} has labels, and the argument {name!r} of the network may be something "
             f"else: call it 'label', or give ScoreModel null={{{name!r}: value}}, whose value "
             "stands for no label; or train without the labels, on dataclasses.replace(data, "
             "labels=None, test_labels=None)"
         )
+    name = None if data.labels is None else name
     if isinstance(data.train, Stream):
-        return data.train.labelled(None if data.labels is None else name)
+        return data.train.labelled(name, data.conditions)
     if isinstance(data.train, AbstractSource):
         return data.train
-    labels = None if name is None else data.labels
-    return Shuffled(data.train, None if name is None or labels is None else {name: labels})
+    labels = {} if name is None or data.labels is None else {name: data.labels}
+    return Shuffled(data.train, {**labels, **data.conditions})
 
 
 def named(given: Any, names: Sequence[str] | None) -> tuple[Any, dict[str, Any]]:  # noqa: ANN401

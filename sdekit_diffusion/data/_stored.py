@@ -1,19 +1,25 @@
 """Samples that are read from storage on demand."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sdekit_diffusion.data._batches import Rows
+from sdekit_diffusion.data._columns import Entries
 from sdekit_diffusion.data._dataset import (
     Array,
     Dataset,
+    Subset,
+    entries_of,
     of_arrays,
     require_alike,
+    require_conditions_alike,
+    require_entries,
     samples,
     shuffled,
+    subsets,
 )
 from sdekit_diffusion.data._scale import Scale
 
@@ -21,6 +27,7 @@ _MAX_BYTES_IN_MEMORY = 2**30  # larger data sets are read on demand
 # The largest number of samples of a large set that are kept in memory, and of their bytes.
 _MAX_COMPARED = 10_000, 2**28
 _CHUNK = 1000  # samples read together
+_CLASSES = ""  # stands for labels among the conditions
 
 
 class Stored:
@@ -75,27 +82,20 @@ class Stored:
         )
 
 
-class Subset:
-    """Some of the rows of other `Rows`."""
-
-    def __init__(self, rows: Rows, numbers: Tensor) -> None:
-        self._rows = rows
-        self._numbers = numbers
-
-    def __len__(self) -> int:
-        return len(self._numbers)
-
-    def __getitem__(self, rows: Tensor) -> Tensor:
-        return self._rows[self._numbers[rows]]
-
-
 def of_stored(
     train: Stored,
     test: Stored | None = None,
     labels: Array | None = None,
     test_labels: Array | None = None,
+    conditions: Mapping[str, Rows] | None = None,
+    test_conditions: Mapping[str, Rows] | None = None,
 ) -> Dataset:
     """A data set of stored samples: in memory, or read on demand if they take more than 1 GiB.
+
+    Args:
+        train, test: the samples; some of the training samples are held out without test.
+        labels, test_labels: their classes.
+        conditions, test_conditions: their other conditions, by name.
 
     Raises:
         ValueError: for samples that are not as `of_arrays` describes, or a large set of integers
@@ -105,29 +105,71 @@ def of_stored(
         arrays = {"train": train.everything(), "labels": labels, "test_labels": test_labels}
         arrays["test"] = None if test is None else test.everything()
         return of_arrays(
-            train.name, {key: array for key, array in arrays.items() if array is not None}
+            train.name,
+            {key: array for key, array in arrays.items() if array is not None},
+            conditions=conditions,
+            test_conditions=test_conditions,
         )
+    return _read_on_demand(
+        train,
+        test,
+        {**(conditions or {}), **_as_entries(labels)},
+        {**(test_conditions or {}), **_as_entries(test_labels)},
+    )
+
+
+def _read_on_demand(
+    train: Stored,
+    test: Stored | None,
+    entries: Mapping[str, Rows],
+    test_entries: Mapping[str, Rows],
+) -> Dataset:
+    """As `of_stored`, for a large set; labels are entries of that name."""
+    require_entries(entries, len(train), train.name)
     if test is None:
         order = shuffled(len(train))
         n = min(fits(train.nbytes), len(train) // 10)
-        test_numbers = order[:n]
+        numbers = order[:n]
         train_numbers = order[n:].sort().values
-        if labels is not None:
-            test_labels = labels[test_numbers.numpy()]
-            labels = labels[train_numbers.numpy()]
         rows = Subset(train, train_numbers)
-        test = train
+        conditions = subsets(entries, train_numbers)
+        held_out = train[numbers]
+        test_conditions = entries_of(entries, numbers)
     else:
-        test_numbers = shuffled(len(test))[: fits(test.nbytes)]
+        require_entries(test_entries, len(test), test.name)
+        numbers = shuffled(len(test))[: fits(test.nbytes)]
         rows = train
-        test_labels = None if test_labels is None else test_labels[test_numbers.numpy()]
-    held_out = test[test_numbers]
+        conditions = dict(entries)
+        held_out = test[numbers]
+        test_conditions = entries_of(test_entries, numbers)
     first_samples = rows[shuffled(len(rows))[: fits(train.nbytes)]]
     require_alike(first_samples, held_out, train.name)
-    classes = [
-        None if array is None else torch.from_numpy(array) for array in (labels, test_labels)
-    ]
-    return Dataset(rows, held_out, scale_of(first_samples, train.name), train.name, *classes)
+    labels = conditions.pop(_CLASSES, None)
+    assert isinstance(labels, Tensor | None)
+    test_labels = test_conditions.pop(_CLASSES, None)
+    require_conditions_alike(conditions, test_conditions, train.name)
+    return Dataset(
+        rows,
+        held_out,
+        scale_of(first_samples, train.name),
+        train.name,
+        labels,
+        test_labels,
+        conditions=conditions,
+        test_conditions=test_conditions,
+    )
+
+
+def _as_entries(labels: Array | None) -> dict[str, Rows]:
+    """The classes of samples as entries of a name that no argument of a network has."""
+    return {} if labels is None else {_CLASSES: torch.from_numpy(labels)}
+
+
+def in_memory(entries: Entries) -> Rows:
+    """All entries as a tensor, or themselves if they take more than 1 GiB."""
+    if entries.nbytes > _MAX_BYTES_IN_MEMORY:
+        return entries
+    return torch.cat([entries[rows] for rows in torch.arange(len(entries)).split(_CHUNK)])
 
 
 def stacked(arrays: Sequence[Array], sample_name: Callable[[int], str]) -> Array:

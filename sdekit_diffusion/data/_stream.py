@@ -2,7 +2,7 @@
 
 import copy
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -29,6 +29,8 @@ class Stream(AbstractSource):
         fingerprint: identifies the samples.
         label: converts a list of examples to their classes, `(batch,)`, or None where they have
             none.
+        conditions: each converts a list of examples to a condition, `(batch, ...)`, by the name of
+            the network's argument.
 
     Raises:
         ValueError: for an empty buffer.
@@ -41,6 +43,7 @@ class Stream(AbstractSource):
         buffer: int,
         fingerprint: str = "",
         label: Callable[[Sequence[Any]], Tensor | None] = lambda _: None,
+        conditions: Mapping[str, Callable[[Sequence[Any]], Tensor]] | None = None,
     ) -> None:
         if buffer < 1:
             raise ValueError(f"buffer is a number of samples, from 1 on; not {buffer}")
@@ -49,13 +52,17 @@ class Stream(AbstractSource):
         self._buffer = buffer
         self.fingerprint = fingerprint
         self._label = label
+        self._conditions = dict(conditions or {})
         self._label_name: str | None = None
         self._size = 0  # of an epoch; 0 until it is known
 
-    def labelled(self, name: str | None) -> Self:
-        """The same stream with the classes as a condition of that name; without them for None."""
+    def labelled(self, name: str | None, conditions: Collection[str] = ()) -> Self:
+        """The same stream with the classes as a condition of that name, without them for None; and
+        with these of its other conditions.
+        """
         stream = copy.copy(self)
         stream._label_name = name
+        stream._conditions = {key: self._conditions[key] for key in conditions}
         return stream
 
     def batches(
@@ -67,7 +74,10 @@ class Stream(AbstractSource):
             count = len(batch[part])
             chosen = batch[part] or batch[:1]
             x = self._read(chosen)[:count]
-            yield x if self._label_name is None else Batch(x, self._labels(chosen, count))
+            values = {} if self._label_name is None else self._labels(chosen, count)
+            for name, condition in self._conditions.items():
+                values[name] = condition(chosen)[:count]
+            yield Batch(x, values) if values else x
 
     def _labels(self, examples: Sequence[Any], count: int) -> dict[str, Tensor]:
         labels = self._label(examples)
