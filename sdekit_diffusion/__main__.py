@@ -392,6 +392,7 @@ def summarise(
     sampler: Sampler = Sampler(),  # noqa: B008 - frozen
     estimate: Estimate = QUICK,
     inception: Path | None = None,
+    restore: str | None = None,
     loading: Loading = Loading(),  # noqa: B008 - frozen
 ) -> None:
     """Write report.html, its pictures and report.json: samples, their distances to the data with
@@ -410,6 +411,8 @@ def summarise(
         inception: a file with the weights of the standard Inception network, such as
             weights-inception-2015-12-05-6726825d.pth, for FID, KID and Inception Score of images,
             in addition to distances in the features of a small classifier.
+        restore: degrade and restore 16 held-out images, as by the command restore: mask=bottom,
+            downsample=2 or blur=1.0, and perhaps noise, as in downsample=2,noise=0.2.
         loading: how to load the model.
     """
     with process_group("cpu"):
@@ -424,6 +427,7 @@ def summarise(
                 sampler=sampler,
                 estimate=estimate,
                 inception=inception,
+                restore=None if restore is None else Degradation.parsed(restore),
                 loading=loading,
             )
             print(

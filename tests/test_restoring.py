@@ -1,18 +1,24 @@
 """Restored images: what is hidden, samples of a run, their picture and coverage, and resuming."""
 
+import inspect
+import json
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from sdekit_diffusion import Blur, Downsampling, LinearObservation, Mask, load, sample_posterior
+from sdekit_diffusion import __main__ as command_line
 from sdekit_diffusion.__main__ import main
+from sdekit_diffusion._app import report
 from sdekit_diffusion._app.restoring import Degradation, Restoration
+from sdekit_diffusion._training import clear
 from sdekit_diffusion.data import load as load_data
 
 # Four steps of sixteen particles after twelve updates.
 UNRELIABLE = pytest.mark.filterwarnings(
-    "ignore:the samples of 1 of 1 observations are not reliable"
+    "ignore:the samples of . of . observations are not reliable"
 )
 FEW = ["--n", "2", "--samples", "16", "--particles", "16", "--steps", "4", "--noise", "0.5"]
 
@@ -118,6 +124,51 @@ def test_an_interrupted_command_resumes(digits, tmp_path, monkeypatch):
     assert calls == [0, 1, 1]
     whole, parts = (np.load(tmp_path / name) for name in ("whole.npz", "parts.npz"))
     np.testing.assert_array_equal(whole["samples"], parts["samples"])
+
+
+@UNRELIABLE
+def test_the_report_has_the_restorations_of_the_command(digits, tmp_path, monkeypatch):
+    """Their picture, coverage and error."""
+    settings = {"samples": 16, "particles": 16, "steps": 4}
+    defaults = inspect.signature(command_line.restore).parameters
+    assert {name: defaults[name].default for name in settings} == report._RESTORING
+    assert defaults["n"].default == report._RESTORED
+    monkeypatch.setattr(report, "_RESTORING", settings)
+    monkeypatch.setattr(report, "_RESTORED", 2)
+    argv = ["report", str(digits), "--samples", "12", "--tolerance", "0.03", "--seed", "3"]
+    assert main([*argv, "--restore", "downsample=2,noise=0.5"]) == 0
+    out = tmp_path / "all.npz"
+    argv = ["restore", str(digits), "--downsample", "2", *FEW, "--seed", "3", "--out", str(out)]
+    assert main(argv) == 0
+    arrays = {name: torch.from_numpy(value) for name, value in np.load(out).items()}
+    expected = Restoration(**arrays)
+    found = json.loads((digits / "report.json").read_text())["restoration"]
+    assert found == {"degradation": "downsample 2, noise 0.5", **settings, **expected.numbers()}
+    assert list(found["coverage"]) == ["0.5", "0.8", "0.95"]
+    page = (digits / "report.html").read_text(encoding="utf-8")
+    assert "<h2>Restored images</h2>" in page
+    for text in ("(downsample 2, noise 0.5)", *expected.sentences()):
+        assert text in page
+    with Image.open(digits / "restorations.png") as image:
+        assert image.size[0] > 3 * image.size[1]
+    assert "restorations" in clear.PICTURES
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("bottom", "--restore is mask=bottom"),
+        ("blur=wide", "--restore is mask=bottom"),
+        ("size=2", "--restore is mask=bottom"),
+        ("mask=middle", "a mask hides left, .*; not 'middle'"),
+        ("mask=top,blur=1", "2 are given"),
+    ],
+)
+def test_a_degradation_in_one_word(text, message):
+    assert Degradation.parsed("blur=1.5,noise=0.2") == Degradation(blur=1.5, noise=0.2)
+    assert Degradation.parsed("mask=top") == Degradation(mask="top")
+    with pytest.raises(ValueError, match=message):
+        Degradation.parsed(text)
 
 
 def test_moments_and_coverage():

@@ -73,6 +73,7 @@ def page_of(results: dict[str, Any], pictures: Mapping[str, Picture]) -> str:
         "neighbours",
         distances,
         likelihood,
+        "restorations",
         "denoising",
         "forward",
         "loss",

@@ -28,6 +28,7 @@ from sdekit_diffusion._app.options import QUICK, Estimate, Guidance, Labelling, 
 from sdekit_diffusion._app.page import Picture, page_of
 from sdekit_diffusion._app.quality import compared, farthest
 from sdekit_diffusion._app.quality_figures import quality_figures
+from sdekit_diffusion._app.restoring import Degradation, Restoration, restored
 from sdekit_diffusion._app.trained import data_of, opened, source_of
 from sdekit_diffusion._loading.load import config_folder
 from sdekit_diffusion._models.checkpoint import read_config, versions
@@ -38,6 +39,9 @@ from sdekit_diffusion.data import Dataset
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+_RESTORED = 16  # images
+_RESTORING = {"samples": 128, "particles": 128, "steps": 100}  # as by the command `restore`
 
 
 def write_report(
@@ -51,6 +55,7 @@ def write_report(
     sampler: Sampler = Sampler(),  # noqa: B008 - frozen
     estimate: Estimate = QUICK,
     inception: str | Path | None = None,
+    restore: Degradation | None = None,
     loading: Loading = Loading(),  # noqa: B008 - frozen
 ) -> dict[str, Any]:
     """Writes report.html, its pictures as PNG, and report.json with all numbers, into a run folder.
@@ -70,6 +75,8 @@ def write_report(
         estimate: how to estimate the likelihood.
         inception: a file with the weights of the standard Inception network, for FID, KID and
             Inception Score.
+        restore: how 16 held-out images are degraded, which are then restored as by the command
+            `restore`, with 128 samples of each and the seed of the sampler; none unless given.
         loading: how to load the model.
 
     Returns:
@@ -77,9 +84,9 @@ def write_report(
 
     Raises:
         CheckpointError: when the folder is not a run's.
-        ValueError: for fewer than two samples, or damaged files, or Inception weights if the
-            data are not images; for a model with labels and data without, or guidance without
-            labels.
+        ValueError: for fewer than two samples, or damaged files, or Inception weights or a
+            degradation if the data are not images; for a model with labels and data without, or
+            guidance without labels.
         OSError: when the weights cannot be read.
         ImportError: when an optional library is not installed.
     """
@@ -90,8 +97,10 @@ def write_report(
     device = model.place()[1]
     network = None if inception is None else inception_network(inception, source, device)
     seed = sampler.seed
+    restoration, restorations = _restored(model, source, restore, seed)
     x, sampling = _draw_samples(law, n, sampler)
     results = _about(run, model, source, seed) | {"sampling": sampling}
+    results |= restoration
     results["labels"] = law.labels is not None
     results["likelihood"] = _likelihood(law, source.test[:n], estimate, sampler)
     results["two_sample"] = compared(x, source, seed)
@@ -101,7 +110,7 @@ def write_report(
     if network is not None:
         results["inception"] = inception_table(x, source, network, device, seed)
     figures = _make_figures(law, source, x, nearest.training_samples, sampler, run)
-    figures |= quality_figures(x, source, results)
+    figures |= quality_figures(x, source, results) | restorations
     pictures = _save_pictures(run, figures)
     page = run / "report.html" if out is None else Path(out)
     page.parent.mkdir(parents=True, exist_ok=True)
@@ -176,6 +185,25 @@ def _draw_samples(law: _Law, n: int, sampler: Sampler) -> tuple[Tensor, dict[str
     if law.labels is not None:
         sampling |= {"labels": "of the held-out samples", **law.guidance.settings()}
     return law.model.scale.decode(solution.x.cpu()), sampling
+
+
+def _restored(
+    model: ScoreModel, source: Dataset, degradation: Degradation | None, seed: int
+) -> tuple[dict[str, Any], dict[str, tuple[str, str, "Figure"]]]:
+    """The numbers and the picture of restored held-out images; none without a degradation."""
+    if degradation is None:
+        return {}, {}
+    levels = source.test[:_RESTORED]
+    parts = restored(model, degradation, levels, **_RESTORING, seed=seed, first=0)
+    restoration = Restoration.of([{name: part.cpu() for name, part in parts.items()}])
+    numbers = {"degradation": str(degradation), **_RESTORING, **restoration.numbers()}
+    sentences = "; ".join(restoration.sentences())
+    caption = (
+        f"Held-out images, their observations ({degradation}), weighted samples of the posteriors, "
+        f"their mean and standard deviation; {sentences}."
+    )
+    picture = restoration.picture(model.scale)
+    return {"restoration": numbers}, {"restorations": ("Restored images", caption, picture)}
 
 
 def _likelihood(law: _Law, x: Tensor, estimate: Estimate, sampler: Sampler) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Images restored from degraded observations, as samples of the posterior."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 import numpy as np
 import torch
@@ -38,8 +38,8 @@ class Degradation:
         noise: the standard deviation of the noise, relative to that of the data.
 
     Raises:
-        ValueError: unless one of mask, downsample and blur is given, and for noise that is not
-            positive.
+        ValueError: unless one of mask, downsample and blur is given, for an unknown mask, and for
+            noise that is not positive.
     """
 
     mask: Hidden | None = None
@@ -54,8 +54,32 @@ class Degradation:
                 "give one of --mask, --downsample and --blur, such as --mask bottom; "
                 f"{len(given)} are given"
             )
+        if self.mask is not None and self.mask not in get_args(Hidden):
+            raise ValueError(f"a mask hides {', '.join(get_args(Hidden))}; not {self.mask!r}")
         if not self.noise > 0:
             raise ValueError(f"--noise is a positive number, such as 0.1; not {self.noise}")
+
+    @classmethod
+    def parsed(cls, text: str) -> Self:
+        """A degradation as an option of one word, such as downsample=2,noise=0.2.
+
+        Raises:
+            ValueError: for anything else.
+        """
+        kinds = {"mask": str, "downsample": int, "blur": float, "noise": float}
+        try:
+            pairs = [part.split("=") for part in text.split(",")]
+            given: dict[str, Any] = {name: kinds[name](value) for name, value in pairs}
+        except (KeyError, ValueError):
+            raise ValueError(
+                "--restore is mask=bottom, downsample=2 or blur=1.0, and perhaps noise, as in "
+                f"downsample=2,noise=0.2; not {text!r}"
+            ) from None
+        return cls(**given)
+
+    def __str__(self) -> str:
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        return ", ".join(f"{name} {value}" for name, value in given.items())
 
     def operator(self, event: tuple[int, ...]) -> AbstractOperator:
         """The operator, for images (channels, height, width).
@@ -169,17 +193,30 @@ class Restoration:
         samples = self.samples.flatten(2)[:, :, uncertain]
         return sbc(samples, self.x.flatten(1)[:, uncertain], self.log_weights)
 
+    def numbers(self) -> dict[str, Any]:
+        """Coverage and error, as JSON: at each level the share of pixels within the intervals of
+        their posteriors, and its standard error; the root mean square error of the posterior mean,
+        and the root mean square of the posterior standard deviation.
+        """
+        coverage = {
+            f"{level:g}": {"share": share, "stderr": stderr}
+            for level, (share, stderr) in self.calibration().coverage().items()
+        }
+        std = float(self.std.square().mean().sqrt())
+        return {"images": len(self.x), "coverage": coverage, "error": self.error, "std": std}
+
     def sentences(self) -> list[str]:
         """Coverage and error, as text."""
+        numbers = self.numbers()
         covered = ", ".join(
-            f"{100 * share:.1f} ± {100 * stderr:.1f} % at {100 * level:g} %"
-            for level, (share, stderr) in self.calibration().coverage().items()
+            f"{100 * row['share']:.1f} ± {100 * row['stderr']:.1f} % at {100 * float(level):g} %"
+            for level, row in numbers["coverage"].items()
         )
         return [
-            f"pixels of {len(self.x)} held-out images within the intervals of their posteriors: "
-            f"{covered}",
-            f"root mean square error of the posterior mean {self.error:.3g}, their own standard "
-            f"deviation {float(self.std.square().mean().sqrt()):.3g}",
+            f"pixels of {numbers['images']} held-out images within the intervals of their "
+            f"posteriors: {covered}",
+            f"root mean square error of the posterior mean {numbers['error']:.3g}, their own "
+            f"standard deviation {numbers['std']:.3g}",
         ]
 
     def picture(self, scale: Scale) -> "Figure":

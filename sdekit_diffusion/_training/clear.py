@@ -23,6 +23,7 @@ PICTURES = (
     "worst",
     "histogram",
     "neighbours",
+    "restorations",
     "denoising",
     "forward",
     "loss",
