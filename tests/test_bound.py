@@ -492,7 +492,7 @@ def test_the_ddpm_method_takes_the_chains_steps():
 @pytest.mark.parametrize(
     ("own", "chain", "warns"),
     [
-        ("ncsn", DDPM(linear_betas(50, 1e-6, 0.4)), True),  # less noise than the model has
+        ("ncsn", DDPM(linear_betas(50, 1e-6, 0.02)), True),  # less noise than the model has
         (VESDE(0.01, 5.0), DDPM(linear_betas(50, 2e-3, 0.4)), True),  # more
         ("vp", DDPM(), False),  # a little more
         ("vp", CHAIN, False),
