@@ -64,8 +64,19 @@ def save(name: str, result: dict[str, Any]) -> None:
 
 
 def publish(name: str, particulars: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    """Writes docs/results/NAME.json, a row a line: what `environment` found, and the rows."""
+    """Writes docs/results/NAME.json, a row a line: what `environment` found, and the rows, whose
+    numbers are rounded to six digits.
+    """
     PUBLISHED.mkdir(exist_ok=True)
-    lines = ",\n".join(f"    {json.dumps(row)}" for row in rows)
+    lines = ",\n".join(f"    {json.dumps(rounded(row))}" for row in rows)
     text = f'{{\n  "environment": {json.dumps(particulars)},\n  "rows": [\n{lines}\n  ]\n}}\n'
     (PUBLISHED / f"{name}.json").write_text(text)
+
+
+def rounded(value: Any) -> Any:  # noqa: ANN401
+    """A row, or what it contains, with six significant digits."""
+    if isinstance(value, dict):
+        return {key: rounded(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [rounded(one) for one in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value

@@ -285,8 +285,11 @@ def fewest(problems: dict[str, Any]) -> list[dict[str, Any]]:
         sde, way = name.split(", ")
         for who, counts in problem["fewest"].items():
             common = {"diffusion": sde, "direction": ways[way], "solver": solvers[who]}
-            for error, count in zip(LEVELS, counts, strict=True):
-                rows.append({**common, "error": error, "evaluations": round(count)})
+            rows += [
+                {**common, "error": error, "evaluations": round(count)}
+                for error, count in zip(LEVELS, counts, strict=True)
+                if math.isfinite(count)
+            ]
     return rows
 
 

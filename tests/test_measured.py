@@ -1,7 +1,9 @@
 """Tables of the pages that are made from docs/results, and the decisions of docs/choosing.md."""
 
+import json
 import re
 
+import _bench
 import choosing
 import editing
 import measured
@@ -226,3 +228,14 @@ def test_what_is_stored_is_drawn_for_the_pages(tmp_path, monkeypatch):
     names = {path.stem for path in measured.RESULTS.glob("*.json")}
     assert {path.stem for path in tmp_path.iterdir()} == names & plotted.PLOTS.keys()
     assert "mixture" in names & plotted.PLOTS.keys()
+
+
+def test_published_numbers_have_six_digits(tmp_path, monkeypatch):
+    monkeypatch.setattr(_bench, "PUBLISHED", tmp_path)
+    row = {"n": 1234567, "errors": (1 / 3, 1e-9 / 3), "best": {"ratio": 200 / 3}, "name": "a"}
+    _bench.publish("a", {"command": "b"}, [row, row])
+    text = (tmp_path / "a.json").read_text()
+    found = json.loads(text)
+    expected = {"n": 1234567, "errors": [0.333333, 3.33333e-10], "best": {"ratio": 66.6667}}
+    assert found == {"environment": {"command": "b"}, "rows": [expected | {"name": "a"}] * 2}
+    assert sum("ratio" in line for line in text.splitlines()) == 2
