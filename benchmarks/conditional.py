@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from _bench import RESULTS, environment, save
+from _bench import RESULTS, environment, publish, save
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -228,6 +228,9 @@ def main() -> None:
         for name, measure in (("by class", by_class), ("bits/dim", code_lengths), ("bayes", bayes)):
             result[name] = measure(model, data)
             print(name, result[name], flush=True)
+        agreement = result["by class"]["agreement"]
+        rows = [{"w": float(w), "share with their label": share} for w, share in agreement.items()]
+        publish("conditional", result["environment"], rows)
     save("conditional", result)
 
 
