@@ -11,15 +11,19 @@ schedulers' steps, where it is installed), those of k-diffusion (by our rules wi
 which tests/test_peers.py finds equal to its formulas) and torchdiffeq's fixed-grid methods in the
 diffusion's time, each on four grids: that of Karras et al., uniform in log-SNR, uniform in time and
 quadratic in time. "best" is the best of all these by each measure at each number of evaluations, so
-no single one of them does as well.
+no single one of them does as well. Of several seeds of x_T the ratios of the default's error to it
+are averaged, those of the means and those of the medians.
 
-Stochastic samplers draw 20,000 samples with 30 evaluations and 200,000 with 60 (in 3,072 dimensions
-1,000 with 30) and are compared with the closed-form law: mode weights, means and covariances of
-each mode in standard errors, and the sliced Wasserstein distance to exact samples; the floor is
-what exact samples have. The mixtures are none of those on which anything was chosen.
+Stochastic samplers draw 20,000 samples with 25 evaluations and 200,000 with 50 (in 3,072 dimensions
+1,000 with 25) and are compared with the closed-form law: mode weights, means and covariances of
+each mode in standard errors, and the sliced Wasserstein distance to exact samples. The floor is
+what exact samples stay below in 95 % of all draws; the largest figures of several seeds are also
+printed in units of it. The mixtures are none of those on which anything was chosen.
 
     python benchmarks/samplers.py [--only deterministic|stochastic] [--mixtures FIRST]
-        [--problems "d = 8" digits ...] [--budgets 5 8 10]
+        [--problems "d = 8" digits ...] [--samples N] [--budgets 5 8 10] [--seeds 0 1 2]
+
+With problems that are named, results are saved under their names.
 """
 
 import argparse
@@ -28,6 +32,8 @@ import importlib
 import importlib.util
 import itertools
 import math
+import re
+import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -114,12 +120,13 @@ def mixtures(first: int) -> dict[str, GaussianMixture]:
         "d = 3072": mixture(first + 2, 3072, 5, 0.05, 0.3, spread=0.5),
         "d = 8": mixture(first + 3, 8, 5, 0.05, 0.3),
         "d = 32, eigenvalues": mixture(first + 4, 32, 5, 1e-2, math.sqrt(10), full=True),
+        "d = 8, narrow": mixture(first + 5, 8, 6, 0.03, 0.1),
     }
 
 
 FIRST = 401  # the seed of the first mixture
 MIXTURES = mixtures(FIRST) | {"digits": digits()}
-SAMPLES = {
+SAMPLES = {  # of the deterministic samplers
     "d = 2, narrow": 20_000,
     "d = 16, full": 20_000,
     "d = 3072": 32,
@@ -132,13 +139,14 @@ SAMPLES = {
 @dataclass(frozen=True)
 class Start:
     """Where all samplers start: states x at l = log(alpha / sigma) = span[0], to be brought to
-    span[1].
+    span[1], and the seed of x and of further noise.
     """
 
     model: GaussianMixture
     sde: AbstractDiffusion
     x: Tensor
     span: tuple[float, float]
+    seed: int
 
     @property
     def coordinates(self) -> Coordinates:
@@ -156,15 +164,15 @@ class Start:
         """x at the end, by the call that users make."""
         end = math.exp(-self.span[1]) / self.model.data_std
         settings = {"x_T": self.x, "sde": self.sde, "method": method, "end": end}
-        return sample(self.model, **settings, seed=SEED, dtype=torch.float64)
+        return sample(self.model, **settings, seed=self.seed, dtype=torch.float64)
 
 
-def start(law: GaussianMixture, sde: AbstractDiffusion, n: int) -> Start:
+def start(law: GaussianMixture, sde: AbstractDiffusion, n: int, seed: int = SEED) -> Start:
     coordinates = Coordinates.of(law, sde)
     shift = math.log(law.data_std)
     low, high = coordinates.span(law, END)
-    x = sde.prior((n, *law.shape), seed=SEED, t=float(coordinates.time(low)), dtype=torch.float64)
-    return Start(law, sde, x, (low - shift, high - shift))
+    x = sde.prior((n, *law.shape), seed=seed, t=float(coordinates.time(low)), dtype=torch.float64)
+    return Start(law, sde, x, (low - shift, high - shift), seed)
 
 
 def by(method: AbstractMethod, down: Start, each: int = 1) -> Run:
@@ -279,30 +287,72 @@ def others(down: Start) -> Iterator[tuple[str, Run]]:
 # Deterministic
 
 
-def deterministic(laws: dict[str, GaussianMixture]) -> list[dict[str, Any]]:
+def deterministic(sizes: dict[str, int], seeds: list[int]) -> dict[str, list[dict[str, Any]]]:
+    """The errors of all samplers, and the ratios of the default's to the best, of problems with
+    numbers of samples.
+    """
     rows = []
-    for (problem, law), (sde, kernel) in itertools.product(laws.items(), SDES.items()):
-        begin = time.perf_counter()
-        down = start(law, kernel, SAMPLES[problem])
-        exact = down.sampled(AdaptiveFlow(1e-12, 1e-12, solver=Dopri8()))
-        default = METHODS["default"]
-        ours = {
-            "default": by(default, down),
-            "default, log-SNR": by(replace(default, grid=UniformInLogSNR()), down),
-            "default, of the data": by(replace(default, integrand="data"), down),
-        }
-        mode = modes_of(law, exact)
-        found = {
-            name: errors(run, exact, law, mode) for name, run in (*ours.items(), *others(down))
-        }
-        for name, by_budget in found.items():
-            for n, e in by_budget.items():
-                rows.append({"problem": problem, "sde": sde, "method": name, "evaluations": n, **e})
-        seconds = time.perf_counter() - begin
-        print(f"\n{problem}, {sde}, {SAMPLES[problem]:,} samples; {seconds:.0f} s")
-        for measure in MEASURES:
-            show(measure, found, list(ours))
-    return rows
+    ratios = []
+    for (problem, n), (sde, kernel) in itertools.product(sizes.items(), SDES.items()):
+        each = []
+        for seed in seeds:
+            begin = time.process_time()
+            found = errors_of_all(start(MIXTURES[problem], kernel, n, seed))
+            for name, by_budget in found.items():
+                row = {"problem": problem, "sde": sde, "seed": seed, "method": name}
+                rows += [row | {"evaluations": budget, **e} for budget, e in by_budget.items()]
+            seconds = time.process_time() - begin
+            print(f"\n{problem}, {sde}, {n:,} samples, seed {seed}; {seconds:.0f} s of CPU")
+            for measure in MEASURES:
+                show(measure, found)
+            each.append(found)
+        ratios += [ratios_at(budget, each) | {"problem": problem, "sde": sde} for budget in BUDGETS]
+        figures = "  ".join(
+            f"{row['evaluations']}: {row['mean']:.2f} ({row['median']:.2f})"
+            for row in ratios[-len(BUDGETS) :]
+        )
+        print(
+            f"{problem}, {sde}, error over the best, of means (of medians): {figures}", flush=True
+        )
+    return {"deterministic": rows, "ratios": ratios}
+
+
+Found = dict[str, dict[int, dict[str, float]]]  # by method, number of evaluations and measure
+
+
+def errors_of_all(down: Start) -> Found:
+    exact = down.sampled(AdaptiveFlow(1e-12, 1e-12, solver=Dopri8()))
+    default = METHODS["default"]
+    ours = {
+        "default": by(default, down),
+        "default, log-SNR": by(replace(default, grid=UniformInLogSNR()), down),
+        "default, of the data": by(replace(default, integrand="data"), down),
+    }
+    mode = modes_of(down.model, exact)
+    runs = (*ours.items(), *others(down))
+    return {name: errors(run, exact, down.model, mode) for name, run in runs}
+
+
+def ratios_at(budget: int, each: list[Found]) -> dict[str, Any]:
+    """The default's mean error, and its error over the least of the others by each measure: means
+    over the seeds.
+    """
+    error = statistics.fmean(found["default"][budget]["mean"] for found in each)
+    row: dict[str, Any] = {"evaluations": budget, "error": error}
+    for measure in MEASURES:
+        ratios = [
+            found["default"][budget][measure] / found[best(found, budget, measure)][budget][measure]
+            for found in each
+        ]
+        row[measure] = statistics.fmean(ratios)
+        row[f"{measure} of each seed"] = ratios
+    return row
+
+
+def best(found: Found, budget: int, measure: str) -> str:
+    """The name of the best of the others."""
+    theirs = [name for name in found if not name.startswith("default")]
+    return min(theirs, key=lambda name: found[name][budget][measure])
 
 
 def errors(
@@ -328,20 +378,20 @@ def modes_of(law: GaussianMixture, x: Tensor) -> Tensor:
     return law.responsibilities(x).nan_to_num().argmax(1)
 
 
-def show(measure: str, found: dict[str, dict[int, dict[str, float]]], ours: list[str]) -> None:
-    theirs = [name for name in found if name not in ours]
-    best = {n: min(theirs, key=lambda name: found[name][n][measure]) for n in BUDGETS}
-    floor = {n: found[best[n]][n][measure] for n in BUDGETS}
+def show(measure: str, found: Found) -> None:
+    names = {n: best(found, n, measure) for n in BUDGETS}
+    floor = {n: found[names[n]][n][measure] for n in BUDGETS}
     print(
         f"  {measure:11s} {'best of the others':20s}",
-        "  ".join(f"{floor[n]:.1e} ({best[n]})" for n in BUDGETS),
+        "  ".join(f"{floor[n]:.1e} ({names[n]})" for n in BUDGETS),
     )
-    for name in ours:
-        line = "  ".join(
-            f"{found[name][n][measure]:.1e} x {found[name][n][measure] / floor[n]:.2f}"
-            for n in BUDGETS
-        )
-        print(f"  {measure:11s} {name:20s}", line)
+    for name in found:
+        if name.startswith("default"):
+            line = "  ".join(
+                f"{found[name][n][measure]:.1e} x {found[name][n][measure] / floor[n]:.2f}"
+                for n in BUDGETS
+            )
+            print(f"  {measure:11s} {name:20s}", line)
 
 
 # Stochastic
@@ -361,13 +411,17 @@ NOISY: dict[str, AbstractMethod] = {
     "pc": METHODS["pc"],
 }
 EACH = {"SRA1 on the clock": 2, "edm (churn)": 2, "pc": 2}
+# Problems, numbers of samples and of evaluations.
 SETTINGS = [
-    ("d = 2, narrow", 20_000, 30),
-    ("d = 16, full", 20_000, 30),
-    ("d = 3072", 1_000, 30),
-    ("d = 2, narrow", 200_000, 60),
-    ("d = 16, full", 200_000, 60),
+    ("d = 2, narrow", 20_000, 25),
+    ("d = 8, narrow", 20_000, 25),
+    ("d = 16, full", 20_000, 25),
+    ("d = 3072", 1_000, 25),
+    ("d = 2, narrow", 200_000, 50),
+    ("d = 8, narrow", 200_000, 50),
+    ("d = 16, full", 200_000, 50),
 ]
+SCORES = ("weights", "means", "covariances")
 
 
 class ForTorchsde(torch.nn.Module):
@@ -403,7 +457,7 @@ def with_torchsde(down: Start, steps: int, method: str) -> Tensor:
         span,
         down.x.shape,
         dtype=down.x.dtype,
-        entropy=SEED,
+        entropy=down.seed,
         dt=span / steps,
         levy_area_approximation="space-time",
     )
@@ -416,27 +470,48 @@ def with_torchsde(down: Start, steps: int, method: str) -> Tensor:
     return cast(Tensor, found)[-1]
 
 
-def stochastic() -> list[dict[str, Any]]:
+def stochastic(
+    settings: list[tuple[str, int, int]], seeds: list[int]
+) -> dict[str, list[dict[str, Any]]]:
+    """The deviations of all samplers from the law, and the largest over the seeds."""
     rows = []
-    for (problem, n, evaluations), (sde, kernel) in itertools.product(SETTINGS, SDES.items()):
-        if n > 20_000 and sde != "vp":
-            continue
-        law = MIXTURES[problem]
-        down = start(law, kernel, n)
-        end = law.marginal(float(kernel.time(down.span[1])), kernel)
-        reference = end.sample(n, seed=100)
-        runs = {"exact samples": functools.partial(end.sample, n, seed=101)} | noisy(
-            down, evaluations, sde
-        )
-        print(f"\n{problem}, {sde}, {n:,} samples, {evaluations} evaluations")
-        for name, run in runs.items():
-            rows.append(
-                {"problem": problem, "sde": sde, "n": n, "evaluations": evaluations, "method": name}
-            )
-            rows[-1] |= judged(run(), end, reference)
-            figures = "  ".join(f"{key} {value:.3g}" for key, value in list(rows[-1].items())[5:])
-            print(f"  {name:20s} {figures}", flush=True)
-    return rows
+    largest = []
+    for (problem, n, evaluations), (sde, kernel) in itertools.product(settings, SDES.items()):
+        case = {"problem": problem, "sde": sde, "n": n, "evaluations": evaluations}
+        here = []
+        for seed in seeds:
+            begin = time.process_time()
+            down = start(MIXTURES[problem], kernel, n, seed)
+            end = down.model.marginal(float(kernel.time(down.span[1])), kernel)
+            reference = end.sample(n, seed=1000 + 2 * seed)
+            exact = functools.partial(end.sample, n, seed=1001 + 2 * seed)
+            runs = {"exact samples": exact} | noisy(down, evaluations, sde)
+            for name, run in runs.items():
+                here.append({**case, "seed": seed, "method": name, **judged(run(), end, reference)})
+            seconds = time.process_time() - begin
+            print(f"\n{', '.join(map(str, case.values()))}, seed {seed}; {seconds:.0f} s of CPU")
+            for row in here[-len(runs) :]:
+                figures = "  ".join(f"{key} {value:.3g}" for key, value in list(row.items())[6:])
+                print(f"  {row['method']:20s} {figures}")
+        rows += here
+        largest += [
+            case | over_seeds(name, here) for name in dict.fromkeys(r["method"] for r in here)
+        ]
+    return {"stochastic": rows, "largest": largest}
+
+
+def over_seeds(method: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The largest deviation of each kind over the seeds, in standard errors and over the floor."""
+    here = [row for row in rows if row["method"] == method]
+    found: dict[str, Any] = {"method": method, "seeds": len(here)}
+    for score in SCORES:
+        found[score] = max(row[score] for row in here)
+        found[f"{score} / floor"] = max(row[score] / row["floor"] for row in here)
+    figures = ", ".join(
+        f"{score} {found[score]:.1f} ({found[f'{score} / floor']:.2f})" for score in SCORES
+    )
+    print(f"  {method:20s} largest of {len(here)} seeds (over the floor): {figures}", flush=True)
+    return found
 
 
 def noisy(down: Start, evaluations: int, sde: str) -> dict[str, Callable[[], Tensor]]:
@@ -471,16 +546,12 @@ def judged(x: Tensor, law: GaussianMixture, reference: Tensor) -> dict[str, floa
     Wasserstein distance.
     """
     if not bool(torch.isfinite(x).all()):
-        return dict.fromkeys(("weights", "means", "covariances", "floor", "wasserstein"), math.nan)
+        return dict.fromkeys((*SCORES, "floor", "wasserstein"), math.nan)
     x = x[:, :64]
     reference = reference[:, :64]
     found = modes(x, seen(law, x.shape[1]))
-    scores = {
-        "weights": found.weight_scores,
-        "means": found.mean_scores,
-        "covariances": found.covariance_scores,
-    }
-    worst = {name: float(abs(values).max()) for name, values in scores.items()}
+    scores = (found.weight_scores, found.mean_scores, found.covariance_scores)
+    worst = {name: float(abs(values).max()) for name, values in zip(SCORES, scores, strict=True)}
     size = 5_000
     return worst | {
         "floor": found.floor(),
@@ -495,31 +566,27 @@ def seen(law: GaussianMixture, d: int) -> GaussianMixture:
     return GaussianMixture(law.weights, law.means[:, :d], law.covariances[:, :d, :d])
 
 
-def against_others(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def against_others(ratios: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The mean error of the default, and over that of the best of the others, a row for each law,
     diffusion and number of evaluations.
     """
-    cells: dict[tuple[str, str, int], dict[str, float]] = {}
-    for row in rows:
-        key = row["problem"], row["sde"], row["evaluations"]
-        cells.setdefault(key, {})[row["method"]] = row["mean"]
-    found = []
-    for (problem, sde, n), errors in cells.items():
-        best = min(value for name, value in errors.items() if not name.startswith("default"))
-        row = {"problem": problem, "sde": sde, "evaluations": n, "error": errors["default"]}
-        found.append({**row, "ratio": errors["default"] / best})
-    return found
-
-
-def deviations(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The worst deviations of each method under VP from 20,000 samples."""
-    keys = ("problem", "method", "evaluations", "weights", "means", "covariances")
+    keys = ("problem", "sde", "evaluations", "error")
     return [
-        {key: row[key] for key in keys} for row in rows if (row["sde"], row["n"]) == ("vp", 20_000)
+        {key: row[key] for key in keys} | {"ratio": row["mean"], "ratio of medians": row["median"]}
+        for row in ratios
     ]
 
 
+def deviations(largest: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The largest deviations of each method under VP from 20,000 samples."""
+    keys = ("problem", "method", "evaluations", *SCORES)
+    found = [row for row in largest if (row["sde"], row["n"]) == ("vp", 20_000)]
+    return [{key: row[key] for key in keys} for row in found]
+
+
 def draw(rows: list[dict[str, Any]], file: str) -> None:
+    """The mean errors of the first seed."""
+    rows = [row for row in rows if row["seed"] == rows[0]["seed"]]
     problems = list(dict.fromkeys(row["problem"] for row in rows))
     figure = Figure(figsize=(10, 3 * len(problems)), layout="constrained")
     axes = figure.subplots(len(problems), len(SDES), sharex=True, sharey="row", squeeze=False)
@@ -561,30 +628,53 @@ def main() -> None:
         metavar="FIRST",
         help=f"the seed of the first of five ({FIRST})",
     )
-    parser.add_argument("--problems", nargs="+", choices=list(MIXTURES), default=list(MIXTURES))
-    parser.add_argument("--budgets", type=int, nargs="+", default=BUDGETS, help="evaluations")
+    parser.add_argument("--problems", nargs="+", choices=list(MIXTURES))
+    parser.add_argument("--samples", type=int, help="their number, for all problems")
+    parser.add_argument("--budgets", type=int, nargs="+", help="numbers of evaluations")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[SEED], help="of x_T and of noise")
     arguments = parser.parse_args()
-    BUDGETS[:] = arguments.budgets
     wanted = [arguments.only] if arguments.only else parts
     MIXTURES.update(mixtures(arguments.mixtures))
     result: dict[str, Any] = {
-        "environment": environment(dtype="float64", seed=SEED, mixtures=arguments.mixtures)
+        "environment": environment(
+            dtype="float64", seeds=arguments.seeds, mixtures=arguments.mixtures
+        )
     }
+    file = file_of(arguments)
     with torch.no_grad():
         if "deterministic" in wanted:
-            laws = {name: MIXTURES[name] for name in arguments.problems}
-            result["deterministic"] = deterministic(laws)
+            BUDGETS[:] = arguments.budgets or BUDGETS
+            chosen = arguments.problems or list(SAMPLES)
+            sizes = {name: arguments.samples or SAMPLES.get(name, 20_000) for name in chosen}
+            result |= deterministic(sizes, arguments.seeds)
+            draw(result["deterministic"], file)
         if "stochastic" in wanted:
-            result["stochastic"] = stochastic()
-    drawn = "" if arguments.mixtures == FIRST else f"_{arguments.mixtures}"
-    save(f"samplers{drawn}" if len(wanted) == 2 else f"samplers{drawn}_{wanted[0]}", result)
-    if arguments.budgets is BUDGETS and arguments.problems == list(MIXTURES):
-        if "deterministic" in result:
-            publish("samplers", result["environment"], against_others(result["deterministic"]))
-        if "stochastic" in result:
-            publish("samplers_laws", result["environment"], deviations(result["stochastic"]))
-    if "deterministic" in result:
-        draw(result["deterministic"], f"samplers{drawn}")
+            result |= stochastic(settings_of(arguments), arguments.seeds)
+    save(file, result)
+    if arguments.problems is arguments.samples is arguments.budgets is None:
+        if "ratios" in result:
+            publish("samplers", result["environment"], against_others(result["ratios"]))
+        if "largest" in result:
+            publish("samplers_laws", result["environment"], deviations(result["largest"]))
+
+
+def file_of(arguments: argparse.Namespace) -> str:
+    """The name of the file of results, with what is not the default."""
+    parts = ["samplers"]
+    parts += [arguments.only] if arguments.only else []
+    parts += [str(arguments.mixtures)] if arguments.mixtures != FIRST else []
+    parts += arguments.problems or []
+    return re.sub(r"\W+", "_", " ".join(parts))
+
+
+def settings_of(arguments: argparse.Namespace) -> list[tuple[str, int, int]]:
+    """Problems, numbers of samples and of evaluations of the stochastic samplers."""
+    problems = arguments.problems or list(dict.fromkeys(setting[0] for setting in SETTINGS))
+    if arguments.samples is None and arguments.budgets is None:
+        return [setting for setting in SETTINGS if setting[0] in problems]
+    samples = arguments.samples or 20_000
+    budgets = arguments.budgets or [25]
+    return list(itertools.product(problems, [samples], budgets))
 
 
 if __name__ == "__main__":

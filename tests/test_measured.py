@@ -162,10 +162,30 @@ def test_rows_of_orders_have_the_best_method_of_each_library():
 
 
 def test_rows_of_the_default_have_its_error_over_that_of_the_best_of_the_others():
-    errors = {"default": 0.2, "default, log-SNR": 0.01, "a": 0.4, "b": 0.8}
+    """Means over two seeds of the ratios: of mean errors 1/2 and 2, of medians 1/4 and 1/2."""
+    measures = dict.fromkeys(samplers.MEASURES, 1.0)
+    each = [
+        {"default": (0.2, 0.1), "default, log-SNR": (0.01, 0.01), "a": (0.4, 0.5), "b": (0.8, 0.4)},
+        {"default": (0.4, 0.1), "default, log-SNR": (0.01, 0.01), "a": (0.2, 0.3), "b": (0.8, 0.2)},
+    ]
+    found = [
+        {name: {5: measures | {"mean": e, "median": m}} for name, (e, m) in errors.items()}
+        for errors in each
+    ]
     common = {"problem": "d = 2", "sde": "vp", "evaluations": 5}
-    rows = [common | {"method": name, "mean": error} for name, error in errors.items()]
-    assert samplers.against_others(rows) == [common | {"error": 0.2, "ratio": 0.5}]
+    (row,) = samplers.against_others([common | samplers.ratios_at(5, found)])
+    assert row == pytest.approx(common | {"error": 0.3, "ratio": 1.25, "ratio of medians": 0.375})
+
+
+def test_deviations_of_the_law_are_the_largest_over_the_seeds():
+    scores = ({"weights": 1.0, "means": 3.0, "covariances": 2.0}, dict.fromkeys(samplers.SCORES, 2))
+    rows = [{"method": "sde", "floor": 2.0, **one} for one in scores]
+    found = samplers.over_seeds("sde", [*rows, {"method": "sa"}])
+    assert (found["seeds"], found["weights"], found["means / floor"]) == (2, 2, 1.5)
+    cell = {"problem": "d = 2", "n": 20_000, "evaluations": 25, **found}
+    (row,) = samplers.deviations([cell | {"sde": "vp"}, cell | {"sde": "ve"}])
+    expected = {"problem": "d = 2", "method": "sde", "evaluations": 25}
+    assert row == expected | {"weights": 2, "means": 3.0, "covariances": 2.0}
 
 
 def test_rows_of_posteriors_have_medians_and_the_largest_over_the_problems():
