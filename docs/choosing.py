@@ -45,9 +45,10 @@ def values(number: Decision) -> list[Any]:
     """A column of the rows of a result where other columns have one of the given values."""
     where = {key: one if isinstance(one, list) else [one] for key, one in number["where"].items()}
     rows = measured.stored(number["result"])["rows"]
-    return [
-        row[number["column"]] for row in rows if all(row[key] in one for key, one in where.items())
-    ]
+    found = [row for row in rows if all(row[key] in where[key] for key in where)]
+    if not found:
+        raise ValueError(f"docs/results/{number['result']}.json has no row with {where}")
+    return [row[number["column"]] for row in found]
 
 
 def counts(decision: Decision, error: str) -> dict[str, int]:

@@ -145,6 +145,8 @@ def test_evidence_has_the_numbers_of_the_results(monkeypatch):
     assert choosing.evidence(decision) == text
     with pytest.raises(ValueError, match="has no row"):
         choosing.counts(decision, "1e-4")
+    with pytest.raises(ValueError, match="has no row with"):
+        choosing.values(number | {"where": {"method": "z"}})
 
 
 def test_rows_of_orders_have_the_best_method_of_each_library():
