@@ -194,7 +194,9 @@ def with_areas(noise, n, ts, m=3, x=None):
     "noise", [WhiteNoise(3), BrownianPath(3, (0.0, 2.0))], ids=["white", "path"]
 )
 def test_areas_have_the_mean_and_the_variance_of_levys(noise):
-    """Given W and H too; 100,000 samples and six standard errors, a false alarm of 3e-8."""
+    """Given W and H too, with which the rest is uncorrelated; 100,000 samples and six standard
+    errors, a false alarm of 1e-7.
+    """
     n = 100_000
     dt = 0.5
     (step,) = with_areas(noise, n, [0.5, 1.0])
@@ -213,6 +215,12 @@ def test_areas_have_the_mean_and_the_variance_of_levys(noise):
         assert (ratio.mean() - 1).abs() < bound * math.sqrt(2)
         assert (ratio * (given > given.median()) * 2 - 1).mean().abs() < bound * math.sqrt(5)
     assert (a[:, 0, 1] * a[:, 0, 2]).mean().abs() < bound * dt**2 / 2
+    for j, k in ((0, 1), (0, 2), (1, 2)):
+        for i in range(3):
+            for other, std in ((w, math.sqrt(dt)), (h, math.sqrt(dt / 12))):
+                product = rest[:, j, k] * other[:, i]
+                # H has the kurtosis 3, and the variance of the rest grows with its square.
+                assert product.mean().abs() < 1.5 * bound * std * dt / math.sqrt(12)
 
 
 @pytest.mark.parametrize(

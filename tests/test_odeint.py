@@ -277,6 +277,26 @@ def test_a_small_part_of_a_tuple_is_not_lost_in_a_large_one():
     assert abs(float(found[-1]) - exact) < 2e-5
 
 
+def test_tolerances_of_elements_that_are_all_equal_are_one_tolerance():
+    def func(t, state):
+        small, large = state
+        return 0.1 * torch.cos(20 * t) * small, large * (1 + torch.sin(5 * t))
+
+    y0 = (torch.ones(3, dtype=F64), torch.linspace(0.5, 1.0, 2, dtype=F64))
+    elements = [torch.full_like(part, 1e-6) for part in y0]
+    one, each = (odeint(func, y0, [0.0, 2.0], rtol=rtol, atol=1e-9) for rtol in (1e-6, elements))
+    for a, b in zip(one, each, strict=True):
+        close(a, b, 1e-12)
+
+
+def test_the_small_tolerance_of_an_element_is_kept():
+    """Of e^{sin(20 t) / 20}: 1e-9 for one element beside 1e-2 for another."""
+    y0 = torch.ones(2, dtype=F64)
+    rtol = torch.tensor([1e-9, 1e-2], dtype=F64)
+    ys = odeint(lambda t, y: y * torch.cos(20 * t), y0, [0.0, 2.0], rtol=rtol, atol=0.0)
+    assert abs(float(ys[-1, 0]) - math.exp(math.sin(40.0) / 20)) < 1e-7
+
+
 def test_nothing_to_do():
     def never(t, y):
         raise AssertionError
@@ -525,6 +545,17 @@ def test_steps_end_where_they_are_asked_to():
         assert min(abs(t - end) for end in ends) < 1e-7
     with pytest.raises(ValueError, match="must not have any time twice"):
         odeint(Net(), Y0, [0.0, 1.0], options={"step_t": [0.5], "jump_t": [0.5]})
+
+
+def test_a_step_that_a_time_has_cut_does_not_shorten_the_next():
+    """A step of 1e-6 between two times, after which the steps would have to grow again."""
+
+    def evaluations(stops):
+        net = Net(high=10.0)
+        odeint(net, Y0, [0.0, 10.0], method="dopri5", rtol=1e-4, options={"step_t": stops})
+        return int(net.calls)
+
+    assert evaluations([1.0, 1.0 + 1e-6]) <= evaluations([1.0]) + 12
 
 
 def test_a_shortest_step_is_accepted_whatever_its_error():
@@ -857,6 +888,21 @@ def test_the_time_of_an_event_has_derivatives(adjoint, reverse):
             strict=True,
         ):  # fmt: skip
             close(a, b, 1e-6)
+
+
+@pytest.mark.parametrize("adjoint", [False, True])
+def test_an_event_that_moves_has_derivatives(adjoint):
+    """y_0 + t meets 2 + t / 2 at t = 4 - 2 y_0."""
+    y0 = torch.ones(1, dtype=F64, requires_grad=True)
+    solve, more = (odeint_adjoint, {"adjoint_params": ()}) if adjoint else (odeint, {})
+    when, ys = sdekit.odeint_event(
+        lambda t, y: torch.ones_like(y), y0, torch.zeros((), dtype=F64),
+        event_fn=lambda t, y: y - 2 - t / 2, odeint_interface=solve, **more,
+    )  # fmt: skip
+    close(when, torch.tensor(2.0, dtype=F64), 1e-8)
+    for value, slope in ((when, -2.0), (ys[-1].sum(), -1.0)):
+        (found,) = torch.autograd.grad(value, y0, retain_graph=True)
+        close(found, torch.full_like(y0, slope), 1e-6)
 
 
 @pytest.mark.parametrize("method", ["dopri5", "dopri8", "rk4"])
