@@ -13,6 +13,7 @@ from fractions import Fraction
 import api_pages
 import printed as scripts
 import pytest
+from browser import CHROMIUM, Browser
 from outputs import PAGES, ROOT, agree, examples, outputs
 from registered import completed, evaluations, solvers, summary
 
@@ -396,3 +397,52 @@ def test_stored_outputs_are_those_of_scripts():
     folders = ("tutorials", "how_to", "examples")
     names = {path.stem for name in folders for path in (ROOT / "docs" / name).glob("plot_*.py")}
     assert set(json.loads(scripts.STORED.read_text())) <= names
+
+
+SEARCH = """<script>
+const DOCUMENTATION_OPTIONS = {SHOW_SEARCH_SUMMARY: true};
+const stopwords = new Set(["a", "from"]);
+const splitQuery = (text) => text.split(/[^a-z]+/).filter((word) => word);
+class Stemmer { stemWord(word) { return word.replace(/ing$|s$/, ""); } }
+const Search = {_index: {
+  docnames: ["start", "samplers", "how_to_guides/plot_masks", "changelog"],
+  alltitles: {"A network": [[0, "a"]], "Masks": [[1, "b"], [3, "c"]]},
+  indexentries: {"sampling from a model": [[0, "index-0", true]], "mask": [[3, "", false]]},
+}};
+</script><script>%s</script>"""
+RESULTS = """[
+  ["start", "Ten minutes", 5, "text"],
+  ["samplers", "Samplers of a model", 15, "text"],
+  ["how_to_guides/plot_masks", "How do I inpaint?", 5, "text"],
+  ["changelog", "Changelog", 5, "text"],
+  ["reference/Mask", "Mask.shape", 16, "object", "Python property, in Mask"],
+].map(([page, title, score, kind, description = null]) =>
+  [page, Scorer.score([page, title, "", description, score, page, kind])])"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium, of Debian's package of that name")
+def test_a_search_puts_pages_that_answer_first(tmp_path):
+    """Sphinx's own order is in the scores of RESULTS. Words count that are in the title of a page,
+    in a heading or in a main entry of the index; members of classes and the changelog come later.
+    """
+    page = tmp_path / "search.html"
+    scorer = ROOT / "docs/_static/scorer.js"
+    page.write_text(SEARCH % scorer.read_text(encoding="utf-8"), encoding="utf-8")
+    orders = {}
+    with Browser(tmp_path / "profile") as browser:
+        for query in ("sampling+from+model", "masks", ""):
+            browser.open(page, f"?q={query}")
+            found = sorted(browser.run(RESULTS), key=lambda result: -result[1])
+            orders[query] = [name for name, _ in found]
+        summaries = browser.run("DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY")
+        assert not browser.problems
+    assert orders["sampling+from+model"][:2] == ["start", "samplers"]
+    assert orders["masks"] == [
+        "samplers",
+        "how_to_guides/plot_masks",
+        "reference/Mask",
+        "start",
+        "changelog",
+    ]
+    assert orders[""][:2] == ["reference/Mask", "samplers"]  # no words: as Sphinx has it
+    assert not summaries  # which a page that is opened as a file cannot read

@@ -1,14 +1,57 @@
-// Orders the results of a search. Sphinx scores a page by the best of its words: a title with one
-// word of the query counts as much as a title with all of them. Here each word of the query in the
-// title counts.
+// Orders the results of a search. Sphinx scores a page by the best of its words and orders equal
+// scores by title. Here the words of the query count that are in the title of a page, in one of its
+// headings or in a main entry of the index (`! deblurring`), and pages that answer a question come
+// before those that only mention it.
+
+// A browser does not let a page that was opened as a file read others, here for their summaries.
+if (window.location.protocol === "file:") DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false;
+
+const RANKS = [
+  [/^how_to_guides\/plot_/, 4],
+  [/^(start|(tutorial_pages|gallery)\/plot_.*)$/, 3],
+  [/^(architecture|benchmarks|changelog|contributing|promises|support)$/, -10],
+  [/^(reference\/.*|api|.*\/index)$/, -2],
+];
+
+const stems = (text) => {
+  const stemmer = new Stemmer();
+  const words = splitQuery(text.toLowerCase()).filter((word) => !stopwords.has(word));
+  return words.map((word) => stemmer.stemWord(word));
+};
+
+/** The largest part of the words of the query that one of the texts has. */
+const part = (query, texts) => {
+  const parts = texts.map((text) => {
+    const found = new Set(stems(text));
+    return query.filter((word) => found.has(word)).length / query.length;
+  });
+  return Math.max(0, ...parts);
+};
+
+/** From the name of a page to texts of the index of the search, where they are to be used. */
+const byPage = (entries, used = () => true) => {
+  const found = new Map();
+  for (const [text, places] of Object.entries(entries))
+    for (const [file, , main] of places) {
+      const page = Search._index.docnames[file];
+      if (used(main)) found.set(page, [...(found.get(page) ?? []), text]);
+    }
+  return found;
+};
+let headings = null;
+let keywords = null;
+
 var Scorer = {
-  score: ([docname, title, anchor, descr, score]) => {
-    const stemmer = new Stemmer();
-    const words = (text) =>
-      splitQuery(text.toLowerCase()).map((word) => stemmer.stemWord(word));
-    const query = words(new URLSearchParams(window.location.search).get("q") || "");
-    const inTitle = new Set(words(title));
-    return score + (15 * query.filter((word) => inTitle.has(word)).length) / query.length;
+  score: ([page, title, anchor, description, score, filename, kind]) => {
+    headings ??= byPage(Search._index.alltitles);
+    keywords ??= byPage(Search._index.indexentries, (main) => main);
+    const query = stems(new URLSearchParams(window.location.search).get("q") || "");
+    if (!query.length) return score;
+    const [, rank] = RANKS.find(([pages]) => pages.test(page)) ?? [null, 1];
+    const member = /^Python (method|property|attribute)/.test(description ?? "");
+    const found = 20 * part(query, [title, ...(keywords.get(page) ?? [])]);
+    const below = 5 * part(query, headings.get(page) ?? []);
+    return (kind === "text" ? Math.min(score, 7) : score) + found + below + rank - 25 * member;
   },
   objNameMatch: 11,
   objPartialMatch: 6,

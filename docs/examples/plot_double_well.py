@@ -2,6 +2,8 @@ r"""
 A Langevin equation: escapes from a well
 ========================================
 
+.. index:: ! double well
+
 The overdamped Langevin equation :math:`\mathrm{d}x = -U'(x)\,\mathrm{d}t + s\,\mathrm{d}W` of a
 particle in the potential :math:`U(x) = (x^2 - 1)^2 / 4`: the particle stays in a well for long
 times. The time of its first passage of 0 is an event; its mean grows as :math:`e^{2 V / s^2}` with

@@ -2,6 +2,8 @@
 How do I stop at an event, or find first-passage times?
 =======================================================
 
+.. index:: ! events
+
 Pass ``event=Event(g)``, where g(t, x), here not the diffusion coefficient, is one number per sample
 that is zero at the event. For a stochastic equation this finds the first passage of zero in
 continuous time, also between the times of the grid. The example is Brownian motion with drift 1 and

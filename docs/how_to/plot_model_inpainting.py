@@ -2,6 +2,8 @@
 How do I inpaint an image?
 ==========================
 
+.. index:: ! RePaint
+
 Give the known pixels as an observation through ``sd.Mask``, and draw from the posterior: each
 sample is one possible completion. The mask is True where a pixel is known. Look for the missing
 half, in which the samples differ.

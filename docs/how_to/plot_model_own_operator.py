@@ -2,6 +2,8 @@
 How do I solve an inverse problem with my own operator?
 =======================================================
 
+.. index:: ! deblurring, ! super-resolution
+
 An image is restored from what an instrument measured. Write the instrument as a function of a batch
 that is linear in each image, and give it to ``sd.LinearObservation`` with the noise. The adjoint is
 computed by autograd. Look for the mean of the posterior, which is nearer to the truth than the
