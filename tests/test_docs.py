@@ -412,6 +412,7 @@ const Search = {_index: {
 </script><script>%s</script>"""
 RESULTS = """[
   ["start", "Ten minutes", 5, "text"],
+  ["index", "Masks", 50, "index"],
   ["samplers", "Samplers of a model", 15, "text"],
   ["how_to_guides/plot_masks", "How do I inpaint?", 5, "text"],
   ["changelog", "Changelog", 5, "text"],
@@ -430,19 +431,22 @@ def test_a_search_puts_pages_that_answer_first(tmp_path):
     page.write_text(SEARCH % scorer.read_text(encoding="utf-8"), encoding="utf-8")
     orders = {}
     with Browser(tmp_path / "profile") as browser:
-        for query in ("sampling+from+model", "masks", ""):
+        for query in ("sampling+from+model", "masks", "", "from+a+model", "model"):
             browser.open(page, f"?q={query}")
             found = sorted(browser.run(RESULTS), key=lambda result: -result[1])
             orders[query] = [name for name, _ in found]
         summaries = browser.run("DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY")
         assert not browser.problems
-    assert orders["sampling+from+model"][:2] == ["start", "samplers"]
+    assert orders["sampling+from+model"][1:3] == ["start", "samplers"]
     assert orders["masks"] == [
         "samplers",
         "how_to_guides/plot_masks",
         "reference/Mask",
         "start",
         "changelog",
+        "index",  # which Sphinx lists by its title, too
     ]
-    assert orders[""][:2] == ["reference/Mask", "samplers"]  # no words: as Sphinx has it
+    assert orders[""][:3] == ["index", "reference/Mask", "samplers"]  # no words: as Sphinx has it
+    assert orders["from+a+model"][-1] == "start"  # listed by the entry of the index, too
+    assert orders["model"][-1] != "start"  # for half of an entry or less it does not
     assert not summaries  # which a page that is opened as a file cannot read

@@ -45,12 +45,18 @@ var Scorer = {
   score: ([page, title, anchor, description, score, filename, kind]) => {
     headings ??= byPage(Search._index.alltitles);
     keywords ??= byPage(Search._index.indexentries, (main) => main);
-    const query = stems(new URLSearchParams(window.location.search).get("q") || "");
+    const asked = (new URLSearchParams(window.location.search).get("q") || "").toLowerCase().trim();
+    const query = stems(asked);
     if (!query.length) return score;
     const [, rank] = RANKS.find(([pages]) => pages.test(page)) ?? [null, 1];
     const member = /^Python (method|property|attribute)/.test(description ?? "");
-    const found = 20 * part(query, [title, ...(keywords.get(page) ?? [])]);
+    const entries = keywords.get(page) ?? [];
+    const found = 20 * part(query, [title, ...entries]);
     const below = 5 * part(query, headings.get(page) ?? []);
+    // Sphinx lists a page again where its title, or an entry of the index, has the whole query.
+    const whole = (text) => text.includes(asked) && asked.length >= text.length / 2;
+    if (kind === "text" && entries.some(whole)) return -100;
+    if (kind === "index" && whole(title.toLowerCase())) return -100;
     return (kind === "text" ? Math.min(score, 7) : score) + found + below + rank - 25 * member;
   },
   objNameMatch: 11,
