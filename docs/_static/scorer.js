@@ -51,7 +51,7 @@ var Scorer = {
     const [, rank] = RANKS.find(([pages]) => pages.test(page)) ?? [null, 1];
     const member = /^Python (method|property|attribute)/.test(description ?? "");
     const entries = keywords.get(page) ?? [];
-    const found = 20 * part(query, [title, ...entries]);
+    const found = Math.max(20 * part(query, [title]), 25 * part(query, entries));
     const below = 5 * part(query, headings.get(page) ?? []);
     // Sphinx lists a page again where its title, or an entry of the index, has the whole query.
     const whole = (text) => text.includes(asked) && asked.length >= text.length / 2;

@@ -2,6 +2,8 @@ r"""
 Geometric Brownian motion
 =========================
 
+.. index:: ! option prices, ! Black Scholes
+
 The price of Black and Scholes' model, :math:`\mathrm{d}S = \mu S\,\mathrm{d}t + \sigma S\,
 \mathrm{d}W`, whose logarithm is normal. Left: paths, with the exact mean and the exact interval of
 90 %. Right: prices after a year. Look for the histogram on the exact density, which is skewed: the

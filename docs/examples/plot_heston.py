@@ -2,6 +2,8 @@ r"""
 Heston's model of a price
 =========================
 
+.. index:: ! option prices, ! stochastic volatility
+
 The variance of the price is itself random,
 
 .. math:: \mathrm{d}S = r S\,\mathrm{d}t + \sqrt{v}\,S\,\mathrm{d}W_1, \qquad

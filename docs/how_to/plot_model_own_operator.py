@@ -2,7 +2,7 @@
 How do I solve an inverse problem with my own operator?
 =======================================================
 
-.. index:: ! deblurring, ! super-resolution
+.. index:: ! deblurring, ! super resolution, ! MRI, ! tomography
 
 An image is restored from what an instrument measured. Write the instrument as a function of a batch
 that is linear in each image, and give it to ``sd.LinearObservation`` with the noise. The adjoint is
