@@ -83,6 +83,7 @@ bench: setup ## every number of docs/benchmarks.md; needs a quiet machine
 	$(BIN)/python benchmarks/probability_flow.py
 	$(BIN)/python benchmarks/choice.py
 	$(BIN)/python benchmarks/networks.py
+	$(BIN)/python benchmarks/grids.py
 	$(BIN)/python benchmarks/editing.py
 	$(BIN)/python benchmarks/editing_pictures.py
 	$(BIN)/python benchmarks/samplers.py

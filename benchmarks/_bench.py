@@ -9,6 +9,7 @@ import datetime
 import json
 import os
 import platform
+import shlex
 import statistics
 import sys
 import time
@@ -27,7 +28,7 @@ def environment(**more: object) -> dict[str, Any]:
     """Command, date, machine, threads, versions; printed and put into every result."""
     names = ("torch", "torchsde", "torchdiffeq", "numpy", "sdekit")
     found = {
-        "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "device": "cpu",
         "processor": platform.processor() or platform.machine(),

@@ -115,6 +115,10 @@ TABLES: dict[str, Table] = {
         "dimension, noise after a rejected step", "tolerance", "{bias:.2%} ({evaluations:.0f})"
     ),
     "editing": named(plain, "method"),
+    "grids": named(
+        crossed("method, grid", "evaluations", "{ratio:.2f} ({least:.2f} to {largest:.2f})"),
+        "method",
+    ),
     "intervals": crossed("estimates", "K", "{coverage:.1%} ({by t:.1%})"),
     "known_coordinates": crossed(
         "method, evaluations", "problem", "{over the floor:.1f} ({error of the mean / std:.2f})"

@@ -76,6 +76,7 @@ from sdekit_diffusion._sampling import grids as _grids
 from sdekit_diffusion._sampling import methods as _methods
 from sdekit_diffusion._sampling.arguments import SampleOptions
 from sdekit_diffusion._sampling.between import sample_between
+from sdekit_diffusion._sampling.fitted_grid import fitted_grid
 from sdekit_diffusion._sampling.grids import *  # noqa: F403
 from sdekit_diffusion._sampling.method import AbstractMethod, ReverseProblem
 from sdekit_diffusion._sampling.methods import *  # noqa: F403
@@ -171,6 +172,7 @@ __all__ = [
     "dsm_loss",
     "encode",
     "fit",
+    "fitted_grid",
     "from_diffusers",
     "from_edm",
     "from_ncsnv2",

@@ -6,6 +6,7 @@ import re
 import _bench
 import choosing
 import editing
+import grids
 import measured
 import networks
 import order
@@ -188,6 +189,16 @@ def test_deviations_of_the_law_are_the_largest_over_the_seeds():
     (row,) = samplers.deviations([cell | {"sde": "vp"}, cell | {"sde": "ve"}])
     expected = {"problem": "d = 2", "method": "sde", "evaluations": 25}
     assert row == expected | {"weights": 2, "means": 3.0, "covariances": 2.0}
+
+
+def test_rows_of_grids_have_the_geometric_mean_over_the_networks():
+    row = {"method": "default", "grid": "fitted", "evaluations": 5}
+    ratios = ({"ratio": 0.5, "stderr": 0.02}, {"ratio": 0.125, "stderr": 0.01})
+    (found,) = grids.summarised(
+        [row | {"network": name} | one for name, one in zip("ab", ratios, strict=True)]
+    )
+    means = {"networks": 2, "ratio": 0.25, "least": 0.125, "largest": 0.5, "largest stderr": 0.02}
+    assert found == pytest.approx(row | means)
 
 
 def test_rows_of_posteriors_have_medians_and_the_largest_over_the_problems():

@@ -1,0 +1,78 @@
+"""Grids that are fitted to a model: more accurate on other samples, for every method without
+noise.
+"""
+
+import math
+
+import pytest
+import torch
+
+import sdekit
+import sdekit_diffusion as sd
+
+LAW = sd.GaussianMixture(
+    [0.3, 0.7], torch.tensor([[-1.0, 0.0], [1.0, 0.5]], dtype=torch.float64), [0.02, 0.05]
+)
+
+
+def mean_error(model, steps, grid, n=500, **settings):
+    settings = {"sde": "vp", "seed": 9, **settings}
+    exact = sd.sample(model, n, **{**settings, "method": sd.AdaptiveFlow(1e-7, 1e-7)})
+    x = sd.sample(model, n, steps=steps, grid=grid, **settings)
+    return float((x - exact).square().mean(dim=1).sqrt().mean())
+
+
+@pytest.mark.parametrize(
+    ("method", "steps", "gain"),
+    [("default", 5, 0.5), ("unipc", 6, 0.35), (sd.InTime(sdekit.Heun(), eta=0.0), 4, 0.5)],
+)
+def test_other_samples_are_more_accurate(method, steps, gain):
+    grid = sd.fitted_grid(LAW, steps, sde="vp", method=method)
+    assert grid.count == steps
+    errors = [mean_error(LAW, steps, kind, method=method) for kind in (None, grid)]
+    assert errors[1] < gain * errors[0]
+
+
+def test_the_ends_are_those_of_the_solve():
+    grid = sd.fitted_grid(LAW, 3, n=16, sde="vp", end=0.1)
+    vp = sd.VPSDE()
+    assert float(grid.l[0]) == pytest.approx(float(vp.log_snr(1.0)), abs=1e-6)
+    assert float(grid.l[-1]) == pytest.approx(-math.log(0.1 * LAW.data_std), abs=1e-6)
+
+
+def test_the_grid_of_the_method_is_kept_where_it_is_more_accurate(monkeypatch):
+    first = float(sd.VPSDE().log_snr(1.0))
+    worse = sd.Given(torch.tensor([first, 5.0, 5.5]))
+    monkeypatch.setattr(
+        "sdekit_diffusion._sampling.fitted_grid._minimised", lambda errors, l: worse
+    )
+    end = math.exp(-5.5) / LAW.data_std
+    grid = sd.fitted_grid(LAW, 2, n=64, sde="vp", method="ddim", end=end)
+    assert float(grid.l[1]) == pytest.approx(0.5 * (first + 5.5), abs=1e-3)
+
+
+def test_a_model_with_labels_is_given_as_many_as_samples():
+    net = sd.nets.MLP(shape=(2,), width=8, classes=2)
+    model = sd.ScoreModel(net, "vp", "velocity", shape=(2,), data_std=1.0)
+    labels = torch.tensor([0, 1, 1])
+    assert sd.fitted_grid(model.given(label=labels), 2, n=3, batch_size=2).count == 2
+
+
+@pytest.mark.parametrize("method", ["sde", sd.DDIM(1.0), "edm", "pc"])
+def test_methods_with_noise_are_refused(method):
+    with pytest.raises(ValueError, match="this method has noise: choose one without"):
+        sd.fitted_grid(LAW, 4, n=4, sde="vp", method=method)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"steps": 0}, "steps must be a positive integer; not 0"),
+        ({"steps": 2.5}, r"steps must be a positive integer; not 2\.5"),
+        ({"steps": 2, "n": 0}, "n must be a positive integer; not 0"),
+        ({"steps": 2, "method": "ode"}, "an adaptive method chooses its own steps"),
+    ],
+)
+def test_what_cannot_be_fitted_is_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        sd.fitted_grid(LAW, sde="vp", **settings)
