@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sdekit.elementary import scaled
 from sdekit_diffusion import (
     METHODS,
+    VESDE,
     VPSDE,
     AbstractDerivedModel,
     AdaptiveFlow,
@@ -182,6 +183,24 @@ def test_what_it_does_not_define_is_the_models():
     assert model.place() == model.model.place()
     assert model.data_std == 1.0
     assert model.data_mean == 0.0
+
+
+def test_a_subclass_says_where_it_can_be_evaluated():
+    """A model is solved over the range of its own diffusion, one that extends it over another."""
+    own = VESDE(0.01, 5.0)
+    wider = VESDE(0.01, 50.0)
+
+    @dataclass(frozen=True, eq=False)
+    class Extended(AbstractDerivedModel):
+        sde = wider
+
+        def predict_data(self, l, u):
+            return self.model.predict_data(max(l, own.log_snr(1.0)), u)
+
+    model = ScoreModel(Net(), own, shape=(2,), data_std=1.0)
+    for one, largest in ((model, 5.0), (Extended(model), 50.0)):
+        solution = sample(one, 2, sde=wider, steps=3, return_solution=True)
+        assert float(wider.sigma(solution.ts[0])) == pytest.approx(largest, rel=1e-4)
 
 
 def test_fields_of_one_name_are_all_counted():

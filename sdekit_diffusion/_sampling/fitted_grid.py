@@ -148,11 +148,5 @@ def _minimised(errors: _Errors, l: Tensor) -> Given:
         moved = (residuals(theta + shift) for shift in _DIFFERENCE * np.eye(count))
         return np.stack([(value - at) / _DIFFERENCE for value in moved], axis=1)
 
-    found = least_squares(
-        residuals,
-        np.zeros(count),
-        derivatives,  # pyright: ignore[reportArgumentType] - the stubs know names only
-        bounds=(-_LARGEST, _LARGEST),
-        max_nfev=_ITERATIONS,
-    )
-    return grid(found.x)
+    settings: dict[str, Any] = {"jac": derivatives, "bounds": (-_LARGEST, _LARGEST)}
+    return grid(least_squares(residuals, np.zeros(count), max_nfev=_ITERATIONS, **settings).x)
