@@ -1,6 +1,7 @@
 """Models of x given y: exact where their covariance is the true one, else their formulas."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from sdekit_diffusion import (
     VPSDE,
     AbstractModel,
     AdaptiveFlow,
+    Conditioned,
     DataCovariance,
     DiagonalCovariance,
     GaussianMixture,
@@ -402,6 +404,79 @@ def test_rows_of_a_network_with_labels():
     torch.testing.assert_close(part, whole[2:], rtol=1e-5, atol=1e-5)
     with pytest.raises(ValueError, match="4 entries for 3 samples"):
         sample(posterior, 3, steps=5)
+
+
+class Hidden(AbstractModel):
+    """A denoiser that autograd does not see."""
+
+    sde = None
+    shape = (D,)
+    data_mean = 0.0
+    data_std = 1.0
+
+    @torch.no_grad()
+    def predict_data(self, l, u):
+        return ROUND.predict_data(l, u)
+
+
+def test_derivatives_of_what_autograd_does_not_see_are_refused():
+    """Of a denoiser, and of a network that a multiple of x is added to: its derivative would be
+    taken as 0.
+    """
+
+    @torch.no_grad()
+    def unseen(x, t):
+        return -x
+
+    network = ScoreModel(unseen, "vp", "velocity", shape=(D,), data_std=1.0)
+    for model in (Hidden(), network):
+        given = observation(3)
+        for derived in (
+            MomentMatched(model, given, "jacobian"),
+            MomentMatched(model, given, "diagonal"),
+            DPS(model, given),
+        ):
+            with pytest.raises(ValueError, match="remove no_grad or detach"):
+                sample(derived, 2, sde="vp", steps=5)
+        for other in (MomentMatched(model, given), DPS(model, given, jacobian=False)):
+            assert sample(other, 2, sde="vp", steps=5).shape == (2, D)
+
+
+@pytest.mark.parametrize("wrong", [0, 1, 2])
+def test_results_of_another_shape_are_refused(wrong):
+    """They would be broadcast."""
+
+    class Wrong(DPS):
+        def condition(self, l, u):
+            parts = list(super().condition(l, u))
+            parts[wrong] = parts[wrong][:, None] if wrong == 2 else parts[wrong][:, :1]
+            return Conditioned(*parts)
+
+    message = r"log_psi\) with the shapes \(4, 12\), \(4, 12\) and \(4,\)"
+    with pytest.raises(TypeError, match=message):
+        sample(Wrong(ROUND, observation(1)), 4, sde="vp", steps=5)
+
+
+def test_a_covariance_is_not_confused_by_another_thread():
+    """Which uses it for another operator between the comparison of operators and the use of what
+    is kept.
+    """
+    covariance = DataCovariance(C)
+    model = MomentMatched(NORMAL, observation(3), covariance)
+    other = MomentMatched(NORMAL, replace(observation(3), operator=-FACTOR[:3]), covariance)
+    expected = model.predict_data(0.3, U)
+
+    class Interrupted(list):
+        def __getitem__(self, key):
+            value = super().__getitem__(key)
+            if isinstance(key, slice):
+                object.__setattr__(covariance, "_last", kept)
+                other.predict_data(0.3, U)
+            return value
+
+    kept = list(covariance._last)
+    object.__setattr__(covariance, "_last", Interrupted(covariance._last))
+    torch.testing.assert_close(model.predict_data(0.3, U), expected)
 
 
 def test_conjugate_gradients():

@@ -50,6 +50,19 @@ def observed():
     return names["Observed"]
 
 
+@pytest.mark.parametrize("method", ["default", "sde", "ode"])
+def test_predictions_of_another_shape_are_refused(method):
+    """They would be broadcast."""
+
+    @dataclass(frozen=True, eq=False)
+    class Narrow(AbstractDerivedModel):
+        def predict_data(self, l, u):
+            return self.model.predict_data(l, u)[:, :1]
+
+    with pytest.raises(ValueError, match=r"Narrow predicts \(4, 1\) for states of \(4, 3\)"):
+        sample(Narrow(PRIOR), 4, sde="vp", method=method)
+
+
 def ys(n):
     """Observations of n samples, each its own."""
     generator = torch.Generator().manual_seed(1)

@@ -106,6 +106,9 @@ def test_several_observations_are_one():
         Joint(())
     with pytest.raises(ValueError, match="some have one y for all"):
         Joint((many.parts[0], second)).bound((2,))
+    fewer = LinearObservation(second.operator, ys[1][:2], second.covariance)
+    with pytest.raises(ValueError, match="have 3, 2 entries of y"):
+        law.log_evidence(Joint((many.parts[0], fewer)))
 
 
 def test_evidences_of_many_observations():
@@ -116,6 +119,20 @@ def test_evidences_of_many_observations():
     torch.testing.assert_close(found, torch.stack(single))
     with pytest.raises(ValueError, match="y has 3 entries, and a mixture is given one"):
         law.given(LinearObservation(A, ys, 0.3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_laws_in_half_precision_do_not_round_y(dtype):
+    """Nor the operator: 100.3 would be 100.5 in bfloat16, three of these deviations away."""
+    a = torch.tensor([[1.003, 1.007]])
+    given = LinearObservation(a, torch.tensor([100.3]), 0.005)
+    means = torch.tensor([[64.0, 36.0], [50.0, 50.0]])
+    for law_of_points in (
+        EmpiricalMixture,
+        lambda points: GaussianMixture([0.5, 0.5], points, [4.0, 1.0]),
+    ):
+        half = law_of_points(means.to(dtype)).log_evidence(given)
+        torch.testing.assert_close(half, law_of_points(means).log_evidence(given))
 
 
 def test_without_noise():

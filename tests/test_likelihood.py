@@ -28,6 +28,9 @@ from sdekit_diffusion import (
     AbstractDerivedModel,
     AdaptiveFlow,
     GaussianMixture,
+    Guided,
+    LinearObservation,
+    MomentMatched,
     Recipe,
     ScoreModel,
     SubVPSDE,
@@ -380,6 +383,27 @@ def test_a_network_that_hides_its_input_is_refused():
         model = ScoreModel(lambda x, t: inner(x.detach(), t), "vp", predicts, shape=(2,))
         with pytest.raises(ValueError, match="remove no_grad or detach"):
             log_likelihood(model, X[:4])
+
+
+@pytest.mark.parametrize("hidden", ["detach", "no_grad"])
+def test_models_made_from_a_network_that_hides_its_input_are_refused(hidden):
+    """Their own output still has a gradient: that of the multiple of x which is added to a
+    network's output.
+    """
+    inner = nets.MLP((2,), width=8, depth=1).double()
+    call = torch.no_grad()(inner) if hidden == "no_grad" else lambda x, t: inner(x.detach(), t)
+    model = ScoreModel(call, "vp", "velocity", shape=(2,), data_std=1.0)
+    y = LinearObservation(torch.eye(2).double()[:1], torch.ones(1).double(), 1.0)
+    derived = [
+        Guided(model, 1.0, by=model),
+        MomentMatched(model, y),
+        Guided(MIXTURE, 2.0, by=model),
+    ]
+    for made in derived:
+        with pytest.raises(ValueError, match="remove no_grad or detach"):
+            log_likelihood(made, X[:4], sde="vp")
+    followed = replace(derived[0], model=MIXTURE, by=MIXTURE)
+    assert log_likelihood(followed, X[:4], sde="vp").value.isfinite().all()
 
 
 def test_failures_are_in_the_diffusions_time_and_the_callers_rows():

@@ -127,12 +127,17 @@ def test_likelihoods_that_cannot_be_used(function, message):
         Observation(torch.ones(2), function).bound((2,))
 
 
+ABOVE = torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]])  # the diagonal
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
         ((A, Y, -1.0), ValueError, "a number from 0 on"),
         ((A, Y, torch.tensor([1.0, 0.0, 1.0])), ValueError, "positive variances"),
         ((A, Y, -FULL), ValueError, "symmetric positive definite"),
+        ((A, Y, 1e-9 * (torch.eye(3) + 0.5 * ABOVE)), ValueError, "symmetric positive definite"),
+        ((A, Y, torch.diag(torch.tensor([1.0, 2.0, math.inf]))), ValueError, "symmetric positive"),
         ((A, Y, "small"), TypeError, "covariance is a number"),
         ((A, Y.int(), 1.0), ValueError, r"use y\.float"),
         ((A, Y * math.nan, 1.0), ValueError, "finite"),

@@ -246,6 +246,29 @@ def test_half_precision_is_solved_in_single():
     assert torch.equal(half.log_weights, single.log_weights)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_y_is_not_rounded_for_a_network_in_half_precision(dtype):
+    """Nor the operator. The network is 0 in all dtypes."""
+
+    class Zero(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, x, l):
+            return self.weight * x
+
+    given = LinearObservation(torch.tensor([[1.003, 1.007]]), torch.tensor([0.1003]), 1.0)
+    single, half = (
+        sample_posterior(
+            ScoreModel(Zero(), "vp", "data", shape=(2,), data_std=1.0).to(kind),
+            given, 64, seed=0, particles=64, steps=20, dtype=torch.float32,
+        )
+        for kind in (torch.float32, dtype)
+    )  # fmt: skip
+    assert torch.equal(half.log_weights, single.log_weights)
+
+
 def test_probes_of_both_flows_are_independent():
     """With fixed probes the errors of both likelihoods would cancel, and their sum be corrected
     for.
@@ -363,6 +386,10 @@ def test_factors_of_models():
     exact = law.log_evidence(given) - other.log_evidence(given)
     assert abs(float(value - exact)) < Z * float(stderr) + 0.02
     torch.testing.assert_close(stderr, torch.hypot(a.log_evidence_stderr, b.log_evidence_stderr))
+    many, one = (WeightedSamples(torch.zeros(n, 4, 1), torch.zeros(n, 4)) for n in (3, 1))
+    for pair in ((many, one), (a, many)):
+        with pytest.raises(ValueError, match="as the numbers of observations"):
+            bayes_factor(*pair)
 
 
 def test_resampling():
@@ -501,6 +528,8 @@ def test_doubtful_results_are_said():
         ({"observation": None}, ValueError, "there is no observation"),
         ({"steps": 5, "method": "flow"}, ValueError, "steps are those of method='particles'"),
         ({"particles": 1}, ValueError, "particles >= 2"),
+        ({"particles": 2.5}, ValueError, "whole numbers particles >= 2"),
+        ({"steps": 5.5}, ValueError, "steps >= 1"),
         ({"proposal": 3}, TypeError, "proposal is a name, a covariance or a function"),
         ({"sde": None}, ValueError, "no diffusion of its own"),
     ],

@@ -14,7 +14,7 @@ from sdekit import AbstractTrace, Exact, Hutchinson, Likelihood, UnfinishedError
 from sdekit_diffusion._common.inputs import require_event, require_tensor
 from sdekit_diffusion._models.evaluating import evaluating
 from sdekit_diffusion._models.in_batches import batches
-from sdekit_diffusion._models.model import AbstractModel
+from sdekit_diffusion._models.model import AbstractModel, require_gradient
 from sdekit_diffusion._models.score_model import ScoreModel
 from sdekit_diffusion._sampling.adaptive import AdaptiveFlow
 from sdekit_diffusion._sampling.coordinates import Coordinates, Span
@@ -161,20 +161,20 @@ class FlowMap:
 
 
 def require_differentiable(model: AbstractModel, x: Tensor) -> None:
-    """Refuses a model whose output has no gradient with respect to x: its divergence would be taken
-    as 0.
+    """Refuses a model whose output has no gradient with respect to x, and one that is made from
+    such a model: a part of its divergence would be taken as 0.
     """
     if not (len(x) and x.is_floating_point()):
         return
     with torch.inference_mode(False), torch.enable_grad():
         point = x[:1].detach().clone().requires_grad_()
-        model = model.rows(torch.zeros(1, dtype=torch.int64))
-        out = model(point, 0.5) if isinstance(model, ScoreModel) else model.predict_data(0.0, point)
-        if (
-            not out.requires_grad
-            or torch.autograd.grad(out.sum(), point, allow_unused=True)[0] is None
-        ):
-            raise ValueError(
-                "the model's output does not depend on x in a way autograd can see: remove no_grad "
-                "or detach, or give a model that is not constant"
+        for part in model.rows(torch.zeros(1, dtype=torch.int64)).made_from():
+            if part.shape is not None and tuple(part.shape) != tuple(x.shape[1:]):
+                continue
+            out = (
+                part(point, 0.5) if isinstance(part, ScoreModel) else part.predict_data(0.0, point)
+            )
+            require_gradient(
+                out.requires_grad
+                and torch.autograd.grad(out.sum(), point, allow_unused=True)[0] is not None
             )

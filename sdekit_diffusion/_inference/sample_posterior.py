@@ -12,7 +12,6 @@ from tqdm.auto import tqdm
 from sdekit import did_you_mean
 from sdekit_diffusion._common.inputs import available_device, is_whole, seed_given
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
-from sdekit_diffusion._inference.flow_map import require_differentiable
 from sdekit_diffusion._inference.weighted import WeightedSamples
 from sdekit_diffusion._inference.weighting import (
     POSTERIOR_METHODS,
@@ -23,6 +22,7 @@ from sdekit_diffusion._inference.weighting import (
 from sdekit_diffusion._models.conditioned import DPS, AbstractPosterior, Laplace, MomentMatched
 from sdekit_diffusion._models.covariances import COVARIANCES, AbstractCovariance
 from sdekit_diffusion._models.evaluating import evaluating
+from sdekit_diffusion._models.model import solved_like
 from sdekit_diffusion._models.observation import AbstractObservation, Joint, LinearObservation
 from sdekit_diffusion._models.score_model import as_model
 from sdekit_diffusion._sampling.arguments import Model
@@ -145,9 +145,6 @@ def sample_posterior(
     parts = []
     bar = tqdm(total=count * n, unit="sample", desc="posterior", disable=not progress)
     with evaluating(posterior, count), bar:
-        if posterior.differentiates:
-            like = torch.zeros(1, *coordinates.event, dtype=problem.dtype, device=place)
-            require_differentiable(posterior.model, like)
         for j in range(count):
             row = posterior.rows(torch.tensor([j], device=place)) if count > 1 else posterior
             one = replace(problem, posterior=row, number=first + j, report=bar.update)
@@ -206,9 +203,7 @@ def _posterior(
             "there is no observation: pass LinearObservation(operator, y, covariance), for example"
         )
     if resolved.shape is not None and isinstance(observation, AbstractObservation):
-        dtype, device = resolved.place()
-        like = torch.zeros((), dtype=dtype, device=device)
-        observation = observation.bound(tuple(resolved.shape), like)
+        observation = observation.bound(tuple(resolved.shape), solved_like(resolved))
     if proposal is None:
         proposal = default if isinstance(observation, LinearObservation) else "laplace"
     if isinstance(proposal, str) and proposal in _OTHERS:
@@ -302,6 +297,9 @@ def bayes_factor(a: WeightedSamples, b: WeightedSamples) -> tuple[Tensor, Tensor
     a and b are samples under two models, or two operators, given the same y. Draw them with
     different seeds: their errors are taken as independent.
 
+    Raises:
+        ValueError: for other numbers of observations.
+
     Example:
         >>> y = sd.LinearObservation(torch.tensor([[1.0]]), torch.tensor([1.0]), 1.0)
         >>> near, far = (sd.GaussianMixture([1.0], [[m]], [1.0]) for m in (0.0, 3.0))
@@ -311,5 +309,10 @@ def bayes_factor(a: WeightedSamples, b: WeightedSamples) -> tuple[Tensor, Tensor
         >>> bool((value - 0.75).abs() < 4 * stderr + 0.05)  # (2^2 - 1^2) / (2 * 2)
         True
     """
+    if a.rows != b.rows:
+        raise ValueError(
+            f"a and b have {a.rows} and {b.rows} as the numbers of observations; give samples of "
+            "the same observations"
+        )
     value = a.log_evidence - b.log_evidence
     return value, torch.hypot(a.log_evidence_stderr, b.log_evidence_stderr)

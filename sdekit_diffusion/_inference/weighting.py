@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sdekit import AbstractTrace, AdamsMoulton, normal
+from sdekit_diffusion._common.inputs import is_whole
 from sdekit_diffusion._inference.flow_map import FlowMap
 from sdekit_diffusion._inference.particles import CloudSolve
 from sdekit_diffusion._inference.weighted import WeightedSamples
@@ -131,11 +132,11 @@ class Particles(AbstractWeighting):
     method: OnClock = field(default=OnClock(AdamsMoulton(2), eta=1.0))
 
     def __post_init__(self) -> None:
-        valid = self.particles >= 2 and (self.steps is None or self.steps >= 1)
+        valid = is_whole(self.particles, 2) and (self.steps is None or is_whole(self.steps, 1))
         if not (valid and 0 <= self.threshold <= 1):
             raise ValueError(
-                "Particles needs particles >= 2, steps >= 1 and threshold from 0 to 1, not "
-                f"{self.particles}, {self.steps} and {self.threshold}"
+                "Particles needs whole numbers particles >= 2 and steps >= 1, and threshold from 0 "
+                f"to 1, not {self.particles}, {self.steps} and {self.threshold}"
             )
         numbers = isinstance(self.method, OnClock) and not callable(self.method.eta)
         if not numbers or not self.method.eta:

@@ -9,18 +9,19 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from sdekit import computed, did_you_mean
+from sdekit import did_you_mean
 from sdekit.elementary import Time, broadcast, sqrt, sum_of_sample
 from sdekit_diffusion._diffusions.vp import VPSDE
 from sdekit_diffusion._models.covariances import (
     COVARIANCES,
     AbstractCovariance,
     Conditioned,
+    differentiable_data,
     posterior_variance,
 )
 from sdekit_diffusion._models.data_scale import data_scale
 from sdekit_diffusion._models.derived import AbstractDerivedModel
-from sdekit_diffusion._models.model import noise_scale, signal_scale
+from sdekit_diffusion._models.model import noise_scale, signal_scale, solved_like
 from sdekit_diffusion._models.observation import AbstractObservation, LinearObservation
 
 _PSI_STEPS = 4  # Newton steps for the psi of DPS
@@ -62,7 +63,6 @@ class AbstractPosterior(AbstractDerivedModel):
     """
 
     starts_at_mean = True
-    differentiates = False  # whether it uses a derivative of the network
 
     observation: AbstractObservation
 
@@ -74,9 +74,7 @@ class AbstractPosterior(AbstractDerivedModel):
             )
         if self.model.shape is None:
             raise ValueError("the model does not know the shape of its samples; give it shape=")
-        dtype, device = self.model.place()
-        like = torch.zeros((), dtype=dtype, device=device)
-        bound = self.observation.bound(tuple(self.model.shape), like)
+        bound = self.observation.bound(tuple(self.model.shape), solved_like(self.model))
         object.__setattr__(self, "observation", bound)
 
     @abstractmethod
@@ -90,10 +88,11 @@ class AbstractPosterior(AbstractDerivedModel):
             TypeError: when it is not a `Conditioned` for the states u.
         """
         result = self.condition(l, u)
-        if not isinstance(result, Conditioned) or result.log_psi.shape != (len(u),):
+        shapes = (u.shape, u.shape, (len(u),))
+        if not isinstance(result, Conditioned) or tuple(part.shape for part in result) != shapes:
             raise TypeError(
                 f"condition of {type(self).__name__} must return Conditioned(data, conditioned, "
-                f"log_psi) with a log_psi of shape ({len(u)},)"
+                f"log_psi) with the shapes {tuple(u.shape)}, {tuple(u.shape)} and ({len(u)},)"
             )
         return result
 
@@ -169,10 +168,6 @@ class MomentMatched(AbstractPosterior):
         """V."""
         chosen = self.covariance
         return COVARIANCES[chosen] if isinstance(chosen, str) else chosen
-
-    @computed
-    def differentiates(self) -> bool:
-        return self.matrix.differentiates
 
     def condition(self, l: Time, u: Tensor) -> Conditioned:
         assert isinstance(self.observation, LinearObservation)
@@ -291,7 +286,8 @@ class DPS(AbstractPosterior):
     Raises:
         TypeError: for anything but an observation.
         ValueError: for `published` with an observation that is not linear, or with jacobian=False,
-            or for an observation that does not fit the model.
+            or for an observation that does not fit the model; while sampling with jacobian=True,
+            for a model that autograd does not see.
 
     Example:
         >>> law = sd.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
@@ -316,10 +312,6 @@ class DPS(AbstractPosterior):
                 "a LinearObservation, or published=False"
             )
 
-    @computed
-    def differentiates(self) -> bool:
-        return self.jacobian
-
     def condition(self, l: Time, u: Tensor) -> Conditioned:
         a = signal_scale(l)
         b = noise_scale(l)
@@ -339,7 +331,7 @@ class DPS(AbstractPosterior):
         """The gradient in u of the objective at D, and D."""
 
         def objective(point: Tensor) -> tuple[Tensor, Tensor]:
-            data = self.model.predict_data(l, point)
+            data = differentiable_data(self.model, l, point)
             return self._objective(data).sum(), data
 
         with torch.inference_mode(False), torch.enable_grad():

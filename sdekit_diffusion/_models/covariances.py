@@ -13,7 +13,12 @@ from torch import Tensor
 
 from sdekit.elementary import Time, broadcast, scaled, sum_of_sample
 from sdekit_diffusion._common.inputs import require_tensor
-from sdekit_diffusion._models.model import AbstractModel, noise_scale, signal_scale
+from sdekit_diffusion._models.model import (
+    AbstractModel,
+    noise_scale,
+    require_gradient,
+    signal_scale,
+)
 from sdekit_diffusion._models.observation import LinearObservation
 
 _LOG_2PI = math.log(2 * math.pi)
@@ -50,8 +55,6 @@ class AbstractCovariance(ABC):
         >>> isinstance(sd.IsotropicCovariance(), sd.AbstractCovariance)
         True
     """
-
-    differentiates = False  # whether it uses a derivative of the network
 
     @abstractmethod
     def condition(
@@ -179,10 +182,12 @@ class DataCovariance(AbstractCovariance):
                 f"covariance has shape {tuple(self.covariance.shape)} and a sample has "
                 f"{math.prod(event)} coordinates"
             )
-        if self._last[:2] != [observation.operator, event]:
+        known = list(self._last)  # a copy: other threads may replace it
+        if known[:2] != [observation.operator, event]:
             columns = axes.T.reshape(-1, *event).to(observation.y)
-            self._last[:] = [observation.operator, event, observation.apply(columns).to(axes)]
-        return _whitened(observation, self._last[2]).T
+            known = [observation.operator, event, observation.apply(columns).to(axes)]
+            self._last[:] = known
+        return _whitened(observation, known[2]).T
 
 
 @dataclass(frozen=True)
@@ -194,7 +199,8 @@ class DiagonalCovariance(AbstractCovariance):
     derivative of the network.
 
     Raises:
-        ValueError: while sampling, for an observation without noise.
+        ValueError: while sampling, for an observation without noise, or a model that autograd does
+            not see.
 
     Example:
         >>> law = sd.GaussianMixture([0.5, 0.5], [[-1.0, 0.0], [1.0, 0.0]], [0.1, 0.1])
@@ -206,8 +212,6 @@ class DiagonalCovariance(AbstractCovariance):
     References:
         Boys et al. 2023, arXiv 2310.06721.
     """
-
-    differentiates = True
 
     def condition(
         self, model: AbstractModel, observation: LinearObservation, std: float, l: Time, u: Tensor
@@ -233,7 +237,8 @@ class JacobianCovariance(AbstractCovariance):
             is raised if it is not reached in two steps per measurement.
 
     Raises:
-        ValueError: while sampling, for an observation without noise.
+        ValueError: while sampling, for an observation without noise, or a model that autograd does
+            not see.
 
     Example:
         >>> law = sd.GaussianMixture([0.5, 0.5], [[-1.0, 0.0], [1.0, 0.0]], [0.1, 0.1])
@@ -245,8 +250,6 @@ class JacobianCovariance(AbstractCovariance):
     References:
         Rozet et al. 2024, arXiv 2405.13712.
     """
-
-    differentiates = True
 
     rtol: float = 1e-3
 
@@ -336,7 +339,7 @@ def _whitened_residual(
     """D, L^{-1} (y - A D), and the product V A^T L^{-T} v with V = (b^2 / a) (dD/du)^T."""
     observation.require_noise()
     with torch.inference_mode(False), torch.enable_grad():
-        data_and_vjp: Any = torch.func.vjp(lambda point: model.predict_data(l, point), u)
+        data_and_vjp: Any = torch.func.vjp(lambda point: differentiable_data(model, l, point), u)
     data, vjp = data_and_vjp
     b = noise_scale(l)
     factor = b * b / signal_scale(l)
@@ -345,6 +348,17 @@ def _whitened_residual(
         return scaled(factor, vjp(observation.adjoint(observation.unwhitened(v)))[0])
 
     return data, observation.whitened(observation.residual(data)), covariance_times
+
+
+def differentiable_data(model: AbstractModel, l: Time, u: Tensor) -> Tensor:
+    """D at a point u that has a gradient.
+
+    Raises:
+        ValueError: where D has none.
+    """
+    data = model.predict_data(l, u)
+    require_gradient(data.requires_grad)
+    return data
 
 
 def posterior_variance(l: Time, variance: Tensor | float) -> Time:

@@ -118,6 +118,10 @@ class AbstractDerivedModel(AbstractModel):
     def networks(self) -> list[nn.Module]:
         return [network for model in self._models().values() for network in model.networks()]
 
+    def made_from(self) -> list[AbstractModel]:
+        parts = self._models().values()
+        return [self, *(inner for part in parts for inner in part.made_from())]
+
     def place(self) -> tuple[torch.dtype, torch.device]:
         return self.model.place()
 

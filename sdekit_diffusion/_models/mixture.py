@@ -15,7 +15,7 @@ from sdekit.elementary import Time, broadcast
 from sdekit_diffusion._common.counters import COMPONENT, POINT
 from sdekit_diffusion._common.inputs import require_tensor
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
-from sdekit_diffusion._models.model import AbstractModel, noise_scale, signal_scale
+from sdekit_diffusion._models.model import AbstractModel, noise_scale, signal_scale, solved_like
 from sdekit_diffusion._models.observation import AbstractObservation, LinearObservation
 
 ROUNDING = 1e-13  # a variance given y is 0 if it is below this share of the variance before
@@ -64,8 +64,7 @@ class AbstractMixture(AbstractModel):
                 "the law is given an observation, such as LinearObservation(operator, y, "
                 f"covariance), not {observation!r:.60}"
             )
-        dtype, device = self.place()
-        return observation.bound(self.shape, torch.zeros((), dtype=dtype, device=device))
+        return observation.bound(self.shape, solved_like(self))
 
     @abstractmethod
     def _given_logits(self, observed: "Observed") -> Tensor:

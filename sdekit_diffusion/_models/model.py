@@ -35,6 +35,28 @@ def noise_scale(l: Time) -> Time:
     return sqrt(sigmoid(-2 * l))
 
 
+def require_gradient(found: bool) -> None:
+    """Refuses a model whose output has no gradient, where one is needed: without an error it would
+    be taken as 0.
+
+    Raises:
+        ValueError: with what to change.
+    """
+    if not found:
+        raise ValueError(
+            "the model's output does not depend on x in a way autograd can see: remove no_grad or "
+            "detach, or give a model that is not constant"
+        )
+
+
+def solved_like(model: "AbstractModel") -> Tensor:
+    """A number in the dtype in which samples of a model are solved, at least float32, and on its
+    device.
+    """
+    dtype, device = model.place()
+    return torch.zeros((), dtype=torch.promote_types(dtype, torch.float32), device=device)
+
+
 class AbstractModel(ABC):
     """A denoiser: the mean of the data given noisy data, D = E[x_0 | u] with u = a x_0 + b eps,
     a^2 + b^2 = 1.
@@ -170,6 +192,10 @@ class AbstractModel(ABC):
         solve uses what they share.
         """
         return [] if self.sde is None else [self.sde]
+
+    def made_from(self) -> list["AbstractModel"]:
+        """This model, and all models that it is made from."""
+        return [self]
 
     def networks(self) -> list[nn.Module]:
         """The modules that are put into evaluation mode."""

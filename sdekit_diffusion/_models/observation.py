@@ -389,9 +389,10 @@ def _covariance(value: Any) -> Tensor:  # noqa: ANN401 - what a user gives
         ) from error
     if covariance.ndim == 2:
         symmetric = covariance.shape[0] == covariance.shape[1] and torch.allclose(
-            covariance, covariance.T
+            covariance, covariance.T, atol=1e-6 * float(covariance.abs().max())
         )
         valid = symmetric and not bool(torch.linalg.cholesky_ex(covariance).info)
+        valid = valid and bool(covariance.isfinite().all())
     else:
         smallest = float(covariance.min()) if covariance.numel() else -1.0
         valid = covariance.ndim < 2 and bool(covariance.isfinite().all())
@@ -469,8 +470,8 @@ class Joint(AbstractObservation):
 
     Raises:
         TypeError: for anything but a tuple of observations, or an empty one.
-        ValueError: in `bound`, where only some have a y per sample, or only some of linear ones
-            have noise.
+        ValueError: in `bound`, where only some have a y per sample, or another number of them, or
+            only some of linear ones have noise.
 
     Example:
         >>> law = sd.GaussianMixture([1.0], [[0.0, 0.0]], [1.0])
@@ -514,6 +515,12 @@ class Joint(AbstractObservation):
             raise ValueError(
                 "some of the observations have a y per sample, and some have one y for all: give "
                 "all of them one per sample"
+            )
+        counts = [len(part.y) for part in parts if part.each]
+        if len(set(counts)) > 1:
+            raise ValueError(
+                f"the observations have {', '.join(map(str, counts))} entries of y: give each the "
+                "same number, one per sample"
             )
         linear = [part for part in parts if isinstance(part, LinearObservation)]
         if len(linear) == len(parts):

@@ -37,7 +37,12 @@ from sdekit_diffusion._models.condition_values import (
     null_of,
     require_name,
 )
-from sdekit_diffusion._models.model import AbstractModel, noise_scale, signal_scale
+from sdekit_diffusion._models.model import (
+    AbstractModel,
+    noise_scale,
+    require_gradient,
+    signal_scale,
+)
 from sdekit_diffusion._models.prediction import ALIASES, DATA, NOISE, PUBLISHED_NAMES, Prediction
 from sdekit_diffusion._models.wrapped import modules_of, require_plain, unwrapped
 from sdekit_diffusion.data import Scale
@@ -410,6 +415,8 @@ class ScoreModel(nn.Module, AbstractModel):
             raise changed_in_place("the network")
         if not isinstance(out, Tensor) or out.shape != x.shape or not out.is_floating_point():
             self._refuse_output(out, x, label)
+        if x.requires_grad and torch.is_grad_enabled():
+            require_gradient(out.requires_grad)
         return out if out.dtype == point.dtype else out.to(point.dtype)
 
     def _arguments(self, point: Tensor) -> dict[str, Any]:
