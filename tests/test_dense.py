@@ -248,6 +248,18 @@ def test_outside_there_is_no_state():
         solution.at(2.1)
     with pytest.raises(ValueError, match='save="dense" only'):
         solve(ODE(f), X0, [0.0, 1.0, 2.0], solver=RK4()).at(1.0)
+    for wrong in ("1", None, ["1"]):
+        with pytest.raises(TypeError, match="t must be a time or several"):
+            solution.at(wrong)
+
+
+def test_times_of_any_shape():
+    solution = solve(ODE(f), X0, [0.0, 1.0, 2.0], solver=RK4(), save="dense")
+    times = torch.tensor([[0.3, 1.1, 2.0], [0.0, 0.5, 1.0]], dtype=F64)
+    expected = torch.stack([torch.stack([solution.at(t) for t in row]) for row in times.tolist()])
+    for given in (times, times.numpy(), times.tolist()):
+        assert torch.equal(solution.at(given), expected)
+    assert solution.at([]).shape == (0, *X0.shape)
 
 
 CORRECTING = [AdamsMoulton(1), AdamsMoulton(3), UniPC(2)]

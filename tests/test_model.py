@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+import sdekit
 from sdekit_diffusion import DDPM, NCSN, VESDE, VPSDE, GaussianMixture, ScoreModel, nets
 from sdekit_diffusion._models.score_model import as_model
 
@@ -32,6 +33,35 @@ def test_the_network_sees_its_own_time_and_scale():
     l = VESDE().log_snr(0.4)
     assert seen[1][1][0].item() == pytest.approx(VPSDE().time(l))
     torch.testing.assert_close(seen[1][0], X * VPSDE().alpha(VPSDE().time(l)))
+
+
+def test_times_per_sample_in_any_shape_that_solve_hands_over():
+    """In adaptive steps of `sdekit.solve` functions receive t of shape (batch, 1, ...)."""
+    net = ScoreModel(lambda x, t: x * t[:, None], VPSDE())
+    t = torch.linspace(0.1, 0.9, 7, dtype=torch.float64)
+    for model, sde in ((net, None), (MIXTURE, "vp")):
+        for method in (model.score, model.denoise):
+            expected = method(t, X, sde)
+            for shape in ((7, 1), (7, 1, 1)):
+                assert torch.equal(method(t.reshape(shape), X, sde), expected)
+            assert torch.equal(method(t[:1], X, sde), method(t[0], X, sde))
+            for wrong in (t[:3], t[None], t[:, None].expand(7, 2)):
+                with pytest.raises(ValueError, match=r"one for each sample, \(7,\)"):
+                    method(wrong, X, sde)
+            with pytest.raises(ValueError, match=r"one for each sample, \(1,\)"):
+                method(t, X[:1], sde)
+
+
+def test_the_score_of_a_network_in_an_equation_with_adaptive_steps():
+    net = ScoreModel(lambda x, t: -x * t[:, None], VPSDE())
+    settings = {
+        "solver": sdekit.Tsit5(),
+        "control": sdekit.PIDController(rtol=1e-6, atol=1e-6),
+    }
+    own = sdekit.ODE(lambda t, x: -0.5 * VPSDE().beta(t) * (x + net.score(t, x)))
+    flow = sdekit.ProbabilityFlow(VPSDE(), net.score)
+    ends = [sdekit.solve(f, X, [0.9, 0.1], **settings).x for f in (own, flow)]
+    torch.testing.assert_close(*ends, rtol=1e-5, atol=1e-5)
 
 
 LABELS = {

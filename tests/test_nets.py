@@ -508,6 +508,28 @@ def test_wrong_sizes_are_refused(build):
         build()
 
 
+@pytest.mark.parametrize(
+    ("build", "name"),
+    [
+        (lambda: MLP(2), "shape"),
+        (lambda: MLP((2.0,)), "shape"),
+        (lambda: MLP("2"), "shape"),
+        (lambda: MLP(width=8.0), "width"),
+        (lambda: MLP(classes=None), "classes"),
+        (lambda: UNet((1, 8, 8)), "channels"),
+        (lambda: UNet(multipliers=2), "multipliers"),
+        (lambda: DiT((1, 8, 8)), "channels"),
+        (lambda: DiT(size=8), "size"),
+        (lambda: NCSNv2(width="8"), "width"),
+        (lambda: NCSN(levels=True), "levels"),
+        (lambda: NCSN(dilations=None), "dilations"),
+    ],
+)
+def test_sizes_that_are_not_whole_numbers_are_refused_by_name(build, name):
+    with pytest.raises(TypeError, match=f"{name} of .* is a (tuple of whole|whole) number"):
+        build()
+
+
 def test_the_features_of_a_time():
     """t, sin(2^k t) and cos(2^k t) for k from -3 to 5, before the two layers."""
     embedding = TimeEmbedding(4)

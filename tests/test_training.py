@@ -264,6 +264,30 @@ def test_flips_are_from_left_to_right():
     assert abs(int(flipped.sum()) - 200) < 49
 
 
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_training_without_gradients_is_refused(context, tmp_path):
+    data = torch.zeros(4, 2)
+    training = Training(model(), data, TINY)
+    with context(), pytest.raises(RuntimeError, match="gradients are not recorded here"):
+        next(training)
+    with context(), pytest.raises(RuntimeError, match="gradients are not recorded here"):
+        fit(model(), data, TINY, folder=tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
+    assert training.whole
+    next(training)
+
+
+def test_frozen_layers_keep_their_weights():
+    own = model()
+    first = next(own.parameters())
+    first.requires_grad_(False)
+    before = [weight.detach().clone() for weight in own.parameters()]
+    list(Training(own, torch.randn(8, 2), TINY))
+    changed = [not torch.equal(a, b) for a, b in zip(own.parameters(), before, strict=True)]
+    assert not changed[0]
+    assert any(changed)
+
+
 def test_training_refuses():
     data = torch.zeros(4, 2)
     with pytest.raises(TypeError, match="need transform="):
@@ -276,6 +300,8 @@ def test_training_refuses():
         list(Training(model(), torch.zeros(4, 3), TINY))
     with pytest.raises(TypeError, match="no weights to train"):
         list(Training(ScoreModel(lambda x, t: x, "vp"), data, TINY))
+    with pytest.raises(ValueError, match="all weights of this model are frozen"):
+        list(Training(model().requires_grad_(False), data, TINY))
     for bad in ({"end": 0.0}, {"weighting": "snr"}):
         with pytest.raises(ValueError, match=r"must be one of|end = .* must be positive"):
             Recipe(**bad)

@@ -10,6 +10,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from sdekit_diffusion import (
+    Guided,
     Recipe,
     ScoreModel,
     check_model,
@@ -221,6 +222,14 @@ def test_training_and_saving_refuse_wrappers(wrapper, tmp_path):
         r"inside the wrapper: compiled",
     ):
         save(wrapped, tmp_path / "run")
+
+
+def test_training_and_saving_name_the_model_that_another_was_made_from(tmp_path):
+    guided = Guided(model(), 2.0, by=model())
+    with pytest.raises(TypeError, match="not Guided; pass the model that it was made from"):
+        fit(guided, torch.randn(8, 2), progress=False)
+    with pytest.raises(TypeError, match="not Guided; pass the model that it was made from"):
+        save(guided, tmp_path / "run")
 
 
 def test_a_compiled_network_within_a_model_stays_as_it_is():

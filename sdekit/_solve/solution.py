@@ -178,12 +178,13 @@ class Solution:
         equations on the straight line; that of a stochastic equation is bridged along the path.
 
         Arguments:
-            t: a time within the solve, or several, `(times,)`.
+            t: a time within the solve, or several: a sequence, an array or a tensor, of any shape.
 
         Returns:
-            `(batch, *event)`, or `(times, batch, *event)` for several times.
+            `(batch, *event)`, or `(*times, batch, *event)` for several times.
 
         Raises:
+            TypeError: for values that are not numbers.
             ValueError: if the solve has not kept its steps, or for times outside it.
 
         Example:
@@ -198,15 +199,21 @@ class Solution:
         """
         if self.dense is None:
             raise ValueError('states between the steps are known with save="dense" only')
-        if isinstance(t, Sequence):
-            t = torch.tensor(t, dtype=torch.float64)
-        if isinstance(t, Tensor) and t.ndim:
-            return torch.stack([self.at(float(time)) for time in t.reshape(-1)])
-        x = self.dense.at(float(t), self.x)
-        if self.events is None or not self.dense.terminal:
+        try:
+            times = torch.as_tensor(t, dtype=torch.float64)
+        except (TypeError, ValueError, RuntimeError):
+            raise TypeError(f"t must be a time or several, not {t!r:.60}") from None
+        shape = (*times.shape, *self.x.shape)
+        states = [self._at(self.dense, time) for time in times.reshape(-1).tolist()]
+        return torch.stack(states).reshape(shape) if states else self.x.new_empty(shape)
+
+    def _at(self, dense: AbstractDense, t: float) -> Tensor:
+        """The states at a time; those of samples that have stopped are their last ones."""
+        x = dense.at(t, self.x)
+        if self.events is None or not dense.terminal:
             return x
         sign = torch.sign(self.ts[-1] - self.ts[0]).to(self.events.t)
-        stopped = sign * float(t) >= sign * self.events.t[0]
+        stopped = sign * t >= sign * self.events.t[0]
         return torch.where(stopped.reshape(-1, *[1] * (x.ndim - 1)), self.x, x)
 
     @staticmethod

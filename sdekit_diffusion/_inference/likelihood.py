@@ -48,7 +48,8 @@ def log_likelihood(
         trace: how tr(dD/dx_t) is computed: `sdekit.Exact()`, the default up to 32 dimensions, or
             `sdekit.Hutchinson(probes=8)`, the default above.
         end: the noise that x is taken to have, in units of the standard deviation s of the data: p
-            is the density of data + end s eps, eps standard normal.
+            is the density of data + end s eps, eps standard normal. Where the least noise of the
+            diffusion, or of the model's own, is larger, as under `NCSN`, x is taken to have that.
         log_prior: the log-density of x_T in nats, a function from `(batch, *shape)` to `(batch,)`.
         method: the tolerances, the solver and the largest number of steps, such as
             `AdaptiveFlow(rtol=1e-7, atol=1e-7)`; 1e-5 for both tolerances by default.

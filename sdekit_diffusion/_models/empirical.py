@@ -18,7 +18,7 @@ from sdekit_diffusion._models.mixture import (
     GaussianMixture,
     Observed,
 )
-from sdekit_diffusion._models.model import noise_scale, signal_scale
+from sdekit_diffusion._models.model import noise_scale, signal_scale, times_of
 from sdekit_diffusion._models.observation import AbstractObservation
 
 _BLOCK = 1 << 23  # numbers of one block: 84 points at a time for 50,000 centres
@@ -193,10 +193,12 @@ class EmpiricalMixture(AbstractMixture):
         """grad log p_t(x) = (alpha m - x) / v, for s > 0 also where sigma = 0.
 
         Raises:
-            ValueError: without a diffusion, for t outside its range, and where v = 0.
+            ValueError: without a diffusion, for t outside its range or of another shape, and where
+                v = 0.
         """
+        require_tensor("x", x)
         kernel = self.under(sde)
-        t = kernel.checked(t)
+        t = kernel.checked(times_of(t, x))
         alpha, v = self._kernel_columns(kernel.alpha(t), kernel.sigma(t), x)
         return ((alpha * self._mean(alpha, v, x) - self._flat(x)) / v).reshape(x.shape)
 

@@ -15,7 +15,13 @@ from sdekit.elementary import Time, broadcast
 from sdekit_diffusion._common.counters import COMPONENT, POINT
 from sdekit_diffusion._common.inputs import require_tensor
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
-from sdekit_diffusion._models.model import AbstractModel, noise_scale, signal_scale, solved_like
+from sdekit_diffusion._models.model import (
+    AbstractModel,
+    noise_scale,
+    signal_scale,
+    solved_like,
+    times_of,
+)
 from sdekit_diffusion._models.observation import AbstractObservation, LinearObservation
 
 ROUNDING = 1e-13  # a variance given y is 0 if it is below this share of the variance before
@@ -360,10 +366,11 @@ class GaussianMixture(AbstractMixture):
         sigma = 0.
 
         Raises:
-            ValueError: without a diffusion, or for t outside its range.
+            ValueError: without a diffusion, or for t outside its range or of another shape.
         """
+        require_tensor("x", x)
         kernel = self.under(sde)
-        t = kernel.checked(t)
+        t = kernel.checked(times_of(t, x))
         z, variances, logits = self._components(kernel.alpha(t), kernel.sigma(t), x)
         return self._mix(logits, -z / variances, None).reshape(x.shape)
 

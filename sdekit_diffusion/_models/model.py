@@ -139,15 +139,17 @@ class AbstractModel(ABC):
         """D(x, t) = E[x_0 | x_t = x], shaped like x, at time t of a diffusion.
 
         Arguments:
-            t: a float or `(batch,)`.
+            t: a float or `(batch,)`, or `(batch, 1, ...)`, which functions in `sdekit.solve`
+                receive with adaptive steps.
             x: `(batch, *shape)`.
             sde: the diffusion, an object or a name; by default that of the model.
 
         Raises:
-            ValueError: when t is outside the diffusion's range, or without a diffusion.
+            ValueError: when t is outside the diffusion's range or has another shape, or without a
+                diffusion.
         """
         require_tensor("x", x)
-        return self.predict_data(*self.under(sde).normalised(t, x))
+        return self.predict_data(*self.under(sde).normalised(times_of(t, x), x))
 
     def score(self, t: Time, x: Tensor, sde: AbstractDiffusion | str | None = None) -> Tensor:
         """grad log p_t(x) = -eps / sigma, shaped like x; arguments are those of `denoise`.
@@ -157,7 +159,7 @@ class AbstractModel(ABC):
         """
         require_tensor("x", x)
         kernel = self.under(sde)
-        t = kernel.checked(t)
+        t = kernel.checked(times_of(t, x))
         sigma = kernel.sigma(t)
         if bool((sigma == 0).any()) if isinstance(sigma, Tensor) else sigma == 0:
             raise ValueError(
@@ -206,3 +208,22 @@ class AbstractModel(ABC):
         the CPU.
         """
         return torch.get_default_dtype(), torch.device("cpu")
+
+
+def times_of(t: Time, x: Tensor) -> Time:
+    """A time for all samples of x, or one for each of them, `(batch,)`, from one of more dimensions
+    too.
+
+    Raises:
+        ValueError: for another number of times.
+    """
+    if not isinstance(t, Tensor) or t.ndim == 0:
+        return t
+    if t.numel() == 1:
+        return t.reshape(())
+    if x.ndim == 0 or t.shape[0] != len(x) or t.numel() != len(x):
+        raise ValueError(
+            f"t has shape {tuple(t.shape)} for x of shape {tuple(x.shape)}: give one time, or one "
+            f"for each sample, ({', '.join(map(str, x.shape[:1]))},)"
+        )
+    return t.reshape(-1)

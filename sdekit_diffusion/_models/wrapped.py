@@ -119,12 +119,14 @@ def modules_of(function: object) -> list[nn.Module]:
 
 
 def require_own(model: object, kind: type, remedy: str) -> None:
-    """Refuses a wrapper of a model where the model itself is needed.
+    """Refuses a wrapper of a model, or a model made from one, where the model itself is needed.
 
     Raises:
         TypeError: with what to do instead.
     """
     if not isinstance(model, kind):
+        if isinstance(getattr(model, "model", None), kind):
+            remedy = "pass the model that it was made from, its attribute model"
         raise TypeError(
             f"the model must be a {kind.__name__}, not {type(model).__name__}; {remedy}"
         )

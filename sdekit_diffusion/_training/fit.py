@@ -21,7 +21,7 @@ from sdekit_diffusion._training.loop import Record, Training
 from sdekit_diffusion._training.recipe import Recipe
 from sdekit_diffusion._training.recipe_loss import RecipeLoss, Transform
 from sdekit_diffusion._training.run import VALIDATION, run_in
-from sdekit_diffusion._training.trainable import require_floating, require_given
+from sdekit_diffusion._training.trainable import require_floating, require_given, require_gradients
 from sdekit_diffusion.data._batches import Batch, require_finite
 from sdekit_diffusion.data._given import Data, Labelled, named
 
@@ -78,10 +78,11 @@ def fit(
         the records of the updates of this call.
 
     Raises:
-        TypeError, ValueError, ArithmeticError: as `Training`; ValueError also when the folder holds
-            a run and resume is false, or the run there has another model, recipe or data; for
-            minutes, resume, a log, notes, widths in the recipe or values of measures without a
-            folder; or for measures every 0 updates, or with a reserved name or that of another.
+        TypeError, ValueError, ArithmeticError, RuntimeError: as `Training`; ValueError also when
+            the folder holds a run and resume is false, or the run there has another model, recipe
+            or data; for minutes, resume, a log, notes, widths in the recipe or values of measures
+            without a folder; or for measures every 0 updates, or with a reserved name or that of
+            another.
         CheckpointError: when all checkpoints to resume from are damaged.
         OSError: when the folder cannot be written to, or another process trains in it; its
             checkpoints are then as they were.
@@ -96,6 +97,7 @@ def fit(
         (20, True)
     """
     require_minutes(minutes, folder)
+    require_gradients()
     if folder is None:
         _require_nothing_to_store(resume, log, notes, recipe or Recipe())
     measured = _Measures(measures, stored=folder is not None)

@@ -27,6 +27,7 @@ from sdekit_diffusion._training.trainable import (
     never_dropped,
     require_conditions,
     require_count,
+    require_gradients,
     require_labels,
     require_rows,
     require_trainable,
@@ -102,10 +103,11 @@ class Training(Iterator[Record]):
             labels, which belong to the data; for conditions that the network does not take, or
             misses; for no data, data of another shape, flips of data that are not images, or
             that have images as conditions; a batch with fewer samples than parts, weights of half
-            precision, or weights in float64 with precision "bfloat16".
+            precision, weights in float64 with precision "bfloat16", or weights that are all frozen.
             While iterating, for a source that yields another number of samples than it is asked
             for, or noise levels that the diffusion does not have.
         ArithmeticError: while iterating, when the loss or the weights are not finite.
+        RuntimeError: while iterating, within torch.no_grad() or torch.inference_mode().
 
     Example:
         >>> model = sd.ScoreModel(sd.nets.MLP(shape=(2,), width=8), "vp", shape=(2,))
@@ -178,6 +180,7 @@ class Training(Iterator[Record]):
         if self.step == recipe.steps:
             self.finish()
             raise StopIteration
+        require_gradients()
         self.whole = False
         share = slice(rank() * size // world(), (rank() + 1) * size // world())
         if self._batches is None:

@@ -23,18 +23,37 @@ from sdekit_diffusion.nets._conditions import Conditions
 
 
 def require_trainable(model: ScoreModel, recipe: Recipe) -> None:
-    """Refuses models without weights or with conditions per sample, and batches of too few samples.
+    """Refuses models without weights to train or with conditions per sample, and batches of too few
+    samples.
 
     Raises:
         TypeError, ValueError: as `Training`.
     """
     if next(model.parameters(), None) is None:
         raise TypeError("this model's network is a plain function and has no weights to train")
+    if not any(weight.requires_grad for weight in model.parameters()):
+        raise ValueError(
+            "all weights of this model are frozen: call requires_grad_() on the model, or on the "
+            "layers to train"
+        )
     _require_single(model)
     parts = world() * recipe.accumulate
     if recipe.batch_size < parts:
         raise ValueError(
             f"a batch of {recipe.batch_size} cannot be taken in {parts} parts; raise batch_size"
+        )
+
+
+def require_gradients() -> None:
+    """Refuses to train where torch records no gradients.
+
+    Raises:
+        RuntimeError: says where not to train.
+    """
+    if not torch.is_grad_enabled():
+        raise RuntimeError(
+            "gradients are not recorded here, so nothing can be trained: leave out torch.no_grad() "
+            "and torch.inference_mode() around fit and Training"
         )
 
 

@@ -3,6 +3,8 @@ which may be unknown.
 """
 
 import math
+from collections.abc import Sequence
+from typing import SupportsIndex
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +13,35 @@ from torch._C._functorch import is_functorch_wrapped_tensor
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _UNKNOWN = {"label": -1, "context": math.nan, "image": math.nan}
 _ARGUMENTS = {"label": "classes=10", "context": "context=4", "image": "image=1"}
+
+
+def require_whole(network: str, **sizes: object) -> None:
+    """Refuses sizes of a network that are not whole numbers.
+
+    Raises:
+        TypeError: names the argument.
+    """
+    for name, size in sizes.items():
+        if not _is_whole(size):
+            raise TypeError(f"{name} of {network} is a whole number, not {size!r:.60}")
+
+
+def require_all_whole(network: str, **sizes: object) -> None:
+    """Refuses arguments of a network that are not sequences of whole numbers.
+
+    Raises:
+        TypeError: names the argument.
+    """
+    for name, values in sizes.items():
+        if not isinstance(values, Sequence) or not all(map(_is_whole, values)):
+            raise TypeError(
+                f"{name} of {network} is a tuple of whole numbers, such as (8, 8), not "
+                f"{values!r:.60}"
+            )
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, SupportsIndex) and not isinstance(value, bool | Tensor)
 
 
 class Conditions(nn.Module):
@@ -28,6 +59,7 @@ class Conditions(nn.Module):
         image: channels of an image of the size of x, 0 for none.
 
     Raises:
+        TypeError: for what is not a whole number.
         ValueError: for a negative number.
 
     Reference: Ho and Salimans, Classifier-Free Diffusion Guidance, 2022, arXiv 2207.12598: one
@@ -38,6 +70,7 @@ class Conditions(nn.Module):
         self, network: str, width: int, classes: int = 0, context: int = 0, image: int = 0
     ) -> None:
         super().__init__()
+        require_whole(network, classes=classes, context=context, image=image)
         if min(classes, context, image) < 0:
             raise ValueError(
                 f"{network} takes numbers of classes, of a context and of an image's channels, 0 "

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sdekit_diffusion.nets._conditions import Conditions
+from sdekit_diffusion.nets._conditions import Conditions, require_all_whole, require_whole
 from sdekit_diffusion.nets._embedding import TimeEmbedding, check_time, require_both
 
 
@@ -37,6 +37,7 @@ class DiT(nn.Module):
         image: as in `UNet`.
 
     Raises:
+        TypeError: for sizes that are not whole numbers.
         ValueError: for a size that is not positive, patches that do not divide the images, heads
             that do not divide the width, a width that is not a multiple of 4, or a negative number
             of classes, context or image.
@@ -197,6 +198,8 @@ def _positions(rows: int, columns: int, width: int) -> Tensor:
 def _require_sizes(
     channels: int, size: Sequence[int], patch: int, width: int, depth: int, heads: int
 ) -> None:
+    require_whole("DiT", channels=channels, patch=patch, width=width, depth=depth, heads=heads)
+    require_all_whole("DiT", size=size)
     given = f"given {channels=}, size={tuple(size)}, {patch=}, {width=}, {depth=}, {heads=}"
     if len(size) != 2 or min(channels, *size, patch, width, depth, heads) < 1:
         raise ValueError(f"DiT needs positive sizes, size=(height, width); {given}")

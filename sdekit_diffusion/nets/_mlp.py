@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sdekit_diffusion.nets._conditions import Conditions
+from sdekit_diffusion.nets._conditions import Conditions, require_all_whole, require_whole
 from sdekit_diffusion.nets._embedding import TimeEmbedding, check_time, require_both
 
 
@@ -38,6 +38,7 @@ class MLP(nn.Module):
             parameters of a simulation, scaled to numbers of order 1; 0 for none.
 
     Raises:
+        TypeError: for sizes that are not whole numbers.
         ValueError: for a size that is not positive, or a negative number of classes or context.
 
     Example:
@@ -60,6 +61,8 @@ class MLP(nn.Module):
         context: int = 0,
     ) -> None:
         super().__init__()
+        require_all_whole("MLP", shape=shape)
+        require_whole("MLP", width=width, depth=depth)
         if min(width, depth, *shape) < 1:
             raise ValueError(
                 f"MLP needs positive sizes; given shape={tuple(shape)}, width={width}, "

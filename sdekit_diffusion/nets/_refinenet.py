@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from sdekit_diffusion.nets._conditions import require_all_whole, require_whole
 from sdekit_diffusion.nets._embedding import check_time, require_both
 from sdekit_diffusion.nets._refinenet_blocks import Cascade, Layer, Residual
 
@@ -36,10 +37,13 @@ class AbstractRefineNet(nn.Module, ABC):
         centred: bool = False,
     ) -> None:
         super().__init__()
+        network = type(self).__name__
+        require_whole(network, channels=channels, width=width, levels=levels)
+        require_all_whole(network, multipliers=multipliers, dilations=dilations)
         sizes = (channels, width, levels, *multipliers, *dilations)
         if not multipliers or len(multipliers) != len(dilations) or min(sizes) < 1:
             raise ValueError(
-                f"{type(self).__name__} needs positive sizes and one dilation for each of "
+                f"{network} needs positive sizes and one dilation for each of "
                 f"multipliers; given {channels=}, {width=}, {levels=}, "
                 f"multipliers={tuple(multipliers)}, dilations={tuple(dilations)}"
             )
@@ -157,6 +161,7 @@ class NCSNv2(AbstractRefineNet):
             whose images are in [0, 1].
 
     Raises:
+        TypeError: for sizes that are not whole numbers.
         ValueError: for a size that is not positive, or multipliers and dilations of different
             lengths.
 
@@ -197,7 +202,7 @@ class NCSN(AbstractRefineNet):
         levels: the number L of noise levels.
 
     Raises:
-        ValueError: as `NCSNv2`, and for fewer than one level.
+        TypeError, ValueError: as `NCSNv2`, and for fewer than one level.
 
     Example:
         >>> net = sd.nets.NCSN(channels=1, width=4, multipliers=(1, 2), dilations=(1, 2))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sdekit_diffusion.nets._conditions import Conditions
+from sdekit_diffusion.nets._conditions import Conditions, require_all_whole, require_whole
 from sdekit_diffusion.nets._embedding import TimeEmbedding, check_time, require_both
 from sdekit_diffusion.nets._unet_blocks import Convolutions, Level, norm
 
@@ -35,6 +35,7 @@ class UNet(nn.Module):
             multiples of 2^(levels - 1) shifts the output.
 
     Raises:
+        TypeError: for sizes that are not whole numbers.
         ValueError: for a size that is not positive, `attention` and `multipliers` of different
             lengths, other dimensions, a negative number of classes, context or image, or a dropout
             that is not in [0, 1].
@@ -186,6 +187,8 @@ def _require_sizes(
     attention: Sequence[bool],
     dimensions: int,
 ) -> None:
+    require_whole("UNet", channels=channels, width=width, blocks=blocks, dimensions=dimensions)
+    require_all_whole("UNet", multipliers=multipliers)
     if (
         not multipliers
         or len(attention) != len(multipliers)
