@@ -25,6 +25,7 @@ from sdekit_diffusion._app import (
     restoring,
     trained,
 )
+from sdekit_diffusion._app.condition_options import notes_of
 from sdekit_diffusion._app.exploring import Sliders
 from sdekit_diffusion._app.measurements import Measurements
 from sdekit_diffusion._app.net_options import Net
@@ -94,7 +95,8 @@ def train(
         raise ValueError(
             "--resume continues a run and --overwrite starts it again: give one of them"
         )
-    source = net.with_labels(sdekit_diffusion.data.load(data))
+    columns = net.columns()
+    source = net.with_labels(sdekit_diffusion.data.load(data, conditions=columns))
     with process_group(device) as local_device:
         torch.manual_seed(recipe.seed)
         place = available_device(local_device)
@@ -102,6 +104,7 @@ def train(
         # All checks come before an older run is deleted.
         label = labels.label_to_train(model, source)
         data_notes = {"name": source.name} | ({labels.NOTE: label} if label else {})
+        data_notes |= {labels.CONDITIONS: notes_of(source, columns)} if columns else {}
         require_minutes(minutes, run)
         sdekit_diffusion.Training(model, source, recipe)
         measures = measurements.measures(source, recipe, run, label)
@@ -133,6 +136,7 @@ def sample(
     n: int = 64,
     out: Path | None = None,
     label: tuple[int, ...] = (),
+    conditions: tuple[str, ...] = (),
     guidance: Guidance = Guidance(),  # noqa: B008 - frozen
     sampler: Sampler = Sampler(),  # noqa: B008 - frozen
     loading: Loading = Loading(),  # noqa: B008 - frozen
@@ -151,7 +155,10 @@ def sample(
             run unless given.
         label: for a model with labels, the class of all samples; or several, which samples have in
             turn. Unless given, samples of all classes.
-        guidance: how closely samples follow their labels.
+        conditions: for a model with other conditions, their values: context=0.5,-1 for one vector
+            of all samples; context=values.npy for several, (k, ...), which samples have in turn; or
+            a .npz file with an array for each. Unless given, they are unknown.
+        guidance: how closely samples follow their labels and other conditions.
         sampler: how to sample.
         loading: how to load the model.
     """
@@ -159,7 +166,7 @@ def sample(
     folder = outputs.shards_of(out)
     with process_group("cpu"):
         model, _ = trained.opened(run, loading)
-        chosen = labels.chosen(run, model, label, guidance)
+        chosen = labels.chosen(run, model, label, guidance, conditions)
         settings = {**asdict(sampler), **trained.result_identity(run, model)}
         settings |= labels.settings(chosen, guidance)
         shards = Shards(folder, n, sampler.batch_size, sampler.first, settings)
@@ -199,7 +206,8 @@ def likelihood(
     loading: Loading = Loading(),  # noqa: B008 - frozen
 ) -> None:
     """Print the mean likelihood of held-out samples: bits per dimension for images, the
-    log-likelihood in nats for other data; for a model with labels, of each sample given its label.
+    log-likelihood in nats for other data; for a model with labels, of each sample given its label,
+    and in the same way for other conditions.
 
     Batches are stored in the folder of the run, or beside the csv file, until all are complete:
     after an interruption the same command resumes. With "torchrun --nproc-per-node N -m --
@@ -215,7 +223,7 @@ def likelihood(
         batch_size: how many samples are solved together.
         csv: a file for the value and the standard error of each sample.
         guidance: of the model whose likelihood is computed.
-        labelling: whether each sample is given its label.
+        labelling: whether each sample is given its conditions.
         loading: how to load the model.
     """
     if n < 1:
@@ -225,11 +233,11 @@ def likelihood(
     with process_group("cpu"):
         model, recorded_name = trained.opened(run, loading)
         name = trained.data_of(run, data, recorded_name)
-        source = trained.source_of(name, model.scale)
+        source = labels.source_of_run(run, model, name, labelling)
         given = labels.required(run, model, source, labelling)
         labels.require_guidance(run, model, given, guidance)
         x = source.test[:n]
-        arrays = {"x": x} | ({} if given is None else {given.name: given.values})
+        arrays = {"x": x} | ({} if given is None else dict(given.values))
         settings = {"data": digest("", arrays), **asdict(estimate), "sde": sde, "seed": seed}
         settings |= trained.result_identity(run, model) | guidance.settings()
         folder = run if csv is None else csv.parent
@@ -249,7 +257,7 @@ def likelihood(
             if csv is not None:
                 outputs.table(csv, result)
             shards.remove()
-            lines = [*result.sentences(), *labels.of_likelihood(model, given, guidance)]
+            lines = [*result.sentences(), *labels.of_likelihood(run, model, given, guidance)]
             print("\n".join([f"{name}: {line}" for line in lines]))
         wait()
 
@@ -404,8 +412,8 @@ def summarise(
             if there are fewer; 500 for images and 2000 for other data unless given.
         out: the page; report.html in the folder unless given.
         data: a data set as for train; the run's own unless given.
-        guidance: how closely samples follow their labels.
-        labelling: whether samples are given the labels of the held-out ones.
+        guidance: how closely samples follow their labels and other conditions.
+        labelling: whether samples are given the conditions of the held-out ones.
         sampler: how to sample; the likelihood uses its sde and seed too.
         estimate: how to estimate the likelihood.
         inception: a file with the weights of the standard Inception network, such as

@@ -1300,7 +1300,9 @@ def test_likelihood_of_a_guided_law(labelled, capsys):
     mean, _, last = capsys.readouterr().out.splitlines()
     assert mean_in(mean) == pytest.approx(float(wanted), abs=2e-4)
     assert "the law of the flow guided by 2 towards the label" in last
-    assert "guidance follows labels, and there are none" in error(capsys, *argv, "--unconditional")
+    assert "guidance follows labels or other conditions, and there are none" in error(
+        capsys, *argv, "--unconditional"
+    )
 
 
 def test_the_weights_of_a_run_are_chosen(tmp_path, capsys):
@@ -1363,9 +1365,9 @@ def test_a_report_with_labels(labelled, tmp_path):
     assert found["sampling"].items() >= told.items()
     text = page.read_text(encoding="utf-8")
     for part in (
-        "each sample has that of the held-out sample of the same number, at guidance 2.",
+        "Each sample is given the label of the held-out sample, at guidance 2.",
         "Each sample is given its label, without guidance.",
-        "held-out nats given labels; 20 samples",
+        "held-out nats given label; 20 samples",
         "One panel for each class, at guidance 2.",
     ):
         assert part in text, part
@@ -1376,9 +1378,8 @@ def test_a_report_with_labels(labelled, tmp_path):
     assert found["distances"] == distances(model.scale.decode(x), source, 0)["distances"]
     assert "labels" not in found["sampling"]
     text = page.read_text(encoding="utf-8")
-    assert "The network takes labels" not in text
-    assert "given its label" not in text
-    assert "given labels" not in text
+    assert "is given" not in text
+    assert "given label" not in text
 
 
 def test_overwriting_removes_the_picture_by_class(labelled, tmp_path):
@@ -1398,7 +1399,10 @@ def test_overwriting_removes_the_picture_by_class(labelled, tmp_path):
         (["--label", "-1"], "--label has -1; the classes of this model are 0 to 2"),
         (["--label", "1", "7"], "--label has values from 1 to 7; the classes"),
         (["--label", "cat"], "label"),
-        (["--guidance", "2"], "guidance follows labels, and there are none: leave out --guidance"),
+        (
+            ["--guidance", "2"],
+            "guidance follows labels or other conditions, and there are none: leave out --guidance",
+        ),
         (["--label", "1", "--rescale", "0.5"], "there is none: add --guidance"),
         (["--label", "1", "--interval", "1", "2"], "there is none: add --guidance"),
         (["--label", "1", "--guidance", "2", "--rescale", "2"], "rescale is a share"),
@@ -1417,7 +1421,7 @@ def test_labels_of_models_without(moons, capsys):
         capsys, "sample", moons, "--label", "1"
     )
     for command in ("likelihood", "report"):
-        assert "this model has no labels: leave out --unconditional" in error(
+        assert "this model has no conditions: leave out --unconditional" in error(
             capsys, command, moons, "--unconditional"
         )
     assert "guidance follows labels" in error(capsys, "report", moons, "--guidance", "2")

@@ -235,6 +235,120 @@ def test_a_network_of_diffusers_trains_samples_and_has_a_likelihood(diffusers):
         from_diffusers(unet, config, check=(x[:8] + 1) / 2)
 
 
+class Texts(nn.Module):
+    """Called as diffusers' `UNet2DConditionModel`: with a class, and embeddings `(B, L, D)` that it
+    needs.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.config = {"in_channels": 1, "sample_size": 8}
+        self.words = nn.Linear(6, 8 * 8)
+        self.table = nn.Embedding(4, 1)
+
+    def forward(self, x, t, encoder_hidden_states, class_labels):
+        words = self.words(encoder_hidden_states).sin().mean(1).reshape(x.shape)
+        shift = self.table(class_labels)[..., None, None]
+        return Output(0.3 * x + words + shift + (t / 1000).to(x)[:, None, None, None])
+
+
+def conditional_unet(diffusers):
+    return diffusers.UNet2DConditionModel(
+        sample_size=8,
+        in_channels=1,
+        out_channels=1,
+        layers_per_block=1,
+        block_out_channels=(8, 8),
+        norm_num_groups=4,
+        cross_attention_dim=6,
+        attention_head_dim=4,
+        num_class_embeds=4,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    )
+
+
+@pytest.fixture(params=["stand-in", "UNet2DConditionModel"])
+def conditional(request):
+    """A network of texts and classes, 3 of them known, with random weights."""
+    torch.manual_seed(0)
+    if request.param == "stand-in":
+        return Texts()
+    return conditional_unet(pytest.importorskip("diffusers"))
+
+
+NO_TEXT = {"encoder_hidden_states": 0.0, "class_labels": 3}
+TEXT = torch.randn(3, 5, 6, generator=torch.Generator().manual_seed(1))
+LABEL = torch.tensor([0, 2, 1])
+
+
+def close(a, b):
+    torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_a_conditional_network_of_diffusers(conditional):
+    """Its samples have their texts and classes, and guidance compares with none of either."""
+    settings = {"data_std": 0.5, "data_range": None}
+    model = from_diffusers(conditional, BETAS, null=NO_TEXT, **settings)
+    model.eval()
+    given = model.given(encoder_hidden_states=TEXT, class_labels=LABEL)
+    x = torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(2))
+    t = torch.tensor([0.1, 0.5, 1.0], dtype=torch.float64)
+    steps = t * 50 - 1
+    with torch.no_grad():
+        wanted = conditional(x, steps, encoder_hidden_states=TEXT, class_labels=LABEL).sample
+        unknown = conditional(
+            x,
+            steps,
+            encoder_hidden_states=torch.zeros(3, 5, 6),
+            class_labels=torch.full((3,), 3),
+        ).sample
+    assert (wanted - unknown).abs().max() > 1e-3
+    point = model.sde.normalised(t, x)
+    close(given.predict_noise(*point), wanted)
+    close(given.unconditional().predict_noise(*point), unknown)
+    for together in (True, False):
+        for scale in (0.0, 1.0, 2.5):
+            guided = Guided(given, scale, together=together)
+            close(guided.predict_noise(*point), unknown + scale * (wanted - unknown))
+    empty = model.given(encoder_hidden_states=torch.zeros(3, 5, 6), class_labels=3)
+    solves = [sample(Guided(given, 2.0, by=by), 3, steps=2, seed=0) for by in (None, empty)]
+    close(*solves)
+    one = model.given(encoder_hidden_states=TEXT[1:2], class_labels=2)
+    close(sample(one, 1, steps=2, seed=0, first=1), sample(given, 3, steps=2, seed=0)[1:2])
+    with pytest.raises(TypeError, match="encoder_hidden_states"):
+        sample(from_diffusers(conditional, BETAS, **settings), 3, steps=2)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_texts_are_dropped_in_training(conditional):
+    """Each with the class or without, and replaced by zeros."""
+    model = from_diffusers(conditional, BETAS, null=NO_TEXT, data_std=0.5, data_range=None)
+    seen = []
+    conditional.register_forward_pre_hook(
+        lambda net, args, named: seen.append(named), with_kwargs=True
+    )
+    n = 40
+    texts = torch.randn(n, 5, 6, generator=torch.Generator().manual_seed(3))
+    x = torch.randn(n, 1, 8, 8, generator=torch.Generator().manual_seed(4))
+    conditions = {"encoder_hidden_states": texts, "class_labels": torch.arange(n) % 3}
+    recipe = Recipe(steps=1, batch_size=n, drop={"encoder_hidden_states": 0.5, "class_labels": 0.2})
+    before = [weight.clone() for weight in model.parameters()]
+    fit(model, (x, conditions), recipe, progress=False)
+    assert any(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    (named,) = seen
+    kept = (named["encoder_hidden_states"] != 0).flatten(1).any(1)
+    texts_seen = named["encoder_hidden_states"][kept].flatten(1)
+    rows = (texts_seen[:, None] - texts.flatten(1)).abs().amax(2)
+    assert rows.amin(1).max() == 0
+    assert 8 < int(kept.sum()) < 32  # of 20, standard deviation 3.2
+    classes = named["class_labels"]
+    assert 0 < int((classes == 3).sum()) < 20  # of 8, standard deviation 2.5
+    both = kept & (classes != 3)
+    assert torch.equal(rows.argmin(1)[both[kept]] % 3, classes[both])
+
+
 @pytest.fixture
 def folder(diffusers, tmp_path):
     """A pipeline that save_pretrained wrote."""

@@ -18,7 +18,7 @@ from sdekit_diffusion._app import (
     quality_figures,
     report,
 )
-from sdekit_diffusion._app.labels import Labels
+from sdekit_diffusion._app.labels import Conditions
 from sdekit_diffusion._app.options import QUICK, Guidance, Sampler
 from sdekit_diffusion._training import clear
 from sdekit_diffusion.data import Scale, load
@@ -176,8 +176,8 @@ def test_a_picture_has_the_first_ten_classes(tmp_path):
     labels = torch.arange(60) % 12
     net = sd.nets.MLP((2,), width=8, depth=1, classes=12)
     model = sd.ScoreModel(net, "vp", shape=(2,))
-    law = report._Law(model, Labels("label", labels), Guidance())
-    _, caption, figure = report._by_class(law, law.labels, Sampler(steps=2))
+    law = report._Law(model, Conditions({"label": labels}, "label"), Guidance())
+    _, caption, figure = report._by_class(law, law.conditions, Sampler(steps=2))
     assert caption == "One panel for each class, at guidance 1; the first 10 of 12 classes."
     assert [ax.get_title() for ax in figure.axes] == [f"class {k}" for k in range(10)]
     assert len(figure.axes[0].collections[0].get_offsets()) == 200

@@ -121,7 +121,7 @@ def of_run(run: Path, label: tuple[int, ...], loading: Loading) -> Explored:
     """
     model, recorded_name = trained.opened(run, loading)
     classes = label or labels.all_classes(run, model)
-    chosen = labels.chosen(run, model, classes, Guidance()) if classes else None
+    chosen = labels.chosen(run, model, classes, Guidance())
 
     def models(guidance: float, n: int) -> list[Drawn]:
         options = Guidance(guidance)
@@ -130,7 +130,8 @@ def of_run(run: Path, label: tuple[int, ...], loading: Loading) -> Explored:
 
     parameters = sum(p.numel() for p in model.parameters())
     kind = f"A {type(model.net).__name__} of {parameters:,} parameters."
-    guidance = _CLASSES_GUIDANCE if chosen and labels.is_dropped(run, chosen.name) else (1.0,)
+    dropped = chosen is not None and all(labels.is_dropped(run, name) for name in chosen.values)
+    guidance = _CLASSES_GUIDANCE if dropped else (1.0,)
     points = None if model.scale.levels else _held_out(recorded_name, model.scale)
     name = run.resolve().name if recorded_name is None else Path(recorded_name).name
     return Explored(

@@ -7,7 +7,7 @@ from pathlib import Path
 from sdekit_diffusion import Recipe, ScoreModel, sample, validation_loss
 from sdekit_diffusion._app.figures import picture
 from sdekit_diffusion._app.held_out import measured, summed
-from sdekit_diffusion._app.labels import Labels, given, held_out
+from sdekit_diffusion._app.labels import Conditions, by_class, given, held_out
 from sdekit_diffusion._app.options import QUICK
 from sdekit_diffusion._training.fit import Measure
 from sdekit_diffusion.data import Dataset
@@ -67,9 +67,13 @@ class Measurements:
         def pictures(model: ScoreModel, step: int) -> Mapping[str, float]:
             rows = None
             names: list[str] = []
+            n = _PICTURE_SAMPLES
             if label is not None and source.labels is not None:
-                rows, names = Labels(label, source.labels).rows(model.scale.levels is None)
-            n = _PICTURE_SAMPLES if rows is None else len(rows.values)
+                continuous = model.scale.levels is None
+                rows, names = by_class(label, source.labels, source.conditions, continuous)
+                n = len(rows.values[label])
+            elif source.test_conditions:
+                rows = Conditions(source.test_conditions)
             x = sample(given(model, rows, n), n, seed=0, steps=20)
             folder = run / "progress"
             folder.mkdir(exist_ok=True)
@@ -78,8 +82,8 @@ class Measurements:
             return {}
 
         x = source.test[:_VALIDATION_SAMPLES]
-        labels = {} if held is None else {held.name: held.values[:_VALIDATION_SAMPLES]}
-        validate = validation_loss((x, labels), recipe, transform=source.scale.encode)
+        conditions = {} if held is None else held.of(len(x))
+        validate = validation_loss((x, conditions), recipe, transform=source.scale.encode)
         schedule = [
             (self.validate_every, validate),
             (self.bits_every, bits),

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from sdekit_diffusion import nets
+from sdekit_diffusion._app.condition_options import columns_to_train
 from sdekit_diffusion._app.labels import class_count
 from sdekit_diffusion._app.network_arguments import with_network_arguments
 from sdekit_diffusion._app.options import with_names
@@ -21,6 +22,7 @@ from sdekit_diffusion._loading.named import named_model
 from sdekit_diffusion._models.prediction import ALIASES, Prediction
 from sdekit_diffusion._models.score_model import Conditioning, ScoreModel
 from sdekit_diffusion.data import Dataset
+from sdekit_diffusion.data._dataset import entries_of, entry_shape
 
 # Predictions and conditionings as published, of the networks for which they are not the default.
 _PUBLISHED: dict[str, tuple[Prediction, Conditioning]] = {
@@ -50,12 +52,25 @@ class _Conventions:
             divided by their standard deviation, EDM's preconditioning. Unless given log_snr; time
             for NCSN and for NCSNv2, which ignores it.
         labels: train with the labels of the data, the class of each sample.
+        conditions: what else the network receives for each sample, and from which array or column
+            of the data: context=theta for a vector, image=small for an image of the size of x,
+            context=age,mass for several joined; or only the name, where the data call it so too.
+            Those of the networks here are context and, of UNet and DiT, image.
     """
 
     network: str | None = None
     predicts: str | None = None
     conditioning: Conditioning | None = None
     labels: bool = False
+    conditions: tuple[str, ...] = ()
+
+    def columns(self) -> dict[str, tuple[str, ...]]:
+        """The arrays or columns of the conditions, by name.
+
+        Raises:
+            ValueError: for a condition without a name or a column.
+        """
+        return columns_to_train(self.conditions)
 
     def with_labels(self, source: Dataset) -> Dataset:
         """The data set; without its labels unless the network is to be trained with them.
@@ -63,7 +78,7 @@ class _Conventions:
         Raises:
             ValueError: when it is and the data set has no labels.
         """
-        if not self.labels:
+        if not self.labels and "label" not in self.columns():
             return replace(source, labels=None, test_labels=None)
         class_count(source)  # refuses
         return source
@@ -174,14 +189,16 @@ class _Conventions:
                     "--network"
                 )
         of_data = _arguments_of_data(source)
+        _require_taken(name, source, list(parameters))
         arguments |= {option: of_data[option] for option in of_data if option in parameters}
         if name == "UNet" and len(shape) > 1 and not {"multipliers", "attention"} & set(arguments):
             arguments |= _unet_levels(shape)
         if "levels" in parameters and "levels" not in arguments:
             arguments["levels"] = len(sde.levels)
         net = nets.registry[name](**arguments)
+        first = entries_of(source.conditions, torch.arange(1))
         with torch.no_grad():
-            net(torch.zeros(1, *shape), torch.zeros(1))
+            net(torch.zeros(1, *shape), torch.zeros(1), **first)
         return net
 
     def _constructor_options(self) -> dict[str, Any]:
@@ -209,7 +226,33 @@ def _arguments_of_data(source: Dataset) -> dict[str, Any]:
         arguments["size"] = sizes
     if source.labels is not None:
         arguments["classes"] = class_count(source)
+    sizes_of = {name: entry_shape(rows) for name, rows in source.conditions.items()}
+    if sizes_of.get("context"):
+        arguments["context"] = sizes_of["context"][-1]
+    if sizes_of.get("image"):
+        arguments["image"] = sizes_of["image"][0]
     return arguments
+
+
+def _require_taken(network: str, source: Dataset, parameters: Sequence[str]) -> None:
+    """Refuses conditions that a network of the library does not take.
+
+    Raises:
+        ValueError: says which it takes.
+    """
+    allowed = [name for name in ("context", "image") if name in parameters]
+    for name in source.conditions:
+        if name not in allowed:
+            advice = (
+                f"its conditions are {' and '.join(allowed)}, as in --conditions "
+                f"{allowed[0]}={name}"
+                if allowed
+                else "leave out --conditions"
+            )
+            raise ValueError(
+                f"{network} takes no condition {name!r}: {advice}; or choose another --network, "
+                "such as UNet"
+            )
 
 
 def _unet_levels(shape: tuple[int, ...]) -> dict[str, list[Any]]:

@@ -114,11 +114,11 @@ class Sampler:
 
 @dataclass(frozen=True)
 class Guidance:
-    """How closely samples follow their labels, see `Guided`.
+    """How closely samples follow their labels and other conditions, see `Guided`.
 
     Attributes:
-        guidance: w in the denoiser D_u + w (D_c - D_u), where D_c is given the label and D_u is
-            not: 1 for the law given the label, above 1 for samples more typical of the label.
+        guidance: w in the denoiser D_u + w (D_c - D_u), where D_c is given the conditions and D_u
+            is not: 1 for the law given the conditions, above 1 for samples more typical of them.
         interval: the smallest and the largest sigma / alpha at which guidance applies; everywhere
             unless given.
         rescale: from 0 to 1, how far the standard deviation of the network's output is rescaled to
@@ -140,7 +140,7 @@ class Guidance:
             )
 
     def of(self, model: AbstractModel) -> AbstractModel:
-        """A model that was given labels, with this guidance."""
+        """A model that was given conditions, with this guidance."""
         if self.guidance == 1:
             return model
         return Guided(model, self.guidance, interval=self.interval, rescale=self.rescale)
@@ -152,13 +152,16 @@ class Guidance:
 
 @dataclass(frozen=True)
 class Labelling:
-    """Whether held-out samples, and those compared with them, are given their labels.
+    """Whether held-out samples, and those compared with them, are given their conditions.
 
     Attributes:
-        unconditional: use a model with labels without them: the law of all classes together.
+        unconditional: use a model with labels or other conditions without them: the law of all
+            samples together.
+        conditions: values of conditions instead of those of the held-out samples, as for sample.
     """
 
     unconditional: bool = False
+    conditions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

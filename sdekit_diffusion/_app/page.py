@@ -1,7 +1,7 @@
 """The page of a report, written from its numbers and pictures; it opens offline."""
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from string import Template
 from typing import Any
@@ -56,7 +56,7 @@ def page_of(results: dict[str, Any], pictures: Mapping[str, Picture]) -> str:
     """The HTML page of the results of `write_report`."""
     verdict, cards = quality(results)
     distances, nearest = _distances(results)
-    likelihood, card = _likelihood(results["likelihood"], results["labels"])
+    likelihood, card = _likelihood(results["likelihood"], list(results["conditions"]))
     sections = {
         name: f'<h2>{escape(heading)}</h2><figure><img alt="{escape(heading)}" '
         'src="data:image/png;base64,'
@@ -117,11 +117,12 @@ def _distances(results: dict[str, Any]) -> tuple[str, Card]:
         html += _inception(results["inception"])
     text, nearest = _nearest(results["neighbours"])
     labels = ""
-    if results["labels"]:
+    if results["conditions"]:
         guidance = results["sampling"]["guidance"]
+        sources = [f"the {name} {where}" for name, where in results["conditions"].items()]
         labels = (
-            "<p>The network takes labels: each sample has that of the held-out sample of the same "
-            f"number, at guidance {guidance:g}.</p>"
+            f"<p>Each sample is given {escape(' and '.join(sources))}, at guidance "
+            f"{guidance:g}.</p>"
         )
     return f"<h2>Distances</h2>{labels}{html}<p>{text}</p>", nearest
 
@@ -222,8 +223,8 @@ def _inception(results: dict[str, Any]) -> str:
     return f"<p>{text}</p>" + table(["", "FID", "KID", "Inception Score", "images"], cells, 0)
 
 
-def _likelihood(results: dict[str, Any], labels: bool) -> tuple[str, Card]:
-    """The section on the likelihood, given labels or not, and its headline figure."""
+def _likelihood(results: dict[str, Any], conditions: Sequence[str]) -> tuple[str, Card]:
+    """The section on the likelihood, given conditions or not, and its headline figure."""
     n = results["n"]
     unit = results["unit"]
     mean = f"{results['mean']:.4f}"
@@ -237,7 +238,9 @@ def _likelihood(results: dict[str, Any], labels: bool) -> tuple[str, Card]:
     text = (
         f"{mean} ± {error} {unit}: mean and standard error over {n} held-out samples. {trace_note}"
     )
-    given_note = " Each sample is given its label, without guidance." if labels else ""
+    names = escape(" and ".join(conditions))
+    given_note = f" Each sample is given its {names}, without guidance." if conditions else ""
+    given = f" given {names}" if conditions else ""
     bound_note = (
         " Levels are dequantised uniformly, so this bounds the code length from above."
         if unit == "bits/dim"
@@ -246,5 +249,5 @@ def _likelihood(results: dict[str, Any], labels: bool) -> tuple[str, Card]:
     return (
         f"<h2>Held-out likelihood</h2><p>{text}{given_note}{bound_note} "
         f"{results['evaluations']:.0f} evaluations per sample.</p>",
-        (f"{mean} ± {error}", f"held-out {unit}{' given labels' if labels else ''}; {n} samples"),
+        (f"{mean} ± {error}", f"held-out {unit}{given}; {n} samples"),
     )

@@ -23,13 +23,20 @@ from sdekit_diffusion._app.figures import (
     scatter,
 )
 from sdekit_diffusion._app.held_out import measured, summed
-from sdekit_diffusion._app.labels import Labels, drawn, given, require_guidance, required
+from sdekit_diffusion._app.labels import (
+    Conditions,
+    drawn,
+    given,
+    require_guidance,
+    required,
+    source_of_run,
+)
 from sdekit_diffusion._app.options import QUICK, Estimate, Guidance, Labelling, Loading, Sampler
 from sdekit_diffusion._app.page import Picture, page_of
 from sdekit_diffusion._app.quality import compared, farthest
 from sdekit_diffusion._app.quality_figures import quality_figures
 from sdekit_diffusion._app.restoring import Degradation, Restoration, restored
-from sdekit_diffusion._app.trained import data_of, opened, source_of
+from sdekit_diffusion._app.trained import data_of, opened
 from sdekit_diffusion._loading.load import config_folder
 from sdekit_diffusion._models.checkpoint import read_config, versions
 from sdekit_diffusion._models.model import AbstractModel
@@ -66,10 +73,10 @@ def write_report(
             if there are fewer; 500 for images and 2000 for other data unless given.
         out: the page; report.html in the folder unless given.
         data: the name of the data set; the run's own unless given.
-        guidance: how closely samples follow their labels, where the network takes them; the
-            likelihood is without guidance.
-        labelling: whether the model is given the labels of held-out samples, for samples and for
-            likelihoods.
+        guidance: how closely samples follow their labels and other conditions, where the network
+            takes them; the likelihood is without guidance.
+        labelling: whether the model is given the conditions of held-out samples, or other values,
+            for samples and for likelihoods.
         sampler: how to sample. The likelihood uses its sde too, and its seed also determines
             dequantisation, probes, the classifier and the reference sets.
         estimate: how to estimate the likelihood.
@@ -92,7 +99,7 @@ def write_report(
     """
     start_time = time.perf_counter()
     run = Path(run_folder)
-    model, source, n = _load_inputs(run, samples, data, loading)
+    model, source, n = _load_inputs(run, samples, data, loading, labelling)
     law = _law(run, model, source, guidance, labelling)
     device = model.place()[1]
     network = None if inception is None else inception_network(inception, source, device)
@@ -101,7 +108,8 @@ def write_report(
     x, sampling = _draw_samples(law, n, sampler)
     results = _about(run, model, source, seed) | {"sampling": sampling}
     results |= restoration
-    results["labels"] = law.labels is not None
+    results["conditions"] = {} if law.conditions is None else law.conditions.sources()
+    results["labels"] = "label" in results["conditions"]
     results["likelihood"] = _likelihood(law, source.test[:n], estimate, sampler)
     results["two_sample"] = compared(x, source, seed)
     results["neighbours"], nearest = neighbours(x, source)
@@ -122,7 +130,7 @@ def write_report(
 
 
 def _load_inputs(
-    run: Path, samples: int | None, data: str | None, loading: Loading
+    run: Path, samples: int | None, data: str | None, loading: Loading, labelling: Labelling
 ) -> tuple[ScoreModel, Dataset, int]:
     """The model of a run, the data to compare it with, and how many samples."""
     model, recorded_name = opened(run, loading)
@@ -130,7 +138,7 @@ def _load_inputs(
     n = (2000 if model.scale.levels is None else 500) if samples is None else samples
     if n < 2:
         raise ValueError(f"a report needs two samples or more, not {n}")
-    source = source_of(name, model.scale)
+    source = source_of_run(run, model, name, labelling)
     if tuple(source.test.shape[1:]) != model.shape:
         raise ValueError(
             f"{source.name} has samples of shape {tuple(source.test.shape[1:])}, the model of "
@@ -141,32 +149,34 @@ def _load_inputs(
 
 @dataclass(frozen=True, eq=False)
 class _Law:
-    """What samples are drawn from: a model, the labels of held-out samples, guidance.
+    """What samples are drawn from: a model, the conditions of held-out samples, guidance.
 
     Attributes:
-        labels: None for a model without labels.
+        conditions: None for a model without.
     """
 
     model: ScoreModel
-    labels: Labels | None
+    conditions: Conditions | None
     guidance: Guidance
 
     def drawn(self, n: int, first: int = 0) -> AbstractModel:
         """The model of samples first, ..., first + n - 1."""
-        return drawn(self.model, self.labels, self.guidance, n, first)
+        return drawn(self.model, self.conditions, self.guidance, n, first)
 
     def classes(self, n: int, first: int) -> Tensor | None:
         """The labels of these samples."""
-        return None if self.labels is None else self.labels.of(n, first)
+        if self.conditions is None or self.conditions.label is None:
+            return None
+        return self.conditions.of(n, first)[self.conditions.label]
 
 
 def _law(
     run: Path, model: ScoreModel, source: Dataset, guidance: Guidance, labelling: Labelling
 ) -> _Law:
     """What samples are drawn from; errors as `write_report`."""
-    labels = required(run, model, source, labelling)
-    require_guidance(run, model, labels, guidance)
-    return _Law(model, labels, guidance)
+    conditions = required(run, model, source, labelling)
+    require_guidance(run, model, conditions, guidance)
+    return _Law(model, conditions, guidance)
 
 
 def _draw_samples(law: _Law, n: int, sampler: Sampler) -> tuple[Tensor, dict[str, Any]]:
@@ -182,8 +192,9 @@ def _draw_samples(law: _Law, n: int, sampler: Sampler) -> tuple[Tensor, dict[str
         if value is not None
     }
     sampling["evaluations"] = int(solution.evaluations[0])
-    if law.labels is not None:
-        sampling |= {"labels": "of the held-out samples", **law.guidance.settings()}
+    if law.conditions is not None:
+        sampling |= {"labels": "of the held-out samples"} if law.conditions.label else {}
+        sampling |= law.guidance.settings()
     return law.model.scale.decode(solution.x.cpu()), sampling
 
 
@@ -210,7 +221,7 @@ def _likelihood(law: _Law, x: Tensor, estimate: Estimate, sampler: Sampler) -> d
     """The likelihood of held-out samples, given their labels, under the diffusion and with the seed
     of the sampler.
     """
-    model = given(law.model, law.labels, len(x))
+    model = given(law.model, law.conditions, len(x))
     bits = measured(
         model,
         model.scale,
@@ -258,16 +269,18 @@ def _without_nan(value: Any) -> Any:  # noqa: ANN401 - JSON
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _by_class(law: _Law, labels: Labels, sampler: Sampler) -> tuple[str, str, "Figure"]:
+def _by_class(law: _Law, conditions: Conditions, sampler: Sampler) -> tuple[str, str, "Figure"]:
     """A picture with a row of samples for each class."""
     model = law.model
-    rows, names = labels.rows(model.scale.levels is None)
-    n = len(rows.values)
+    label = conditions.label
+    assert label is not None
+    rows, names = conditions.rows(label, model.scale.levels is None)
+    n = len(rows.values[label])
     arguments = sampler.settings()
     x = sample(drawn(model, rows, law.guidance, n), n, **arguments)
     kind = "panel" if model.scale.levels is None else "row"
     caption = f"One {kind} for each class, at guidance {law.guidance.guidance:g}"
-    classes = len(labels.values.unique())
+    classes = len(conditions.values[label].unique())
     if classes > len(names):
         caption += f"; the first {len(names)} of {classes} classes"
     return (
@@ -307,8 +320,8 @@ def _make_figures(
         f"data, {unit}{states}."
     )
     figures["denoising"] = ("Denoising", caption, denoising(model, source, seed, law.drawn))
-    if law.labels is not None:
-        figures["classes"] = _by_class(law, law.labels, sampler)
+    if law.conditions is not None and law.conditions.label is not None:
+        figures["classes"] = _by_class(law, law.conditions, sampler)
     rows = min(rows, len(source.test))
     caption = (
         f"{rows} held-out samples at times uniform in the logarithm of the signal-to-noise ratio, "

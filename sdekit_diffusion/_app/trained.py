@@ -13,6 +13,7 @@ from sdekit_diffusion._models.score_model import ScoreModel
 from sdekit_diffusion._storage.distributed import own_device
 from sdekit_diffusion._storage.shards import digest
 from sdekit_diffusion.data import Dataset, Scale
+from sdekit_diffusion.data._columns import Conditions
 
 
 def opened(run: str | Path, loading: Loading) -> tuple[ScoreModel, str | None]:
@@ -50,13 +51,14 @@ def data_of(run: str | Path, requested: str | None, recorded: str | None) -> str
     return name
 
 
-def source_of(name: str, scale: Scale) -> Dataset:
-    """A data set for a model, with the model's scale instead of its own.
+def source_of(name: str, scale: Scale, conditions: Conditions | None = None) -> Dataset:
+    """A data set for a model, with the model's scale instead of its own, and with conditions from
+    arrays or columns of these names.
 
     Raises:
         ValueError: when it does not exist, or is of another kind than the model's data.
     """
-    source = datasets.load(name)
+    source = datasets.load(name, conditions=conditions)
     if (source.scale.levels is None) != (scale.levels is None):
         data_kinds = [
             "continuous data" if levels is None else "images"

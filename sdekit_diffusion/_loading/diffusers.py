@@ -55,7 +55,8 @@ def from_diffusers(
     Arguments:
         unet: the folder of a pipeline, or one with both configs, whose weights are read from
             safetensors, or from a .bin file that contains only tensors; or a network with a
-            `config`, called as `unet(x, t).sample`. Further arguments of the network are passed by
+            `config`, called as `unet(x, t).sample`, such as a `UNet2DConditionModel`. Further
+            arguments of the network, class_labels or encoder_hidden_states, are passed by
             `ScoreModel.given`. A saved model is loaded with `load(run, net=unet)`, where unet may
             be the folder too.
         config: that of the scheduler, such as `scheduler.config` or the content of
@@ -67,7 +68,10 @@ def from_diffusers(
         check: a batch of data, on which the conventions are checked as by `check_model`; for a
             network with labels use `check_model(model.given(class_labels=...), x)` instead.
         null: the values that stand for unknown conditions, with which guidance compares, such as
-            {"class_labels": 1000} for networks trained with one more class; see `ScoreModel`.
+            {"class_labels": 1000} for networks trained with one more class, or
+            {"encoder_hidden_states": 0.0} for embeddings of zeros; see `ScoreModel`. Where another
+            embedding stands for it, such as that of an empty text, give the model with it to
+            `Guided(..., by=model.given(encoder_hidden_states=empty))`.
 
     Returns:
         the model, in evaluation mode if unet is a folder.

@@ -36,6 +36,7 @@ from sdekit_diffusion._models.condition_values import (
     names_of,
     null_of,
     require_name,
+    unknown_like,
 )
 from sdekit_diffusion._models.model import (
     AbstractModel,
@@ -269,7 +270,9 @@ class ScoreModel(nn.Module, AbstractModel):
         return model
 
     def unconditional(self) -> Self:
-        """The same model with an unknown value for each condition in `null`.
+        """The same model with an unknown value for each condition in `null`. Where the model was
+        given a tensor with two or more dimensions, such as embeddings, the value fills one of its
+        shape.
 
         A warning is raised if training never dropped one of them.
 
@@ -283,7 +286,15 @@ class ScoreModel(nn.Module, AbstractModel):
                 "1000}), or a network of sdekit_diffusion.nets, such as MLP(classes=10)"
             )
         self.warn_of_missing({}, stacklevel=3)
-        return self.given(**(dict.fromkeys(self.null) if self.given_null is None else self.null))
+        unknown = {} if self.given_null is None else self.null
+        return self.given(**{name: self._unknown(name, unknown.get(name)) for name in self.null})
+
+    def _unknown(self, name: str, null: float | None) -> float | Tensor | None:
+        """The value that stands for an unknown condition, in the shape of the one given."""
+        value = self.conditions.get(name)
+        if null is None or not isinstance(value, Tensor) or value.ndim < 2:
+            return null
+        return unknown_like(value, null)
 
     def warn_of_missing(self, given: Mapping[str, Any], *, stacklevel: int = 2) -> None:
         """Warns if conditions that training never dropped are not given."""

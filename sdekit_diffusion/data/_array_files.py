@@ -32,13 +32,44 @@ def numpy_arrays(path: Path, others: Collection[str] = ()) -> dict[str, Array]:
     Raises:
         ValueError: when it cannot be read, or has several arrays and none is called "train" or "x".
     """
+    if path.suffix == ".npy":
+        return {"train": read_npy(path)}
+    arrays = read_npz(path)
+    for key in ("train", "x", *(arrays if len(arrays) == 1 else ())):
+        if key in arrays:
+            return {"train": arrays[key]} | {
+                name: arrays[name] for name in (*_OPTIONAL, *others) if name in arrays
+            }
+    raise ValueError(
+        f"{path} holds {', '.join(arrays) or 'no arrays'}; it needs an array called train or x, or "
+        "one array alone"
+    )
+
+
+def read_npy(path: Path) -> Array:
+    """The array of a .npy file.
+
+    Raises:
+        ValueError: when it cannot be read.
+    """
     try:
         with path.open("rb") as file:
-            if path.suffix == ".npy":
-                array = np.lib.format.read_array(file, allow_pickle=False)
-                if file.read(1):
-                    raise ValueError("it continues after its array")
-                return {"train": array}
+            array = np.lib.format.read_array(file, allow_pickle=False)
+            if file.read(1):
+                raise ValueError("it continues after its array")
+            return array
+    except Exception as error:  # numpy raises several kinds over damaged bytes
+        raise _unreadable(path, error, "np.save(path, array)") from error
+
+
+def read_npz(path: Path) -> dict[str, Array]:
+    """The arrays of an .npz file by name.
+
+    Raises:
+        ValueError: when it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
             archive = np.load(file, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise TypeError("it holds a single array, as .npy files do")
@@ -50,21 +81,15 @@ def numpy_arrays(path: Path, others: Collection[str] = ()) -> dict[str, Array]:
             if (corrupt_member := archive.zip.testzip()) is not None:
                 raise ValueError(f"the checksum of {corrupt_member} in it is wrong")
             # Members that are not arrays are returned as bytes.
-            arrays = {key: np.asarray(archive[key]) for key in archive.files}
+            return {key: np.asarray(archive[key]) for key in archive.files}
     except Exception as error:  # zipfile, zlib and numpy raise a dozen kinds over damaged bytes
-        raise ValueError(
-            f"{path} cannot be read as a {path.suffix} file of numbers ({reason(error)}); save it "
-            "again with "
-            f"{'np.save(path, array)' if path.suffix == '.npy' else 'np.savez(path, train=array)'}"
-        ) from error
-    for key in ("train", "x", *(arrays if len(arrays) == 1 else ())):
-        if key in arrays:
-            return {"train": arrays[key]} | {
-                name: arrays[name] for name in (*_OPTIONAL, *others) if name in arrays
-            }
-    raise ValueError(
-        f"{path} holds {', '.join(arrays) or 'no arrays'}; it needs an array called train or x, or "
-        "one array alone"
+        raise _unreadable(path, error, "np.savez(path, train=array)") from error
+
+
+def _unreadable(path: Path, error: Exception, saved: str) -> ValueError:
+    return ValueError(
+        f"{path} cannot be read as a {path.suffix} file of numbers ({reason(error)}); save it "
+        f"again with {saved}"
     )
 
 

@@ -196,6 +196,11 @@ def require_alike(train: Array | Tensor, test: Array | Tensor, name: str) -> Non
         )
 
 
+def entry_shape(rows: Rows) -> tuple[int, ...]:
+    """The shape of one entry of a condition."""
+    return tuple(rows[torch.arange(1)].shape[1:])
+
+
 def require_entries(conditions: Mapping[str, Rows], n: int, name: str) -> None:
     """Raises ValueError unless each condition has one entry for each of n samples."""
     for condition, rows in conditions.items():

@@ -62,8 +62,7 @@ def _of_dataset(
     """The training samples of a data set, with its conditions, and with its labels where the
     network takes them.
     """
-    name = label_name(names)
-    name = None if name in data.conditions else name
+    name = label_name([name for name in names or () if name not in data.conditions])
     if not (name is None or data.labels is None or name in LABELS or name in null):
         raise ValueError(
             f"{data.name} has labels, and the argument {name!r} of the network may be something "
