@@ -333,6 +333,7 @@ def explore(
     n: int | None = None,
     out: Path | None = None,
     label: tuple[int, ...] = (),
+    conditions: tuple[str, ...] = (),
     sliders: Sliders = Sliders(),  # noqa: B008 - frozen
     method: str = "default",
     grid: str | None = None,
@@ -352,6 +353,7 @@ def explore(
         out: the page; unless given, explore.html in the folder of the run, or in the current
             folder.
         label: for a model with labels, the classes that samples have in turn; all unless given.
+        conditions: of a run, the values of other conditions, as for sample.
         sliders: what the sliders can be set to.
         method: as for sample.
         grid: the grid of the steps: {grids}.
@@ -364,13 +366,15 @@ def explore(
     """
     if (run is None) == (mixture is None):
         raise ValueError("give the folder of a run, or --mixture and a name such as three_modes")
+    if mixture is not None and conditions:
+        raise ValueError("--conditions are those of a run: leave them out with --mixture")
     out = (run or Path()) / EXPLORE if out is None else out
     if out.is_dir():
         raise ValueError(f"{out} is a folder; give the name of a file, such as {out / EXPLORE}")
     if not out.parent.is_dir():
         raise ValueError(f"the folder of {out} does not exist; make it, or choose another file")
     law = (
-        explored.of_run(run, label, loading)
+        explored.of_run(run, label, loading, conditions)
         if run is not None
         else explored.of_mixture(mixture or "", label)
     )

@@ -344,6 +344,12 @@ def test_models_that_know_samples_with_conditions_only(tmp_path, capsys):
             capsys, *command
         )
     drawn(run, tmp_path / "b.npz", *value)
+    sliders = ["--steps", "3", "--eta", "0", "--times", "2", "--n", "4"]
+    assert main(["explore", str(run), *value, *sliders]) == 0
+    assert "are those of a run: leave them out with --mixture" in error(
+        capsys, "explore", "--mixture", "moons", *value
+    )
+    capsys.readouterr()
     assert main(["likelihood", str(run), *ESTIMATE]) == 0
     assert capsys.readouterr().out.endswith("(x | context), each sample with its own context\n")
 

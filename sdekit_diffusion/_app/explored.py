@@ -113,15 +113,18 @@ def _of_points(name: str, label: tuple[int, ...]) -> Explored:
     )
 
 
-def of_run(run: Path, label: tuple[int, ...], loading: Loading) -> Explored:
-    """The model of a training run, with all its classes in turn unless labels are given.
+def of_run(
+    run: Path, label: tuple[int, ...], loading: Loading, conditions: tuple[str, ...] = ()
+) -> Explored:
+    """The model of a training run, with all its classes in turn unless labels are given, and with
+    these values of other conditions.
 
     Raises:
-        ValueError: when the model has no labels or not these.
+        ValueError: when the model has no labels or not these, or not these conditions.
     """
     model, recorded_name = trained.opened(run, loading)
     classes = label or labels.all_classes(run, model)
-    chosen = labels.chosen(run, model, classes, Guidance())
+    chosen = labels.chosen(run, model, classes, Guidance(), conditions)
 
     def models(guidance: float, n: int) -> list[Drawn]:
         options = Guidance(guidance)
