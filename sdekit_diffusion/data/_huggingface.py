@@ -84,21 +84,7 @@ def from_datasets(
         >>> records = sd.fit(model, data, sd.Recipe(steps=2, batch_size=8), progress=False)
     """
     streams = _library().IterableDataset
-    splits = dataset if isinstance(dataset, dict) else {"train": dataset}
-    if "train" not in splits:
-        raise ValueError(
-            f"{name} has the splits {', '.join(map(str, splits))}; one must be called train"
-        )
-    if any(
-        split.format["type"] == "custom"
-        for split in splits.values()
-        if not isinstance(split, streams)
-    ):
-        raise ValueError(
-            f"{name} has a transform, which is not applied here; apply it with map, and take it "
-            "off with reset_format"
-        )
-    splits = {key: split.with_format(None) for key, split in splits.items()}
+    splits = _splits(dataset, name)
     first = next(iter(splits["train"]), {})
     columns = columns_of(conditions)
     used = [key for keys in columns.values() for key in keys]
@@ -127,6 +113,27 @@ def from_datasets(
         train.conditions(),
         test.conditions(),
     )
+
+
+def _splits(dataset: Any, name: str) -> dict[str, Any]:  # noqa: ANN401
+    """The splits of a data set by name, without a format.
+
+    Raises:
+        ValueError: unless one is called train, and for a transform.
+    """
+    splits = dataset if isinstance(dataset, dict) else {"train": dataset}
+    if "train" not in splits:
+        raise ValueError(
+            f"{name} has the splits {', '.join(map(str, splits))}; one must be called train"
+        )
+    streams = _library().IterableDataset
+    stored = (split for split in splits.values() if not isinstance(split, streams))
+    if any(split.format["type"] == "custom" for split in stored):
+        raise ValueError(
+            f"{name} has a transform, which is not applied here; apply it with map, and take it "
+            "off with reset_format"
+        )
+    return {key: split.with_format(None) for key, split in splits.items()}
 
 
 def load_datasets(
