@@ -117,14 +117,17 @@ def test_any_likelihood():
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        (lambda x, y: x.sum(), r"it must return log p\(y \| x\) of each of 2 samples"),
+        (lambda x, y: x.sum(), r"it must return log p\(y \| x\) of each of 3 samples"),
         (lambda x, y: x.detach().sum(1), "no gradient in x"),
+        (lambda x, y: -(x - x.mean(0)).square().sum(1), "depends on the other samples"),
+        (lambda x, y: x.sum(1) + torch.rand(len(x)), "or is random"),
     ],
-    ids=["shape", "gradient"],
+    ids=["shape", "gradient", "batch", "random"],
 )
 def test_likelihoods_that_cannot_be_used(function, message):
-    with pytest.raises(ValueError, match=message):
-        Observation(torch.ones(2), function).bound((2,))
+    for y, each in ((torch.ones(2), False), (torch.ones(3, 2), True)):
+        with pytest.raises(ValueError, match=message):
+            Observation(y, function, each=each).bound((2,))
 
 
 ABOVE = torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]])  # the diagonal

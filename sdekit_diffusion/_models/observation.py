@@ -80,7 +80,8 @@ class Observation(AbstractObservation):
 
     Raises:
         TypeError: for a y that is not a tensor, or a log_likelihood that is not a function.
-        ValueError: while sampling, for a result of another shape or without a gradient.
+        ValueError: while sampling, for a result of another shape, without a gradient, or that
+            depends on the other samples of the batch.
 
     Example:
         >>> counts = torch.tensor([7.0, 2.0])  # Poisson, at rates exp(x)
@@ -123,12 +124,21 @@ class Observation(AbstractObservation):
             return self
         like = torch.zeros(()) if like is None else like
         with torch.inference_mode(False), torch.enable_grad():
-            x = like.new_zeros(len(self.y) if self.each else 2, *event, requires_grad=True)
-            if not self.log_prob(x).requires_grad:
-                raise ValueError(
-                    "log_likelihood(x, y) has no gradient in x: do not detach x, nor use "
-                    "torch.no_grad()"
-                )
+            n = len(self.y) if self.each else 3
+            levels = torch.arange(n).remainder(3).to(like).reshape(n, *[1] * len(event))
+            x = levels.expand(n, *event).clone().requires_grad_()
+            values = self.log_prob(x)
+            alone = self.rows(torch.tensor([n - 1])).log_prob(x[n - 1 :])
+        if not values.requires_grad:
+            raise ValueError(
+                "log_likelihood(x, y) has no gradient in x: do not detach x, nor use "
+                "torch.no_grad()"
+            )
+        if not torch.allclose(values[n - 1 :], alone, rtol=1e-3, atol=1e-3, equal_nan=True):
+            raise ValueError(
+                "log_likelihood(x, y) of a sample depends on the other samples of the batch, or is "
+                "random: return the same for each sample alone"
+            )
         return replace(self, event=tuple(event))
 
 
