@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from safetensors.torch import save as serialised
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
@@ -103,6 +104,39 @@ def test_round_trip(tmp_path, dtype):
         weights(tmp_path / "run"),
     ]
     assert json.loads((tmp_path / "run" / "config.json").read_text())["notes"] == {"data": "toy"}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("of_last_version", [False, True])
+def test_a_compiled_network_is_saved_as_the_network_that_was_compiled(tmp_path, of_last_version):
+    compiled = model()
+    compiled = compiled.with_network(torch.compile(compiled.net, backend="eager"))
+    recipe = Recipe(steps=2, batch_size=4)
+    fit(compiled, torch.randn(8, 2), recipe, folder=tmp_path / "run", progress=False)
+    folder = save(compiled, tmp_path / "saved")
+    other = torch.compile(nets.MLP(shape=(2,), width=16, depth=1), backend="eager")
+    if of_last_version:
+        path = weights(folder)
+        old = load_file(path)
+        for name in compiled.net.state_dict():  # with the prefix
+            old[name] = old.pop(name.removeprefix("_orig_mod."))
+        replace_weights(folder, serialised(old))
+    else:
+        assert type(load(folder).net) is nets.MLP
+    plain = nets.MLP(shape=(2,), width=16, depth=1)
+    expected = sample(compiled, 3, steps=2, seed=0)
+    for loaded in (load(folder, net=plain), load(folder, net=other), load(tmp_path / "run")):
+        assert torch.equal(sample(loaded, 3, steps=2, seed=0), expected)
+    assert type(load(tmp_path / "run", ema=0).net) is nets.MLP
+
+
+def test_numbers_of_numpy_are_saved_as_numbers(tmp_path):
+    net = nets.MLP(shape=(np.int64(2),), width=np.int32(8), depth=1)
+    own = ScoreModel(net, VPSDE(np.float32(0.25)), shape=(2,), data_std=np.float32(0.5))
+    loaded = load(save(own, tmp_path / "run", {"seed": np.int64(3)}))
+    assert (loaded.sde.beta_min, loaded.data_std) == (0.25, 0.5)
+    with pytest.raises(TypeError, match="notes must be what JSON can represent, not tensor"):
+        save(own, tmp_path / "run", {"x": torch.zeros(2)})
 
 
 def test_a_loaded_model_is_in_evaluation_mode(tmp_path):

@@ -27,6 +27,7 @@ from sdekit_diffusion._models.checkpoint import (
     scale_in,
 )
 from sdekit_diffusion._models.score_model import ScoreModel
+from sdekit_diffusion._models.wrapped import COMPILED, uncompiled
 from sdekit_diffusion._training.history import best_of, newest
 from sdekit_diffusion.data import Scale
 
@@ -103,6 +104,7 @@ def load(
     weights = read_tensors(folder) if ema is None else _averaged(folder, config, ema)
     if width is not None:
         weights |= combined(run, width, config["notes"])
+    weights = {name.removeprefix(f"{COMPILED}."): value for name, value in weights.items()}
     weights.pop(MEAN, None)
     own_network = _given_network(net)
     try:
@@ -118,7 +120,7 @@ def load(
             "damaged"
         ) from error
     try:
-        network.load_state_dict(weights)
+        uncompiled(network).load_state_dict(weights)
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise CheckpointError(f"{folder} holds the weights of another network: {reason}") from error
@@ -151,8 +153,8 @@ def _warn_of_another(config: Any, network: nn.Module, folder: Path) -> None:  # 
     weights a checkpoint contains: the names and shapes of the weights may be the same for both.
     """
     saved = config["class"]
-    kinds = [kind.__name__ for kind in type(network).__mro__]
-    given = _arguments(network) if config["config"] is not None else None
+    kinds = [kind.__name__ for kind in type(uncompiled(network)).__mro__]
+    given = _arguments(uncompiled(network)) if config["config"] is not None else None
     if saved not in kinds:
         differ = f"class {saved}, and net is of {kinds[0]}"
     elif given is not None and given != config["config"]:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors.torch import save as serialised
 from torch import Tensor, nn
 
@@ -31,7 +32,7 @@ from sdekit_diffusion._models.checkpoint import (
     versions,
 )
 from sdekit_diffusion._models.score_model import ScoreModel
-from sdekit_diffusion._models.wrapped import require_own
+from sdekit_diffusion._models.wrapped import require_own, uncompiled
 from sdekit_diffusion._storage.atomic import (
     exclusive,
     flush,
@@ -66,7 +67,8 @@ def save(
 
     Raises:
         TypeError: when the network is a plain function, which has no weights to save, the model is
-            in a wrapper, or the class of its diffusion is not in `DIFFUSIONS`.
+            in a wrapper, or the class of its diffusion is not in `DIFFUSIONS`; for notes or
+            settings that JSON cannot represent.
         ValueError: when the model has conditions, which a checkpoint does not contain.
         CheckpointError: when the folder has a config.json that is not one of `save`, or is damaged;
             nothing is written then.
@@ -101,7 +103,7 @@ def config_to_save(model: ScoreModel, notes: Mapping[str, Any] | None) -> dict[s
     )
     if not isinstance(model.net, nn.Module):
         raise TypeError("this model's network is a plain function and has no weights to save")
-    return config_of(model) | {"notes": dict(notes or {})}
+    return config_of(model) | {"notes": _as_json("notes", dict(notes or {}))}
 
 
 def config_of(model: ScoreModel) -> dict[str, Any]:
@@ -118,7 +120,8 @@ def config_of(model: ScoreModel) -> dict[str, Any]:
             "given() was called on, and after load(folder) call "
             f"given({names.replace(', ', '=..., ')}=...) again"
         )
-    registered = nets.registry.get(type(model.net).__name__) is type(model.net)
+    net = uncompiled(model.net)
+    registered = nets.registry.get(type(net).__name__) is type(net)
     names = {kind: name for name, kind in DIFFUSIONS.items()}
     if type(model.sde) not in names:
         kind = type(model.sde).__name__
@@ -126,11 +129,11 @@ def config_of(model: ScoreModel) -> dict[str, Any]:
             f"{kind} has no name to save it under: give it one, such as "
             f"DIFFUSIONS['{kind.lower()}'] = {kind}"
         )
-    return {
+    config = {
         "format": FORMAT,
         "net": {
-            "class": type(model.net).__name__,
-            "config": getattr(model.net, "config", None) if registered else None,
+            "class": type(net).__name__,
+            "config": getattr(net, "config", None) if registered else None,
         },
         "sde": {"name": names[type(model.sde)], **dataclasses.asdict(model.sde)},
         "predicts": model.predicts,
@@ -146,6 +149,22 @@ def config_of(model: ScoreModel) -> dict[str, Any]:
         "dtype": str(model.place()[0]).removeprefix("torch."),
         "versions": versions(),
     }
+    return _as_json("the settings of the model", config)
+
+
+def _as_json(name: str, values: dict[str, Any]) -> dict[str, Any]:
+    """Values as JSON returns them, numbers of numpy as numbers.
+
+    Raises:
+        TypeError: for values that JSON cannot represent.
+    """
+
+    def number(value: Any) -> Any:  # noqa: ANN401
+        if isinstance(value, np.generic):
+            return value.item()
+        raise TypeError(f"{name} must be what JSON can represent, not {value!r:.60}")
+
+    return json.loads(json.dumps(values, default=number))
 
 
 def write(
@@ -158,7 +177,7 @@ def write(
     assert isinstance(model.net, nn.Module)
     old_files = files_of(folder)
     # Clones, since safetensors refuses tensors that share memory.
-    weights = {name: value.clone() for name, value in model.net.state_dict().items()}
+    weights = {name: value.clone() for name, value in uncompiled(model.net).state_dict().items()}
     if isinstance(model.data_mean, Tensor):
         weights[MEAN] = model.data_mean.clone()
     parts = {WEIGHTS: weights} | ({} if state is None else {STATE: dict(state)})

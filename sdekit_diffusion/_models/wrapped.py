@@ -3,6 +3,7 @@
 import functools
 import inspect
 from types import ModuleType
+from typing import TypeVar
 
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
@@ -36,7 +37,17 @@ def _wrapped_module(model: nn.Module) -> object:
     """The module in a wrapper of torch; None if the module is not a wrapper."""
     if isinstance(model, DataParallel | DistributedDataParallel):
         return model.module
-    return getattr(model, "_orig_mod", None)
+    return getattr(model, COMPILED, None)
+
+
+Network = TypeVar("Network")
+
+COMPILED = "_orig_mod"  # the attribute of a module of torch.compile that holds the network
+
+
+def uncompiled(net: Network) -> Network:
+    """The network that `torch.compile` was given; any other network unchanged."""
+    return getattr(net, COMPILED, net)
 
 
 def require_plain(score: object, kind: type) -> None:
