@@ -128,19 +128,7 @@ def of_arrays(
         held_out = entries_of(test_conditions or {}, torch.arange(len(test)))
     require_alike(train, test, name)
     require_conditions_alike(conditions, held_out, name)
-    if train.dtype.kind == "f":
-        scale = Scale.standard(
-            torch.from_numpy(train[shuffled(len(train))[:_SCALE_SAMPLES].numpy()])
-        )
-        dtype = None
-    else:
-        levels = levels or (
-            256 if train.dtype == np.uint8 else int(max(train.max(), test.max())) + 1
-        )
-        if levels < 2:
-            raise ValueError(f"{name} has zeros only; images need two levels or more")
-        scale = Scale.quantised(levels, dtype=train.dtype.name)
-        dtype = torch.uint8 if levels <= 256 else torch.int64
+    scale, dtype = _scale(train, test, levels, name)
     return Dataset(
         torch.from_numpy(train).to(dtype),
         torch.from_numpy(test).to(dtype),
@@ -151,6 +139,24 @@ def of_arrays(
         conditions=conditions,
         test_conditions=held_out,
     )
+
+
+def _scale(
+    train: Array, test: Array, levels: int | None, name: str
+) -> tuple[Scale, torch.dtype | None]:
+    """The scale of a data set, and the dtype in which its samples are kept; None is their own.
+
+    Raises:
+        ValueError: for images that are zeros only.
+    """
+    if train.dtype.kind == "f":
+        some = train[shuffled(len(train))[:_SCALE_SAMPLES].numpy()]
+        return Scale.standard(torch.from_numpy(some)), None
+    levels = levels or (256 if train.dtype == np.uint8 else int(max(train.max(), test.max())) + 1)
+    if levels < 2:
+        raise ValueError(f"{name} has zeros only; images need two levels or more")
+    dtype = torch.uint8 if levels <= 256 else torch.int64
+    return Scale.quantised(levels, dtype=train.dtype.name), dtype
 
 
 def samples(array: Array, name: str, least: int = 1) -> Array:
