@@ -95,8 +95,7 @@ def train(
         raise ValueError(
             "--resume continues a run and --overwrite starts it again: give one of them"
         )
-    columns = net.columns()
-    source = net.with_labels(sdekit_diffusion.data.load(data, conditions=columns))
+    source = net.with_labels(sdekit_diffusion.data.load(data, conditions=net.columns()))
     with process_group(device) as local_device:
         torch.manual_seed(recipe.seed)
         place = available_device(local_device)
@@ -104,7 +103,7 @@ def train(
         # All checks come before an older run is deleted.
         label = labels.label_to_train(model, source)
         data_notes = {"name": source.name} | ({labels.NOTE: label} if label else {})
-        data_notes |= {labels.CONDITIONS: notes_of(source, columns)} if columns else {}
+        data_notes |= notes_of(source, net.columns())
         require_minutes(minutes, run)
         sdekit_diffusion.Training(model, source, recipe)
         measures = measurements.measures(source, recipe, run, label)

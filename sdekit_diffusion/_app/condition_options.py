@@ -54,11 +54,11 @@ def columns_to_train(given: Sequence[str]) -> dict[str, tuple[str, ...]]:
 
 
 def notes_of(source: Dataset, columns: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """What a run records of its conditions, as JSON."""
+    """What a run records of its conditions, as JSON: nothing where there are none."""
     notes: dict[str, Any] = {name: {"columns": list(names)} for name, names in columns.items()}
     for name, rows in source.conditions.items():
         notes[name] |= {"shape": list(entry_shape(rows))}
-    return notes
+    return {NOTE: notes} if notes else {}
 
 
 def recorded(notes: Any) -> dict[str, Column]:  # noqa: ANN401 - JSON
