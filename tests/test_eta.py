@@ -294,6 +294,19 @@ def test_exponents_out_of_order_are_refused():
             PiecewiseClocked(lambda l, x: x, lambda l: 1.0, l, log_a, log_q)
 
 
+def test_a_part_of_the_steps_has_the_noise_of_these_steps_only():
+    """In both directions; of the first step there is noise."""
+    l = np.arange(4.0)
+    log_q = np.array([0.0, 1.0, 1.0, 1.0])
+    equation = PiecewiseClocked(lambda l, x: x, lambda l: 1.0, l, l, log_q)
+    for ends, kind in (((0.0, 1.5), "additive"), ((1.0, 3.0), "none"), ((3.0, 1.2), "none")):
+        part = equation.within(*ends)
+        assert part.noise_type == kind
+        assert part.l[0] <= min(ends)
+        assert part.l[-1] >= max(ends)
+        assert len(part.l) == 3
+
+
 def test_steps_of_each_sample_are_refused():
     problem = on_steps(LINE, VPSDE(), Constant(1.0), uniform(-1.0, 2.0, 6))
     control = PIDController(1e-3, 1e-3)
