@@ -778,6 +778,23 @@ def test_samples_stop_at_the_end_of_a_step_by_any_condition(control, noisy):
         assert torch.equal(same.xs, found.xs)
 
 
+def test_states_within_steps_are_saved_where_samples_stop_at_their_ends():
+    """Of a stochastic equation, too: no event is hidden within a step."""
+    equation = SDE(lambda t, x: x, lambda t, x: 0.3 * x)
+    x0 = torch.tensor([[1.0], [0.1]], dtype=torch.float64)
+    settings = {"solver": EulerMaruyama(), "noise": BrownianPath(0, (0.0, 2.0))}
+    stop = Event(lambda t, x: x[:, 0] - 2, located=False)
+    times = [0.33, 1.72]
+    plain, found = (
+        solve(equation, x0, uniform(0.0, 2.0, 20), save=times, event=event, **settings)
+        for event in (None, stop)
+    )
+    assert 0.33 < float(found.events.t[0, 0]) < 1.72
+    assert torch.equal(found.xs[0], plain.xs[0])
+    assert torch.equal(found.xs[1, 0], found.x[0])
+    assert torch.equal(found.xs[1, 1], plain.xs[1, 1])
+
+
 def test_located_is_true_or_false():
     with pytest.raises(TypeError, match="located is True or False, not 'no'"):
         Event(lambda t, x: x[:, 0], located="no")
