@@ -1113,7 +1113,7 @@ def test_compiled_networks_train_the_same_weights(monkeypatch):
 def test_a_signal_before_the_training_loop_ends_a_command_with_a_message(
     tmp_path, monkeypatch, capsys, number
 ):
-    monkeypatch.setattr("sdekit_diffusion.data.load", lambda name: signal.raise_signal(number))
+    monkeypatch.setattr("sdekit_diffusion.data.load", lambda *_, **__: signal.raise_signal(number))
     assert main(train(tmp_path / "run", steps=40)) == 128 + number
     assert capsys.readouterr().err == "error: interrupted; nothing is left running\n"
     assert [signal.getsignal(n) for n in SIGNALS[1:]] == [signal.SIG_DFL] * 2
