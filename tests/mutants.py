@@ -251,7 +251,7 @@ def main() -> int:
             trees.put(tree)
         print(f"{outcome.seconds:5.0f} s, {outcome.killer or 'SURVIVES'}: {outcome}", flush=True)
         with writing:  # at once, so that a run that is interrupted has served the next one
-            killers[mutant.name] = outcome.killer
+            killers[mutant.name] = outcome.killer if outcome.killer in records.tests else ""
             KILLERS.write_text(json.dumps(killers, indent=1, sort_keys=True) + "\n")
         return outcome
 
