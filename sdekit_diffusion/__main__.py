@@ -92,9 +92,7 @@ def train(
         overwrite: replace an older run in the folder; other files stay.
     """
     if resume and overwrite:
-        raise ValueError(
-            "--resume continues a run and --overwrite starts it again: give one of them"
-        )
+        raise ValueError("--resume continues a run, --overwrite begins another: give one of them")
     source = net.with_labels(sdekit_diffusion.data.load(data, conditions=net.columns()))
     with process_group(device) as local_device:
         torch.manual_seed(recipe.seed)

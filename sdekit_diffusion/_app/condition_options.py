@@ -83,7 +83,7 @@ def values(given: Sequence[str], known: Mapping[str, Column]) -> dict[str, Tenso
         ValueError: for a condition that the model does not have, or of another shape than in
             training, and for what is none of these.
     """
-    found: dict[str, Tensor] = {}
+    result: dict[str, Tensor] = {}
     for text in given:
         name, mark, value = text.partition("=")
         if mark:
@@ -97,11 +97,11 @@ def values(given: Sequence[str], known: Mapping[str, Column]) -> dict[str, Tenso
                 f"not {text!r}"
             )
         for key, parts in arrays.items():
-            if key in found:
+            if key in result:
                 raise ValueError(f"--conditions gives {key} twice: leave out one of them")
-            found[key] = entries(key, parts, f"{key} of --conditions")
-            _require_shape(key, found[key], known[key].shape)
-    return found
+            result[key] = entries(key, parts, f"{key} of --conditions")
+            _require_shape(key, result[key], known[key].shape)
+    return result
 
 
 def _require_known(names: Iterable[str], known: Mapping[str, Column]) -> None:
@@ -133,17 +133,17 @@ def _array(name: str, value: str, shape: tuple[int, ...] | None) -> Array:
 def _of_archive(path: Path, known: Mapping[str, Column]) -> dict[str, list[Array]]:
     """The arrays of each condition that an .npz file has."""
     arrays = read_npz(path)
-    found: dict[str, list[Array]] = {}
+    result: dict[str, list[Array]] = {}
     for name, column in known.items():
         for keys in ((name,), column.columns):
-            if name not in found and all(key in arrays for key in keys):
-                found[name] = [arrays[key] for key in keys]
-    if not found:
+            if name not in result and all(key in arrays for key in keys):
+                result[name] = [arrays[key] for key in keys]
+    if not result:
         raise ValueError(
             f"{path} holds {', '.join(arrays) or 'no arrays'}, and the conditions of this model "
             f"are {', '.join(known) or 'none'}; save them under these names with np.savez"
         )
-    return found
+    return result
 
 
 def _require_shape(name: str, value: Tensor, shape: tuple[int, ...] | None) -> None:
