@@ -2,6 +2,7 @@
 others.
 """
 
+import functools
 import math
 
 import numpy as np
@@ -61,10 +62,16 @@ LINE = torch.linspace(-2, 2, 400, dtype=torch.float64)[:, None]
 # Tolerances
 
 
+@functools.cache
+def fine(start, end):
+    """The solution of dx = f dt at a thousand and one times."""
+    return solve(ODE(f), START, uniform(start, end, 1000), solver=RK4(), save="all").xs
+
+
 @PAIRS
 @pytest.mark.parametrize("ends", [(0.0, 2.0), (2.0, 0.0)], ids=["forwards", "backwards"])
 def test_errors_follow_the_tolerance(solver, ends):
-    exact = solve(ODE(f), START, uniform(*ends, 1000), solver=RK4()).x
+    exact = fine(*ends)[-1]
     errors = []
     evaluations = []
     tolerances = (1e-3, 1e-4, 1e-5) if isinstance(solver, HeunEuler) else (1e-4, 1e-6, 1e-8)
@@ -90,19 +97,15 @@ def test_outputs_between_steps_follow_the_tolerance(solver):
     solution = solve(ODE(f), START, ts, solver=solver, control=control, save="all")
     assert torch.equal(solution.xs[0], START)
     assert torch.equal(solution.xs[-1], solution.x)
-    for t, x in zip(ts[1:], solution.xs[1:], strict=True):
-        torch.testing.assert_close(
-            x,
-            solve(ODE(f), START, uniform(0, t, 500), solver=RK4()).x,
-            rtol=0,
-            atol=(1500 if isinstance(solver, Fehlberg2) else 50) * tol,
-        )
+    exact = fine(0.0, 2.0)[[0, 50, 350, 775, 1000]]
+    atol = (1500 if isinstance(solver, Fehlberg2) else 50) * tol
+    torch.testing.assert_close(solution.xs, exact, rtol=0, atol=atol)
     last = solve(ODE(f), START, [0.0, 2.0], solver=solver, control=control)
     assert torch.equal(last.x, solution.x), "asking for outputs changed the steps"
 
 
 def test_the_first_step_and_pi_control():
-    exact = solve(ODE(f), START, uniform(0, 2.0, 4000), solver=RK4()).x
+    exact = fine(0.0, 2.0)[-1]
     for control in (
         PIDController(1e-6, 1e-6, first=1.9),
         PIDController(1e-6, 1e-6, first=1e-7),
@@ -161,7 +164,7 @@ def test_evaluations_for_output_are_made_and_counted_where_there_is_output():
 @pytest.mark.parametrize("kind", ["ode", "sde"])
 def test_a_sample_is_the_same_alone(kind, dtype):
     x0 = START.to(dtype)
-    tol = 1e-3 if kind == "ode" else 1e-2
+    tol = 1e-3 if kind == "ode" else 4e-2
     control = PIDController(tol, tol)
 
     def run(x0, index):
@@ -459,7 +462,8 @@ def test_the_first_step_is_neither_far_too_short_nor_too_long():
 @pytest.mark.parametrize("ends", [(0.0, 1.0), (1.0, 0.0)], ids=["forwards", "backwards"])
 def test_adaptive_paths_converge_to_the_solution_on_the_same_path(equation, solver, ends):
     path = BrownianPath(3)
-    exact = solve(equation, LINE, uniform(*ends, 2**10), solver=solver, noise=path).x
+    # Its errors, 3e-5, are a thirtieth of the least below.
+    exact = solve(equation, LINE, uniform(*ends, 2**8), solver=solver, noise=path).x
     errors = []
     for tol in (3e-2, 6e-3, 1.2e-3):
         solution = solve(
@@ -483,11 +487,11 @@ def test_stratonovich_general_noise_with_revisited_times():
         )
 
     equation = SDE(lambda t, x: -0.5 * x, columns, "general", "stratonovich", noise_size=2)
-    x0 = torch.ones(400, 2, dtype=torch.float64)
+    x0 = torch.ones(200, 2, dtype=torch.float64)
     path = BrownianPath(3)
-    exact = solve(equation, x0, uniform(0, 1, 2**11), solver=SPaRK(), noise=path).x
+    exact = solve(equation, x0, uniform(0, 1, 2**9), solver=SPaRK(), noise=path).x
     errors = []
-    for tol in (1e-1, 1e-2, 1e-3):
+    for tol in (1e-1, 1e-2, 2e-3):
         x = solve(
             equation, x0, [0.0, 1.0], solver=SPaRK(), noise=path, control=PIDController(tol, tol)
         ).x
@@ -495,7 +499,7 @@ def test_stratonovich_general_noise_with_revisited_times():
     assert errors[0] > 1.5 * errors[1] > 2.25 * errors[2]
 
 
-@pytest.mark.parametrize("dim", [1, 4, 16])
+@pytest.mark.parametrize("dim", [1, 4])
 def test_the_variance_of_a_reversed_gaussian_has_no_bias_that_tolerances_do_not_remove(dim):
     """VE from sigma 50 to 1e-3, variance 0.25, against a fine grid on the same paths.
 
@@ -511,14 +515,14 @@ def test_the_variance_of_a_reversed_gaussian_has_no_bias_that_tolerances_do_not_
 
     equation = Clocked(denoiser, lambda l: exp(-2 * l), a=2.0, q=2.0)
     path = BrownianPath(5, geometric(k0, k1, 12))
-    n = 500 if dim < 4 else 2000 // dim
+    n = 500
     y0 = (
         k0
         * math.sqrt(0.25 + 50**2)
         * torch.randn(n, dim, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     )
     exact = (
-        (solve(equation, y0, geometric(k0, k1, 1000), solver=SRA1(), noise=path).x / k1)
+        (solve(equation, y0, geometric(k0, k1, 500), solver=SRA1(), noise=path).x / k1)
         .square()
         .mean()
     )
@@ -552,8 +556,8 @@ def test_bridged_outputs_are_on_the_path_of_the_solution():
     ts = uniform(0.0, 1.0, 10).tolist()
     path = BrownianPath(3)
     exact = solve(
-        EQUATION, LINE, uniform(0.0, 1.0, 2560), solver=SRID2(), noise=path, save="all"
-    ).xs[::256]
+        EQUATION, LINE, uniform(0.0, 1.0, 640), solver=SRID2(), noise=path, save="all"
+    ).xs[::64]
     bridged = solve(
         EQUATION,
         LINE,
@@ -567,7 +571,7 @@ def test_bridged_outputs_are_on_the_path_of_the_solution():
 
 
 def test_gradients_flow_through_adaptive_steps():
-    x0 = torch.linspace(-1, 1.2, 5, dtype=torch.float64)[:, None].requires_grad_()
+    x0 = torch.linspace(-1, 1.2, 3, dtype=torch.float64)[:, None].requires_grad_()
     control = PIDController(1e-2, 1e-2)
 
     def sde(x):
@@ -579,7 +583,7 @@ def test_gradients_flow_through_adaptive_steps():
     # leave them alone here.
     assert torch.autograd.gradcheck(sde, x0, atol=1e-4)
     exact = torch.autograd.functional.jvp(
-        lambda x: solve(ODE(f), x, uniform(0, 1, 500), solver=RK4()).x, x0, torch.ones_like(x0)
+        lambda x: solve(ODE(f), x, uniform(0, 1, 100), solver=RK4()).x, x0, torch.ones_like(x0)
     )
     fine = PIDController(1e-8, 1e-8)
     end = solve(ODE(f), x0, [0.0, 0.3, 1.0], solver=Dopri5(), control=fine, save="all").xs[-1]

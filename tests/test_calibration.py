@@ -78,11 +78,11 @@ JACOBIANS = {
 
 
 def along(matrix, trace, rows=RUNS):
-    """dx = A x dt over a span of one, whose divergence integrates to tr A: each row has probes of
-    its own.
+    """dx = A x dt over a span of one, in one step, whose divergence integrates to tr A: each row
+    has probes of its own.
     """
     x = torch.zeros(rows, len(matrix), dtype=torch.float64)
-    control = PIDController(1e-2, 1e-2)
+    control = PIDController(1e-2, 1e-2, first=1.0)
     flow = ODE(lambda t, x: x @ matrix.T)
     return sdekit.log_likelihood(
         flow, x, [0.0, 1.0], lambda x: x.new_zeros(len(x)), trace=trace, control=control

@@ -64,16 +64,16 @@ def test_more_steps_refine_the_same_sample(method):
     sample.
     """
     sde = ("vp", "ve")[list(NOISY).index(method) % 2]
-    steps = [25, 50, 100]
+    steps = [25, 100]
     assert slope(steps, errors(NOISY[method], sde, "path", steps)) == pytest.approx(1, abs=0.15)
-    assert min(errors(NOISY[method], sde, "white", [50])) > 0.5
+    assert min(errors(NOISY[method], sde, "white", [25])) > 0.5
 
 
 def test_solvers_of_higher_order_refine_faster():
     """SRA1 reads the areas of the path too; its order is 1.5, and more where the drift is nearly
     linear.
     """
-    steps = [50, 100, 200]
+    steps = [50, 200]
     assert slope(steps, errors(OnClock(SRA1(), eta=1.0), "vp", "path", steps)) > 1.35
 
 
@@ -82,7 +82,7 @@ def test_samples_on_a_path_have_the_law(method):
     n = 2000
     sde = VPSDE()
     solution = sample(
-        MIXTURE, n, sde=sde, method=method, seed=2, steps=400, noise="path", return_solution=True
+        MIXTURE, n, sde=sde, method=method, seed=2, steps=200, noise="path", return_solution=True
     )
     law = MIXTURE.marginal(float(solution.ts[-1]), sde)
     x = solution.x

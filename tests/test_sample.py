@@ -272,12 +272,12 @@ class RowWise(nn.Module):
 
 
 def require_adaptive_samples_alone(model, settings):
-    """In fewer batches than the other methods, whose solves are short: of all, of 3 and 2, of 1."""
+    """In fewer batches than the other methods, whose solves are short: of all, of 4 and of 1."""
     whole = sample(model, 5, return_solution=True, **settings)
     assert whole.x.dtype == settings["dtype"]
     assert whole.rejected.unique().numel() > 1
-    assert torch.equal(sample(model, 5, batch_size=3, **settings), whole.x)
-    assert torch.equal(sample(model, 1, first=4, **settings), whole.x[4:])
+    parts = [sample(model, 4, **settings), sample(model, 1, first=4, **settings)]
+    assert torch.equal(torch.cat(parts), whole.x)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -455,12 +455,11 @@ def flowed(solver, steps):
 @pytest.mark.parametrize("k", [1, 2, 3])
 def test_deterministic_order_on_the_clock(k):
     """Against RK4 on the clock: the slope is the promised order within 0.15."""
-    exact = flowed(RK4(), 800)
+    exact = flowed(RK4(), 400)
     errors = [
-        float((flowed(AdamsBashforth(k), n) - exact).square().mean().sqrt())
-        for n in (100, 200, 400)
+        float((flowed(AdamsBashforth(k), n) - exact).square().mean().sqrt()) for n in (100, 400)
     ]
-    assert math.log2(errors[0] / errors[2]) / 2 == pytest.approx(k, abs=0.15)
+    assert math.log2(errors[0] / errors[1]) / 2 == pytest.approx(k, abs=0.15)
 
 
 def test_ode_counts_and_never_leaves_the_interval():

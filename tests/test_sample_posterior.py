@@ -90,7 +90,7 @@ PROPOSALS = {
 def test_every_proposal_has_the_same_law(proposal):
     law, given = problem(2)
     samples = sample_posterior(
-        law, given, 10 * 64, sde="ve", seed=0, proposal=PROPOSALS[proposal], particles=64, steps=15
+        law, given, 10 * 64, sde="ve", seed=0, proposal=PROPOSALS[proposal], particles=64, steps=10
     )
     require_exact(samples, law, given, 0.05)
 
@@ -223,7 +223,7 @@ def test_a_likelihood_that_is_zero_somewhere():
     )
     prior = lambda law, y: DPS(law, y, zeta=0.0, jacobian=False)  # noqa: E731
     found = sample_posterior(
-        law, above, 16 * 48, sde="vp", seed=0, proposal=prior, particles=48, steps=15
+        law, above, 16 * 48, sde="vp", seed=0, proposal=prior, particles=48, steps=10
     )
     # The integral of N(x; 0, 1) e^{-x^2 / 2} above 0.3: the root of a half times a tail.
     exact = math.log(math.sqrt(0.5) * 0.5 * math.erfc(0.3))
@@ -362,7 +362,7 @@ def test_the_rule_of_weak_order_two_is_needed():
     """
     law, given = problem(1)
     exact = law.log_evidence(given)
-    n = 64 * 128
+    n = 64 * 32
     default, euler = (
         float(
             sample_posterior(
