@@ -155,7 +155,7 @@ def test_a_sample_does_not_know_its_batch(trace):
         return log_likelihood(rowwise, x, sde="vp", trace=trace, **settings)
 
     whole = found(X)
-    pieces = found(X, batch_size=7)
+    pieces = found(X, batch_size=20)
     last = found(X[49:], first=49)
     for name in ("value", "stderr", "latent", "evaluations"):
         of = lambda part: getattr(part, name)  # noqa: B023, E731
@@ -695,7 +695,7 @@ def test_labels_travel_with_their_points_to_the_latents_and_back():
 @pytest.mark.parametrize("sde", KERNELS)
 def test_decode_undoes_encode_and_knows_the_likelihood(sde):
     method = AdaptiveFlow(1e-8, 1e-8)
-    latent = encode(MIXTURE, X, sde=sde, method=method, batch_size=20)
+    latent = encode(MIXTURE, X, sde=sde, method=method, batch_size=30)
     back, on_the_way = decode(MIXTURE, latent, sde=sde, method=method, return_likelihood=True)
     torch.testing.assert_close(back, X, rtol=0, atol=1e-5)
     assert torch.equal(decode(MIXTURE, latent, sde=sde, method=method), back)
@@ -715,7 +715,7 @@ def test_a_trained_network_of_images_encodes_and_decodes():
     fit(
         model,
         source.train,
-        Recipe(steps=40, batch_size=64, weighting="plain"),
+        Recipe(steps=40, batch_size=32, lr=3e-3, weighting="plain"),
         transform=source.scale.encode,
         progress=False,
     )

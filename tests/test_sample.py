@@ -289,7 +289,7 @@ def test_samples_do_not_depend_on_the_batch(method, dtype):
         require_adaptive_samples_alone(model, settings | {"method": COARSE})
         return
     n = 5
-    sizes = [2, 100]
+    sizes = [3, 100]
     whole = sample(model, n, **settings)
     assert whole.dtype == dtype
     half = n // 2 + 1
