@@ -45,13 +45,13 @@ def quick_reports(monkeypatch: pytest.MonkeyPatch) -> None:
 
     train = classified.classifier_features
 
-    def trained(x: Any, labels: Any, *, seed: int) -> Any:  # noqa: ANN401 - as it is given
+    def trained(x: Any, labels: Any, *, seed: int) -> Any:
         key = (x.tobytes(), x.shape, labels.tobytes(), seed)
         if key not in _classifiers:
             _classifiers[key] = train(x, labels, seed=seed)
         return _classifiers[key]
 
-    def save(_: Figure, file: Any, **_settings: Any) -> None:  # noqa: ANN401 - a name or a buffer
+    def save(_: Figure, file: Any, **_settings: Any) -> None:
         if isinstance(file, str | Path):
             Path(file).touch()
 
