@@ -87,7 +87,8 @@ def _spans(source: Source, inside: str) -> list[tuple[int, int]]:
     """Beginning and end of each definition of that name; of the whole file without one."""
     if not inside:
         return [(0, len(source.text))]
-    return [span for name, *span in _definitions(source) if name.endswith(f".{inside}")]
+    definitions = _definitions(source)
+    return [(start, end) for name, start, end in definitions if name.endswith(f".{inside}")]
 
 
 @functools.cache
