@@ -4,6 +4,8 @@ import gc
 import multiprocessing
 import sys
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,6 +29,34 @@ def context() -> multiprocessing.context.ForkServerContext:
         ["sdekit_diffusion.__main__", "pytest", "PIL.Image", "sklearn.datasets", "tyro"]
     )
     return found
+
+
+_classifiers: dict[tuple[Any, ...], Any] = {}
+
+
+@pytest.fixture
+def quick_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports of which a test reads the numbers and the words: their figures are made, and saved
+    without being drawn, and a classifier of the same images is trained once in this process.
+    """
+    from matplotlib.figure import Figure
+
+    from sdekit_diffusion._app import classified
+
+    train = classified.classifier_features
+
+    def trained(x: Any, labels: Any, *, seed: int) -> Any:
+        key = (x.tobytes(), x.shape, labels.tobytes(), seed)
+        if key not in _classifiers:
+            _classifiers[key] = train(x, labels, seed=seed)
+        return _classifiers[key]
+
+    def save(_: Figure, file: Any, **_settings: Any) -> None:
+        if isinstance(file, str | Path):
+            Path(file).touch()
+
+    monkeypatch.setattr(classified, "classifier_features", trained)
+    monkeypatch.setattr(Figure, "savefig", save)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

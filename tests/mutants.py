@@ -8,6 +8,7 @@ mutant the last time, which tests/killers.json has, is run first.
 
 import argparse
 import ast
+import functools
 import itertools
 import json
 import os
@@ -65,6 +66,16 @@ class Place:
         text = self.source.text
         return text[: self.start] + mutant.new + text[self.end :]
 
+    def statement(self, mutant: Mutant) -> str:
+        """The outermost statement with the mutant, and blank lines and comments before it."""
+        text = self.source.text
+        lines = text.splitlines(keepends=True)
+        ends = [0, *itertools.accumulate(map(len, lines))]
+        statements = [0, *(ends[node.end_lineno or 0] for node in self.source.tree.body)]
+        begin = max(end for end in statements if end <= self.start)
+        end = min(end for end in statements if end >= self.end)
+        return text[begin : self.start] + mutant.new + text[self.end : end]
+
 
 def mutants() -> list[Mutant]:
     """The table."""
@@ -76,22 +87,23 @@ def _spans(source: Source, inside: str) -> list[tuple[int, int]]:
     """Beginning and end of each definition of that name; of the whole file without one."""
     if not inside:
         return [(0, len(source.text))]
+    definitions = _definitions(source)
+    return [(start, end) for name, start, end in definitions if name.endswith(f".{inside}")]
+
+
+@functools.cache
+def _definitions(source: Source) -> list[tuple[str, int, int]]:
+    """Name, beginning and end of each definition of a file."""
     found = []
     waiting: list[tuple[str, ast.AST]] = [("", source.tree)]
-    lines = source.text.splitlines(keepends=True)
+    ends = [0, *itertools.accumulate(map(len, source.text.splitlines(keepends=True)))]
     while waiting:
         outer, node = waiting.pop()
         for child in ast.iter_child_nodes(node):
             name = outer
             if isinstance(child, ast.FunctionDef | ast.ClassDef):
                 name = f"{outer}.{child.name}"
-                if name.endswith(f".{inside}"):
-                    found.append(
-                        tuple(
-                            sum(map(len, lines[:end]))
-                            for end in (child.lineno - 1, child.end_lineno)
-                        )
-                    )
+                found.append((name, ends[child.lineno - 1], ends[child.end_lineno or 0]))
             waiting.append((name, child))
     return found
 
@@ -100,9 +112,10 @@ def places(mutant: Mutant, among: list[Source]) -> list[Place]:
     """Where the mutant's text occurs: one place, if the table is valid."""
     pattern = _over_lines(mutant.old)
     words = re.split(r"[\s()\[\]{},]+", mutant.old)
+    longest = max(words, key=len)
     found = set()
     for i, source in enumerate(among):
-        if not all(word in source.text for word in words):  # fast
+        if longest not in source.text or not all(word in source.text for word in words):  # fast
             continue
         for start, end in _spans(source, mutant.inside):
             found |= {(i, *match.span()) for match in pattern.finditer(source.text, start, end)}

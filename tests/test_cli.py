@@ -272,6 +272,7 @@ def test_flips_and_samples_in_their_own_type(tmp_path):
     assert np.allclose(made.mean(0), [100, -5], rtol=0.2)
 
 
+@pytest.mark.usefixtures("quick_reports")
 def test_a_stream_trains_and_is_reported(tmp_path, monkeypatch):
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
@@ -495,6 +496,7 @@ OPTIONS = [
 ]
 
 
+@pytest.mark.usefixtures("quick_reports")
 def test_the_report_samples_as_sample_does(moons, tmp_path):
     """Every option that `sample` takes, in `report` too: the same samples, and the likelihood under
     the same diffusion.
@@ -642,6 +644,7 @@ def few_eigenvalues(matrix):
     return torch.linalg.eig(basis.T @ matrix @ basis).eigenvalues
 
 
+@pytest.mark.usefixtures("quick_reports")
 def test_a_report_with_inception_scores(digits, inception, tmp_path, monkeypatch):
     """Those of torchmetrics with the file's network, of the same images in colour, against the
     training images.
@@ -838,6 +841,7 @@ def test_overwriting(tmp_path, capsys):
     assert "did you mean 'likelihood'?" in error(capsys, *argv, "--weighting", "liklihood")
 
 
+@pytest.mark.usefixtures("quick_reports")
 def test_overwriting_removes_what_the_run_wrote_and_nothing_else(tmp_path, capsys):
     run = tmp_path / "run"
     argv = ["--data", "moons", "--width", "8", *TRAIN]
@@ -1345,6 +1349,7 @@ def test_likelihood_of_other_labels_is_not_mixed(labelled, tmp_path, capsys, mon
     assert mean_in(capsys.readouterr().out) == pytest.approx(float(expected.value.mean()), abs=2e-4)
 
 
+@pytest.mark.usefixtures("quick_reports")
 def test_a_report_with_labels(labelled, tmp_path):
     """Samples have the labels of held-out samples by number, also beyond their end."""
     run, source = labelled
@@ -1382,6 +1387,7 @@ def test_a_report_with_labels(labelled, tmp_path):
     assert "given label" not in text
 
 
+@pytest.mark.usefixtures("quick_reports")
 def test_overwriting_removes_the_picture_by_class(labelled, tmp_path):
     source = labelled[1]
     argv = ["train", str(tmp_path / "run"), "--data", source.name, *LABELS]

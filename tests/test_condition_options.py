@@ -213,6 +213,7 @@ def test_likelihoods_given_conditions(run, tmp_path, capsys):
     assert "--unconditional uses none: leave out" in error(capsys, *argv, *value, "--unconditional")
 
 
+@pytest.mark.usefixtures("quick_reports")
 def test_a_report_with_conditions(run):
     folder, source = run
     model = sd.load(folder)
@@ -313,6 +314,7 @@ def test_what_train_refuses(tmp_path, capsys, argv, said):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.usefixtures("quick_reports")
 def test_labels_of_another_name(tmp_path):
     """Which likelihood and report find again."""
     data = simulated(tmp_path / "a.npz", kind=np.arange(90) % 3, test_kind=np.arange(20) % 3)

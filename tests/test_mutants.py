@@ -18,7 +18,7 @@ def test_every_mutant_has_one_place_and_compiles():
         assert "\n" not in mutant.old, mutant
         assert (found[0].source.path, text) not in seen, f"twice: {mutant}"
         seen.add((found[0].source.path, text))
-        ast.parse(text, found[0].source.path)
+        ast.parse(found[0].statement(mutant), found[0].source.path)
 
 
 def test_the_table_is_large_and_even():

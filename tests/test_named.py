@@ -242,6 +242,7 @@ def trained_from_diffusers(pipeline, run, minutes=None):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.usefixtures("quick_reports")
 def test_a_run_from_diffusers_reloads_by_one_argument(diffusers, tmp_path, capsys):
     """Begun in Python, stopped, resumed and used from the command line; `load` takes what
     `from_diffusers` took.
@@ -296,6 +297,7 @@ def test_a_folder_of_diffusers_is_trained_under_its_own_scheduler(diffusers, tmp
     assert config["scale"]["levels"] == 17
 
 
+@pytest.mark.usefixtures("quick_reports")
 def test_a_model_saved_from_python_is_sampled_from_the_command_line(tmp_path, capsys):
     """The data have no name there: sampling needs none, and the likelihood and the report receive
     one.

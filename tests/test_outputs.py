@@ -183,7 +183,7 @@ def test_own_times_of_samples_give_one_number_per_sample(batch, solver):
     expected = torch.stack([sde.diffuse(float(s), x[:1], w[:1], x[:1])[0] for s in t])
     torch.testing.assert_close(found, expected)
     if solver.embedded:
-        control = PIDController(1e-3, 1e-3)
+        control = PIDController(1e-2, 1e-2)
         noise = BrownianPath(0, [0.1, 0.9])
         whole = solve(sde, x + 1, [0.1, 0.9], solver=solver, noise=noise, control=control).x
         alone = solve(sde, x[:1] + 1, [0.1, 0.9], solver=solver, noise=noise, control=control).x

@@ -129,6 +129,7 @@ def test_the_report_of_points(moons):
     assert not (run / "neighbours.png").exists()
 
 
+@pytest.mark.usefixtures("quick_reports")
 def test_the_report_of_images_with_labels(tmp_path, monkeypatch):
     """A row of eight for each class at the sampler's settings, and how often a classifier finds the
     labels of the samples.
@@ -209,6 +210,7 @@ def test_states_are_those_of_samples_with_labels():
     assert not np.allclose(ends[0], ends[1])
 
 
+@pytest.mark.usefixtures("quick_reports")
 def test_the_same_seed_gives_the_same_numbers(moons, tmp_path):
     run, numbers = moons
     again = report.write_report(
@@ -345,6 +347,7 @@ def known(images, n=500):
     return classified.classified(images(source)[:n], source, seed=0)
 
 
+@pytest.mark.usefixtures("quick_reports")
 def test_the_scale_of_known_sets():
     rows = known(lambda source: source.train)["rows"]
     assert abs(rows["model"]["relative"]) < 0.03
