@@ -1179,7 +1179,7 @@ def test_the_command_line_stops_with_a_checkpoint(context, tmp_path, capsys):
     assert main(argv) == 2
     assert "begun with steps = 40" in capsys.readouterr().err
     shutil.rmtree(run)
-    process = context.Process(target=command, args=(argv, tmp_path / "said"))
+    process = context.Process(target=command, args=(argv, tmp_path / "said"), daemon=True)
     process.start()
     deadline = time.monotonic() + 300
     while not written(run):
