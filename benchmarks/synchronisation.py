@@ -145,7 +145,7 @@ def solving() -> Iterator[tuple[str, tuple[int, int], Case]]:
         name = type(noise).__name__
         yield (
             name,
-            (6, 18),
+            (6, 12),
             partial(run, x=large, solver=EulerMaruyama(), noise=noise, gradient=None),
         )
         yield (

@@ -23,10 +23,19 @@ def _closed() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def context() -> multiprocessing.context.ForkServerContext:
-    """Processes that need not import again what takes long."""
+    """Processes that need not import again what takes long: torch._dynamo, which the first
+    optimizer of a process imports, as long as all else.
+    """
     found = multiprocessing.get_context("forkserver")
     found.set_forkserver_preload(
-        ["sdekit_diffusion.__main__", "pytest", "PIL.Image", "sklearn.datasets", "tyro"]
+        [
+            "sdekit_diffusion.__main__",
+            "torch._dynamo",
+            "pytest",
+            "PIL.Image",
+            "sklearn.datasets",
+            "tyro",
+        ]
     )
     return found
 

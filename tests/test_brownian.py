@@ -5,8 +5,7 @@ false-alarm rates of 1e-6. Seeds are fixed.
 """
 
 import math
-import subprocess
-import sys
+import resource
 
 import numpy as np
 import pytest
@@ -272,28 +271,33 @@ def test_fresh_normals_of_late_steps_have_nothing_to_do_with_the_path():
         assert correlations.abs().max() < 5.3 / math.sqrt(2000)
 
 
-def test_memory_does_not_grow_with_queries():
+def growth(grown):
+    """Sends the megabytes by which the memory of this process grows."""
+    torch.set_num_threads(1)
+    x = torch.zeros(1000, 1)
+    path = BrownianPath(0)
+
+    def ask(n):
+        for _ in path.increments(uniform(0, 1, n), x, (1,), levy=True):
+            pass
+        read = path.reader(x, (1,), levy=False)
+        for i in range(n // 100):
+            read(torch.full((1000,), i / n), torch.full((1000,), (i + 1) / n))
+
+    ask(1000)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    ask(2000)
+    grown.send((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+
+
+def test_memory_does_not_grow_with_queries(context):
     """Two million numbers read, in blocks and one by one: what is kept is nothing."""
-    code = """
-import resource, torch
-from sdekit import BrownianPath, uniform
-torch.set_num_threads(1)
-x, path = torch.zeros(1000, 1), BrownianPath(0)
-
-def ask(n):
-    for _ in path.increments(uniform(0, 1, n), x, (1,), levy=True):
-        pass
-    read = path.reader(x, (1,), levy=False)
-    for i in range(n // 100):
-        read(torch.full((1000,), i / n), torch.full((1000,), (i + 1) / n))
-
-ask(1000)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-ask(2000)
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
-"""
-    grown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603
-    assert float(grown.stdout) < 8  # megabytes; the numbers themselves are 16
+    receiving, sending = context.Pipe(duplex=False)
+    process = context.Process(target=growth, args=(sending,))
+    process.start()
+    sending.close()
+    assert receiving.recv() < 8  # megabytes; the numbers themselves are 16
+    process.join()
 
 
 # What is refused

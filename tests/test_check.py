@@ -273,12 +273,13 @@ def test_data_of_which_nothing_more_is_known_pass():
 
 def test_a_trained_network_passes_and_its_mistakes_are_named():
     torch.manual_seed(0)
-    model = ScoreModel(nets.MLP((4,), 64, 2), "vp", shape=(4,))
+    model = ScoreModel(nets.MLP((4,), 32, 2), "vp", shape=(4,))
     x = X.float()
     untrained = check_model(model, x, throw=False)
     assert not untrained.fits
     assert "may be untrained" in untrained.verdict
-    fit(model, MIXTURE.sample(4000, seed=9).float(), Recipe(steps=300), progress=False)
+    recipe = Recipe(steps=150, lr=1e-2)
+    fit(model, MIXTURE.sample(4000, seed=9).float(), recipe, progress=False)
     assert check_model(model.train(), x).score < 0.8
     assert model.net.training
     for told in ("data", "flow"):

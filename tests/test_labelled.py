@@ -330,7 +330,7 @@ def test_the_labels_are_learnt():
     label = torch.arange(600) % 3
     x = centres[label] + 0.05 * torch.randn(600, 2, generator=torch.Generator().manual_seed(0))
     trained = model(nets.MLP(shape=(2,), width=32, depth=2, classes=3), predicts="velocity")
-    fit(trained, (x, label), Recipe(steps=400, batch_size=64, lr=5e-3), progress=False)
+    fit(trained, (x, label), Recipe(steps=150, batch_size=64, lr=1e-2), progress=False)
     wanted = torch.arange(300) % 3
     samples = sd.sample(trained.given(label=wanted), 300, steps=10, seed=0)
     nearest = torch.cdist(samples, centres).argmin(1)

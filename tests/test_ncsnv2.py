@@ -178,8 +178,8 @@ def trained(steps, width=4, decay=0.95):
     average = {name: value.detach().clone() for name, value in p.items()}
     data = images(256, seed=1)
     for _ in range(steps):
-        x = data[torch.randint(len(data), (32,), generator=draw)]
-        level = torch.randint(len(SIGMAS), (32,), generator=draw)
+        x = data[torch.randint(len(data), (16,), generator=draw)]
+        level = torch.randint(len(SIGMAS), (16,), generator=draw)
         sigma = SIGMAS[level][:, None, None, None]
         z = torch.randn(x.shape, generator=draw)
         loss = (sigma * score(p, x + sigma * z, level) + z).square().mean()
@@ -255,7 +255,7 @@ def test_a_trained_checkpoint_denoises_and_samples(checkpoint, tmp_path):
     model = from_ncsnv2(tmp_path / "checkpoint_120.pth", shape=(1, 8, 8), check=x)
     assert not model.training
     sigmas = tuple(SIGMAS.tolist())
-    settings = NCSNSettings(sigmas, 20, langevin_step_size(SIGMAS, 20))
+    settings = NCSNSettings(sigmas, 10, langevin_step_size(SIGMAS, 10))
     samples = sample(model, 8, method=settings.method, denoise=True, seed=0)
     distances = (samples - PATTERN).square().flatten(1).mean(dim=1).sqrt()
     assert distances.median() < 0.3

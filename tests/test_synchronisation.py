@@ -1,16 +1,21 @@
 """On a simulated GPU: how often the host would wait for the device, and how many kernels a step
 would launch.
 
-The device changes torch for the rest of a process, so all programs run in one process of their own,
-which takes seconds to start. Two numbers of steps tell what grows: a wait that a solve makes once
-does not matter, one that every step makes leaves a real GPU idle.
+The device changes torch for the rest of a process, so all programs run in one process of their own.
+Two numbers of steps tell what grows: a wait that a solve makes once does not matter, one that every
+step makes leaves a real GPU idle.
 """
 
+import contextlib
 import functools
+import io
 import json
-import subprocess
 import sys
+import traceback
 from collections import Counter
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import pytest
@@ -27,53 +32,56 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-# Runs the programs one after the other, the failure of one leaving the others as they are.
-PROCESS = """
-import contextlib, io, json, sys, traceback
-sys.path += ["tests", "benchmarks"]
-import torch
-torch.set_num_threads(1)
-found = {}
-for name, program in PROGRAMS.items():
-    output = io.StringIO()
-    try:
-        with contextlib.redirect_stdout(output):
-            exec(program, {"__name__": name})
-        found[name] = [True, output.getvalue()]
-    except Exception:
-        found[name] = [False, traceback.format_exc()]
-print(json.dumps(found))
-from simulated_gpu import leave
-leave()
-"""
+def run_all(programs: dict[str, str], results: Connection) -> None:
+    """Runs programs one after the other, the failure of one leaving the others as they are, and
+    sends of each whether it ended without an error, and what it printed, or the error.
+    """
+    sys.path += [str(ROOT / "tests"), str(ROOT / "benchmarks")]
+    torch.set_num_threads(1)
+    found = {}
+    for name, program in programs.items():
+        output = io.StringIO()
+        try:
+            with contextlib.redirect_stdout(output):
+                exec(program, {"__name__": name})  # noqa: S102
+            found[name] = (True, output.getvalue())
+        except Exception:
+            found[name] = (False, traceback.format_exc())
+    results.send(found)
+    simulated_gpu.leave()
 
 
 @functools.cache
-def outputs(names: tuple[str, ...]) -> dict[str, tuple[bool, str]]:
-    """Of programs run in one process, whether each ended without an error, and what it printed, or
-    the error.
-    """
+def outputs(context: ForkServerContext, names: tuple[str, ...]) -> dict[str, tuple[bool, str]]:
+    """What programs sent that ran in one process of their own."""
+    receiving, sending = context.Pipe(duplex=False)
     programs = {name: PROGRAMS[name] for name in names}
-    code = f"PROGRAMS = {programs!r}\n{PROCESS}"
-    done = subprocess.run(  # noqa: S603
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout)
+    process = context.Process(target=run_all, args=(programs, sending))
+    process.start()
+    sending.close()
+    found = receiving.recv()
+    process.join()
+    assert process.exitcode == 0
+    return found
 
 
-def output(name: str) -> str:
+@pytest.fixture
+def output(context: ForkServerContext) -> Callable[[str], str]:
     """What a program printed. Those of the benchmark run apart where they find a real GPU."""
-    apart = torch.cuda.is_available()
-    together = [
-        other for other in PROGRAMS if not apart or (other in BENCHMARK) == (name in BENCHMARK)
-    ]
-    right, text = outputs(tuple(together))[name]
-    assert right, text[-3000:]
-    return text
+
+    def printed(name: str) -> str:
+        apart = torch.cuda.is_available()
+        together = [
+            other for other in PROGRAMS if not apart or (other in BENCHMARK) == (name in BENCHMARK)
+        ]
+        right, text = outputs(context, tuple(together))[name]
+        assert right, text[-3000:]
+        return text
+
+    return printed
 
 
-def rows(*groups: str) -> dict[str, dict]:
+def rows(output: Callable[[str], str], *groups: str) -> dict[str, dict]:
     found = [row for group in groups for row in json.loads(output(group))]
     return {row["name"]: row for row in found}
 
@@ -84,9 +92,9 @@ def kernels_per_step(row: dict) -> float:
     return (second - first) / (many - few)
 
 
-def test_waits_do_not_grow_with_the_steps():
+def test_waits_do_not_grow_with_the_steps(output):
     least = {"sampling": 28, "solving": 10, "training": 4}
-    found = rows(*least)
+    found = rows(output, *least)
     cases = Counter(row["group"] for row in found.values())
     assert all(cases[group] >= count for group, count in least.items())
     growing = [
@@ -100,8 +108,8 @@ def test_waits_do_not_grow_with_the_steps():
     assert kernels_per_step(found["ddpm on a path"]) < kernels_per_step(found["ddim"]) + 3 * DRAW
 
 
-def test_adaptive_solves_wait_once_a_round():
-    for row in rows("adaptive").values():
+def test_adaptive_solves_wait_once_a_round(output):
+    for row in rows(output, "adaptive").values():
         assert row["steps"][1] > row["steps"][0], row
         for rounds, waits in zip(row["steps"], row["waits"], strict=True):
             assert waits <= rounds + ONCE, row
@@ -147,7 +155,7 @@ with SimulatedGPU() as gpu:
 NAN_AT = [40, 130, 299]
 
 
-def test_failures_are_named_as_on_the_cpu():
+def test_failures_are_named_as_on_the_cpu(output):
     """The state after the step that met NaN; a training run one look later at most, without a wait
     before.
     """
@@ -184,7 +192,7 @@ with SimulatedGPU() as gpu:
 """
 
 
-def test_transforms_run_where_the_model_is():
+def test_transforms_run_where_the_model_is(output):
     """Already when the mean and the standard deviation of the data are found."""
     found = output("transforms").splitlines()
     assert found[0].startswith("([149.75, 150.25], ")
@@ -255,7 +263,7 @@ CASES = [
 ]
 
 
-def test_the_device_records_what_waits_and_refuses_what_mixes():
+def test_the_device_records_what_waits_and_refuses_what_mixes(output):
     assert output("device").strip() == "done"
 
 

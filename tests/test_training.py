@@ -66,7 +66,7 @@ def test_a_network_trained_on_ddpms_steps_samples_by_every_kind_of_method():
     chain = DDPM(linear_betas(100, 1e-3, 0.2))
     net = ScoreModel(nets.MLP(shape=(2,), width=64, depth=2), chain, shape=(2,))
     fit(
-        net, mixture.sample(2000, seed=1), Recipe(steps=800, lr=3e-3, discrete=True), progress=False
+        net, mixture.sample(2000, seed=1), Recipe(steps=300, lr=8e-3, discrete=True), progress=False
     )
     for method in ("ddpm", "dpmpp_2m", OnClock(ShARK(), eta=1.0), "ode"):
         x = sample(
@@ -87,8 +87,8 @@ def test_training_learns_a_mixture():
         shape=(2,),
         conditioning="log_snr",
     )
-    records = fit(net, mixture.sample(2000, seed=1), Recipe(steps=800, lr=3e-3), progress=False)
-    assert len(records) == 800
+    records = fit(net, mixture.sample(2000, seed=1), Recipe(steps=300, lr=8e-3), progress=False)
+    assert len(records) == 300
     test = mixture.sample(4000, seed=2)
     vp = VPSDE()
     exact = ScoreModel(lambda x, t: mixture.score(t, x, vp), vp, "score")
