@@ -44,16 +44,18 @@ def on_the_path(p, path, t):
 
 
 def test_adaptive_steps_of_a_stiff_equation():
-    """Soon the state rests at -1, where explicit steps are bounded by 1 / p."""
+    """Soon the state rests at -1, where explicit steps are bounded by 1 / p: more are needed for a
+    third of the time.
+    """
     p = 500.0
     path = BrownianPath(3, (0.0, 3.0))
     control = PIDController(1e-2, 1e-2)
     settings = {"noise": path, "control": control, "save": "all"}
     ours, explicit = (
-        solve(quadratic(p), HALF, [0.0, 0.3 / p, 3.0], solver=solver, **settings)
-        for solver in (ImplicitPlaten(), SRID2())
+        solve(quadratic(p), HALF, [0.0, 0.3 / p, end], solver=solver, **settings)
+        for solver, end in ((ImplicitPlaten(), 3.0), (SRID2(), 1.0))
     )
-    assert int(ours.accepted.max()) < 50 < 800 < int(explicit.accepted.min())
+    assert int(ours.accepted.max()) < 50 < 300 < int(explicit.accepted.min())
     for x, t in zip(ours.xs[1:], (0.3 / p, 3.0), strict=True):
         assert (x - on_the_path(p, path, t)).abs().max() < 0.02
 

@@ -554,7 +554,7 @@ def test_gradients_of_the_ito_adjoint(kind, method):
 
     def through(solver):
         return lambda sde, y: solver(
-            sde, y, [0.0, 1.0], bm=brownian(size, 3), dt=1 / 256, method=method
+            sde, y, [0.0, 1.0], bm=brownian(size, 3), dt=1 / 64, method=method
         )
 
     adjoint = gradients(through(torchsde.sdeint_adjoint), module, y0, net.parameters())
@@ -821,12 +821,8 @@ def test_extra_state_goes_there_and_back(kind):
 def test_an_equation_of_ours_keeps_its_shape():
     problem = ours("diagonal", (2, 3))
     y0 = start(4, 6).reshape(4, 2, 3)
-    assert sdeint(problem, y0, [0.0, 0.5, 1.0], dt=0.1, adaptive=True, method="milstein").shape == (
-        3,
-        4,
-        2,
-        3,
-    )
+    adaptive = {"adaptive": True, "method": "milstein", "rtol": 1e-2, "atol": 1e-2}
+    assert sdeint(problem, y0, [0.0, 0.5, 1.0], dt=0.1, **adaptive).shape == (3, 4, 2, 3)
     ys, state = sdeint(problem, y0, [0.0, 1.0], dt=0.25, extra=True, method="euler")
     assert ys.shape == (2, 4, 2, 3)
     assert state == ()

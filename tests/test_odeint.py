@@ -81,7 +81,7 @@ def theirs(method):
 
 
 # Methods of low order, and tolerances at which they do not take too long.
-TOLERANCES = {"bosh3": 1e-10, "fehlberg2": 1e-6, "adaptive_heun": 1e-6}
+TOLERANCES = {"fehlberg2": 1e-6, "adaptive_heun": 1e-6}
 LOOSE = {"fehlberg2": 1e3, "adaptive_heun": 1e3}
 
 
@@ -386,11 +386,11 @@ def test_func_is_asked_within_the_interval_only(ends, dtype, method):
 
 @pytest.mark.parametrize("method", SHARED)
 def test_evaluations_are_about_torchdiffeqs(method):
-    """For 40 time units of a pendulum: its steps differ by the last one, and by those of outputs
+    """For 20 time units of a pendulum: its steps differ by the last one, and by those of outputs
     with dopri8.
     """
     calls = [0, 0]
-    t = torch.linspace(0, 40, 9, dtype=F64)
+    t = torch.linspace(0, 20, 5, dtype=F64)
 
     def pendulum(i):
         def func(t, y):
@@ -1039,8 +1039,9 @@ def test_what_cannot_be_solved_is_said(solve, method):
         solve(wall, torch.ones(2), [0.0, 1.0], method=method)
     with pytest.raises(UnfinishedError, match="NaN"):
         solve(lambda t, y: y, torch.tensor([1.0, torch.nan]), [0.0, 1.0], method=method)
+    start = torch.ones(1, dtype=F64)
     with pytest.raises(UnfinishedError, match=r"at t = (0\.99|1\)|1\.0)"):
-        solve(lambda t, y: y * y, torch.ones(1, dtype=F64), [0.0, 2.0], method=method, rtol=1e-4)
+        solve(lambda t, y: y * y, start, [0.0, 2.0], method=method, rtol=1e-3, atol=1e-3)
 
 
 def test_a_nan_on_a_fixed_grid_is_said():
@@ -1176,7 +1177,7 @@ def test_every_method_of_torchdiffeq_solves_an_equation_of_ours(method, ends):
     assert torch.equal(solution.xs[-1], solution.x)
     assert solution.evaluations.tolist() == [len(asked)] * 3
     assert 0.0 <= min(asked) <= max(asked) <= 1.5
-    assert interop.solve_ode(flow, x0, ts, method=method).xs is None
+    assert interop.solve_ode(flow, x0, ts[:2], method=method).xs is None
 
 
 @pytest.mark.filterwarnings("ignore:The following arguments have no effect")

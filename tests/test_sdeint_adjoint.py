@@ -76,8 +76,8 @@ def test_the_backward_method_may_be_another(kind, calculus, method):
     arguments = {"method": forward, "adjoint_method": method}
     sde = Equation(kind, calculus)
     if (kind, method) == ("scalar", "milstein"):
-        found = gradients(sdeint_adjoint, sde, bm=brownian(1), **arguments, dt=1 / 256)
-        exact = gradients(sdeint, sde, bm=brownian(1), method=forward, dt=1 / 256)
+        found = gradients(sdeint_adjoint, sde, bm=brownian(1), **arguments, dt=1 / 128)
+        exact = gradients(sdeint, sde, bm=brownian(1), method=forward, dt=1 / 128)
         for a, b in zip(found, exact, strict=True):
             close(a, b, 1e-2)
         return
@@ -191,8 +191,8 @@ def test_an_equation_of_ours_with_events_of_any_shape():
     problem = SDE(lambda t, x: -rate * x, lambda t, x: 0.3 * rate * x + other, "diagonal")
     y0 = start(4, 6).reshape(4, 2, 3).requires_grad_()
     path = BrownianPath(1, (0.0, 1.0))
-    ys = sdeint_adjoint(problem, y0, TS, bm=path, dt=1 / 512, adjoint_params=(rate, other))
-    exact = sdeint(problem, y0, TS, bm=path, dt=1 / 512)
+    ys = sdeint_adjoint(problem, y0, TS, bm=path, dt=1 / 128, adjoint_params=(rate, other))
+    exact = sdeint(problem, y0, TS, bm=path, dt=1 / 128)
     assert ys.shape == (3, 4, 2, 3)
     for a, b in zip(
         torch.autograd.grad(ys.square().sum(), (y0, rate, other)),

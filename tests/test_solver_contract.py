@@ -445,6 +445,8 @@ def test_shapes_dtypes_and_batch_independence(solver, event):
     """A sample's bits are the same alone, in a half batch and in another order."""
     start = torch.randn(6, *event, generator=torch.Generator().manual_seed(0))
     grid = uniform(1.0, 0.0, 6)
+    if not isinstance(solver, AbstractPlanned):  # rules that look back need steps to do so
+        grid = grid[:4]
     dtypes = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
     equations = every_problem(solver)
     tried = list(itertools.product(equations, dtypes))
