@@ -241,18 +241,14 @@ def strong_slope(solver, kind, direction, noise=None):
     ends = (0.0, 1.0)[::direction]
     equation = problem(kind, solver)
     promised = solver.order.get(kind, (1,))[0]
-    # Where a step takes long, the finest grid is left out.
-    few = [16, 32, 64]
-    many = few if solver.iterates or kind == "commutative" else [*few, 128]
+    steps = np.array([32, 64])
     if kind == "none":
-        steps = np.array([24, 48, 96] if promised > 2 else many)
+        steps = np.array([48, 96]) if promised > 2 else steps
     else:
-        steps = np.array([32, 64, 128] if promised == 0.5 else many)
         # On coarse grids the errors of higher order, which fall faster, are the larger ones.
-        if getattr(solver, "k", 1) > 2:
-            steps = np.array([64, 128, 256]) * (
-                2 if solver.k + getattr(solver, "corrects", False) > 4 else 1
-            )
+        back = getattr(solver, "k", 1)
+        if back > 2:
+            steps = steps * (8 if back + getattr(solver, "corrects", False) > 4 else 2)
         noise = noise or (commuting() if kind == "commutative" else fine(SIZES.get(kind, 1)))
     x0 = starts(kind)
     alike = "diagonal" if kind == "commutative" else kind  # in one dimension
