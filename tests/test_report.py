@@ -24,7 +24,6 @@ from sdekit_diffusion._training import clear
 from sdekit_diffusion.data import Scale, load
 from sdekit_diffusion.metrics import DISTANCES
 
-
 SMALL = {"width": 8, "multipliers": (1,), "attention": (False,)}
 
 
