@@ -4,13 +4,19 @@ import gc
 import multiprocessing
 import sys
 from collections.abc import Iterator
-from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 torch.set_num_threads(1)
+if not torch.cuda.is_available():
+    # torch.manual_seed, which every update of a training run calls, keeps the stack of each call
+    # for an error in a later start of a GPU: milliseconds, in stacks as deep as pytest's.
+    for backend in (torch.cuda, torch.xpu, torch.mtia):
+        if hasattr(backend, "traceback"):
+            backend.traceback = SimpleNamespace(format_stack=list)
 
 
 @pytest.fixture(autouse=True)
@@ -40,31 +46,37 @@ def context() -> multiprocessing.context.ForkServerContext:
     return found
 
 
-_classifiers: dict[tuple[Any, ...], Any] = {}
-
-
-@pytest.fixture
-def quick_reports(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reports of which a test reads the numbers and the words: their figures are made, and saved
-    without being drawn, and a classifier of the same images is trained once in this process.
-    """
-    from matplotlib.figure import Figure
-
+@pytest.fixture(scope="session")
+def one_classifier() -> Iterator[None]:
+    """A classifier of the same images is trained once in this process, whatever the seed."""
     from sdekit_diffusion._app import classified
 
     train = classified.classifier_features
+    known: dict[tuple[Any, ...], Any] = {}
 
     def trained(x: Any, labels: Any, *, seed: int) -> Any:
-        key = (x.tobytes(), x.shape, labels.tobytes(), seed)
-        if key not in _classifiers:
-            _classifiers[key] = train(x, labels, seed=seed)
-        return _classifiers[key]
+        key = (x.tobytes(), x.shape, labels.tobytes())
+        if key not in known:
+            known[key] = train(x, labels, seed=0)
+        return known[key]
 
-    def save(_: Figure, file: Any, **_settings: Any) -> None:
-        if isinstance(file, str | Path):
-            Path(file).touch()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(classified, "classifier_features", trained)
+        yield
 
-    monkeypatch.setattr(classified, "classifier_features", trained)
+
+@pytest.fixture
+def quick_reports(monkeypatch: pytest.MonkeyPatch, one_classifier: None) -> None:
+    """Reports of which a test reads the numbers and the words: their figures are made, and saved
+    as blank pictures of their size without being drawn.
+    """
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+    def save(figure: Figure, file: Any, **_settings: Any) -> None:
+        width, height = figure.get_size_inches() * figure.dpi
+        Image.new("1", (int(width), int(height))).save(file, format="png")
+
     monkeypatch.setattr(Figure, "savefig", save)
 
 

@@ -100,6 +100,8 @@ def _definitions(source: Source) -> list[tuple[str, int, int]]:
     while waiting:
         outer, node = waiting.pop()
         for child in ast.iter_child_nodes(node):
+            if not isinstance(child, ast.stmt | ast.excepthandler | ast.match_case):
+                continue  # an expression holds no definition
             name = outer
             if isinstance(child, ast.FunctionDef | ast.ClassDef):
                 name = f"{outer}.{child.name}"

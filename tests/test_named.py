@@ -205,10 +205,11 @@ def unet_of(diffusers, seed=0):
         in_channels=1,
         out_channels=1,
         layers_per_block=1,
-        block_out_channels=(8, 8),
+        block_out_channels=(8,),
         norm_num_groups=4,
-        down_block_types=("DownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "UpBlock2D"),
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+        mid_block_type=None,
     )
 
 

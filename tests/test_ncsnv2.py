@@ -259,9 +259,12 @@ def test_a_trained_checkpoint_denoises_and_samples(checkpoint, tmp_path):
     samples = sample(model, 8, method=settings.method, denoise=True, seed=0)
     distances = (samples - PATTERN).square().flatten(1).mean(dim=1).sqrt()
     assert distances.median() < 0.3
-    same = sample(model, 2, sde=settings.sde, method=settings.method, denoise=True, seed=0)
-    torch.testing.assert_close(same, samples[:2], rtol=1e-3, atol=1e-3)
-    assert sample(model, 2, sde="vp", steps=20, seed=0).isfinite().all()
+    few = NCSNSettings(sigmas, 1, langevin_step_size(SIGMAS, 1))
+    short = {"method": few.method, "denoise": True, "seed": 0}
+    torch.testing.assert_close(
+        sample(model, 2, sde=few.sde, **short), sample(model, 3, **short)[:2], rtol=1e-3, atol=1e-3
+    )
+    assert sample(model, 2, sde="vp", steps=5, seed=0).isfinite().all()
     save(model, tmp_path / "own")
     again = load(tmp_path / "own")
     assert again.sde == model.sde

@@ -24,6 +24,8 @@ from sdekit_diffusion._training import clear
 from sdekit_diffusion.data import Scale, load
 from sdekit_diffusion.metrics import DISTANCES
 
+SMALL = {"width": 8, "multipliers": (1,), "attention": (False,)}
+
 
 def saved(folder, source, net, steps=8):
     """A run folder as `train` writes it, hardly trained."""
@@ -41,8 +43,8 @@ def saved(folder, source, net, steps=8):
 
 
 @pytest.fixture(scope="module")
-def digits(tmp_path_factory):
-    run = saved(tmp_path_factory.mktemp("digits"), load("digits"), sd.nets.UNet(width=8))
+def digits(tmp_path_factory, one_classifier):
+    run = saved(tmp_path_factory.mktemp("digits"), load("digits"), sd.nets.UNet(**SMALL))
     return run, report.write_report(run, samples=12, estimate=replace(QUICK, tolerance=3e-2))
 
 
@@ -135,7 +137,7 @@ def test_the_report_of_images_with_labels(tmp_path, monkeypatch):
     labels of the samples.
     """
     source = load("digits")
-    run = saved(tmp_path, source, sd.nets.UNet(width=8, classes=10))
+    run = saved(tmp_path, source, sd.nets.UNet(**SMALL, classes=10))
     shown = []
     kept = report.picture
 
@@ -237,14 +239,17 @@ def test_the_same_seed_gives_the_same_numbers(moons, tmp_path):
     ],
     ids=["numbers", "far away", "vectors", "colour"],
 )
-def test_own_arrays(array, tmp_path):
+def test_own_arrays(array, tmp_path, request):
+    """Pictures of vectors and of images in colour are drawn as those of points and of digits."""
+    if array[0].size > 2:
+        request.getfixturevalue("quick_reports")
     np.save(tmp_path / "own.npy", array)
     source = load(tmp_path / "own.npy")
     shape = tuple(source.train.shape[1:])
     net = (
         sd.nets.MLP(shape, width=8, depth=1)
         if source.scale.levels is None
-        else sd.nets.UNet(3, width=8)
+        else sd.nets.UNet(3, **SMALL)
     )
     run = saved(tmp_path / "run", source, net)
     numbers = report.write_report(run, samples=6, estimate=replace(QUICK, tolerance=1e-1))
@@ -347,7 +352,7 @@ def known(images, n=500):
     return classified.classified(images(source)[:n], source, seed=0)
 
 
-@pytest.mark.usefixtures("quick_reports")
+@pytest.mark.usefixtures("one_classifier")
 def test_the_scale_of_known_sets():
     rows = known(lambda source: source.train)["rows"]
     assert abs(rows["model"]["relative"]) < 0.03

@@ -26,8 +26,9 @@ FEW = ["--n", "2", "--samples", "16", "--particles", "16", "--steps", "4", "--no
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "digits"
-    argv = ["--data", "digits", "--width", "8", "--steps", "12", "--batch-size", "16"]
-    assert main(["train", str(folder), *argv, "--warmup", "2"]) == 0
+    argv = ["--data", "digits", "--width", "8", "--multipliers", "1", "--attention", "False"]
+    argv += ["--steps", "12", "--batch-size", "16", "--warmup", "2"]
+    assert main(["train", str(folder), *argv]) == 0
     return folder
 
 
@@ -127,6 +128,7 @@ def test_an_interrupted_command_resumes(digits, tmp_path, monkeypatch):
 
 
 @UNRELIABLE
+@pytest.mark.usefixtures("quick_reports")
 def test_the_report_has_the_restorations_of_the_command(digits, tmp_path, monkeypatch):
     """Their picture, coverage and error."""
     settings = {"samples": 16, "particles": 16, "steps": 4}

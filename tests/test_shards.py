@@ -168,20 +168,19 @@ def test_one_process_draws_what_the_library_draws(points, expected, tmp_path, ca
 
 @pytest.mark.filterwarnings("ignore:the samples of 1 of 1 observations are not reliable")
 def test_several_processes_restore_the_same(images, context, tmp_path):
-    """By one, two and three."""
+    """By one and by three, which do not have as many each."""
     few = ("--n", 4, "--samples", 8, "--particles", 8, "--steps", 3, "--noise", "0.5")
     argv = ["restore", images, "--mask", "bottom", *few]
     assert main([*map(str, argv), "--out", str(tmp_path / "1.npz")]) == 0
     alone = np.load(tmp_path / "1.npz")
     assert alone["samples"].shape == (4, 8, 1, 8, 8)
-    for total in (2, 3):
-        out = tmp_path / f"{total}.npz"
-        codes, said, _ = together(context, total, [*argv, "--out", out], tmp_path)
-        assert codes == [0] * total
-        assert said.count("pixels of 4 held-out images") == 1
-        found = np.load(out)
-        for name in ("samples", "log_weights", "observed"):
-            assert np.array_equal(found[name], alone[name])
+    out = tmp_path / "3.npz"
+    codes, said, _ = together(context, 3, [*argv, "--out", out], tmp_path)
+    assert codes == [0] * 3
+    assert said.count("pixels of 4 held-out images") == 1
+    found = np.load(out)
+    for name in ("samples", "log_weights", "observed"):
+        assert np.array_equal(found[name], alone[name])
 
 
 @pytest.mark.parametrize("total", [2, 3])
