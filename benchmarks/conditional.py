@@ -15,6 +15,7 @@ benchmarks/conditional.py [--minutes 5] [--two-modes | --garments]`
 import argparse
 import math
 from collections.abc import Callable
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -98,6 +99,17 @@ def garments(minutes: float) -> dict[str, Any]:
         "agreement": agreement,
         "distance": distances,
     }
+
+
+def by_garment(distances: dict[str, list[float]]) -> list[dict[str, Any]]:
+    """A row for each set of images and class, with the distance; and the mean over the classes."""
+    return [
+        {"set": name, "class": title, "distance": value}
+        for name, values in distances.items()
+        for title, value in zip(
+            [*map(str, range(len(values))), "mean"], [*values, fmean(values)], strict=True
+        )
+    ]
 
 
 def gaussian_images(x: Tensor) -> Tensor:
@@ -187,7 +199,7 @@ def bayes(model: sd.ScoreModel, data: Any) -> dict[str, Any]:  # noqa: ANN401
         "mean probability": float(p.mean()),
         "mean standard error": float(found.stderr.max(dim=1).values.mean()),
         "evaluations per class": 2 * 4 * 16,
-        "curve": curve,
+        "curve": [{"images": "held-out digits"} | one for one in curve],
     }
 
 
@@ -219,6 +231,7 @@ def main() -> None:
     if arguments.garments:
         result["garments"] = garments(arguments.minutes)
         print(result["garments"])
+        publish("garments", result["environment"], by_garment(result["garments"]["distance"]))
         save("garments", result)
         return
     result["two modes"] = two_modes()
@@ -231,6 +244,7 @@ def main() -> None:
         agreement = result["by class"]["agreement"]
         rows = [{"w": float(w), "share with their label": share} for w, share in agreement.items()]
         publish("conditional", result["environment"], rows)
+        publish("classified", result["environment"], result["bayes"]["curve"])
     save("conditional", result)
 
 

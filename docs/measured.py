@@ -115,6 +115,7 @@ TABLES: dict[str, Table] = {
         "dimension, noise after a rejected step", "tolerance", "{bias:.2%} ({evaluations:.0f})"
     ),
     "editing": named(plain, "method"),
+    "garments": crossed("class", "set", "{distance:.3f}"),
     "grids": named(
         crossed("method, grid", "evaluations", "{ratio:.2f} ({least:.2f} to {largest:.2f})"),
         "method",

@@ -4,19 +4,12 @@ import gc
 import multiprocessing
 import sys
 from collections.abc import Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 torch.set_num_threads(1)
-if not torch.cuda.is_available():
-    # torch.manual_seed, which every update of a training run calls, keeps the stack of each call
-    # for an error in a later start of a GPU: milliseconds, in stacks as deep as pytest's.
-    for backend in (torch.cuda, torch.xpu, torch.mtia):
-        if hasattr(backend, "traceback"):
-            backend.traceback = SimpleNamespace(format_stack=list)
 
 
 @pytest.fixture(autouse=True)
