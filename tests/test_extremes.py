@@ -89,7 +89,10 @@ def distance(x, noise):
 @pytest.mark.parametrize("sde", EXTREME, ids=str)
 @pytest.mark.parametrize("method", ["default", "sde", "ode"])
 def test_the_law(sde, method):
-    assert distance(sample(MIXTURE, 4000, sde=sde, method=method, seed=0), 1e-3) < 0.06
+    """In 40 steps, fewer than the default."""
+    steps = None if method == "ode" else 40
+    x = sample(MIXTURE, 4000, sde=sde, method=method, steps=steps, seed=0)
+    assert distance(x, 1e-3) < 0.06
 
 
 @pytest.mark.parametrize(
