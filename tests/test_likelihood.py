@@ -212,7 +212,7 @@ def test_linear_flow():
     x = torch.randn(5, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     normal = lambda y: -0.5 * y.square().sum(1)  # noqa: E731
     for ts in ([0.0, 1.0], [1.0, 0.0]):
-        for trace in (Exact(), Hutchinson(3), Hutchinson(2000, "gaussian")):
+        for trace in (Exact(), Hutchinson(3), Hutchinson(500, "gaussian")):
             ours = sdekit.log_likelihood(ODE(lambda t, y: 0.4 * y), x, ts, normal, trace=trace)
             growth = 0.4 * (ts[1] - ts[0])
             assert ours.value == pytest.approx(
@@ -719,7 +719,7 @@ def test_a_trained_network_of_images_encodes_and_decodes():
         transform=source.scale.encode,
         progress=False,
     )
-    x = source.scale.encode(source.test[:2]).double()
+    x = source.scale.encode(source.test[:1]).double()
     # Errors of steps add up, and the flow magnifies them: 50 to 300 times the tolerance at either.
     method = AdaptiveFlow(1e-3, 1e-3)
     back = decode(model, encode(model, x, method=method), method=method)

@@ -73,7 +73,7 @@ def test_solvers_of_higher_order_refine_faster():
     """SRA1 reads the areas of the path too; its order is 1.5, and more where the drift is nearly
     linear.
     """
-    steps = [50, 200]
+    steps = [25, 100]
     assert slope(steps, errors(OnClock(SRA1(), eta=1.0), "vp", "path", steps)) > 1.35
 
 

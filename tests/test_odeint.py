@@ -168,7 +168,7 @@ def test_gradients_by_finite_differences():
                 lambda t, y: torch.sin(y @ a), y0, [0.0, 0.4, 1.0], rtol=1e-9, atol=1e-9, **more
             )
 
-        assert torch.autograd.gradcheck(ends, (a, y0), atol=1e-5)
+        assert torch.autograd.gradcheck(ends, (a, y0), atol=1e-5, fast_mode=True)
 
 
 def test_the_adjoint_of_a_tuple_with_what_does_not_matter():
@@ -474,7 +474,7 @@ def test_other_methods_are_handed_over(method, adjoint, monkeypatch):
 
 ORBIT = torch.tensor([1.0 + 0.5j, -0.3 + 1.0j], dtype=torch.complex128)
 SAME = {
-    "fehlberg2": {"method": "fehlberg2", "rtol": 1e-9, "atol": 1e-9},
+    "fehlberg2": {"method": "fehlberg2", "rtol": 1e-8, "atol": 1e-8},
     "largest error": {"method": "dopri5", "options": {"norm": lambda y: y.abs().max()}},
     "longest step": {"method": "dopri5", "options": {"max_step": 0.05, "first_step": 0.01}},
     "tolerances of elements": {
@@ -733,7 +733,10 @@ def test_derivatives_with_respect_to_times(method, adjoint):
     more |= {"adjoint_params": tuple(func.parameters())} if adjoint else {}
     solve = odeint_adjoint if adjoint else odeint
     assert torch.autograd.gradcheck(
-        lambda y0, t: solve(func, y0, t, method=method, **more), (y0, t), atol=1e-6
+        lambda y0, t: solve(func, y0, t, method=method, **more),
+        (y0, t),
+        atol=1e-6,
+        fast_mode=True,
     )
 
 
@@ -1343,7 +1346,7 @@ def test_three_bodies_go_round_a_figure_eight(method):
     calls = []
     bounded = Within(ours["attraction"], 0.0, ours["PERIOD"])
     free = Within(theirs["attraction"], -math.inf, math.inf)
-    for run, func, tolerance in ((theirs, free, 1e-12), (ours, bounded, 1e-10)):
+    for run, func, tolerance in ((theirs, free, 1e-11), (ours, bounded, 1e-10)):
         _, x, v = run["orbit"](func, method=method, rtol=tolerance, atol=tolerance)
         orbits.append((x, v))
         calls.append(func.calls)
