@@ -474,7 +474,7 @@ def test_other_methods_are_handed_over(method, adjoint, monkeypatch):
 
 ORBIT = torch.tensor([1.0 + 0.5j, -0.3 + 1.0j], dtype=torch.complex128)
 SAME = {
-    "fehlberg2": {"method": "fehlberg2", "rtol": 1e-8, "atol": 1e-8},
+    "fehlberg2": {"method": "fehlberg2", "rtol": 4e-9, "atol": 4e-9},
     "largest error": {"method": "dopri5", "options": {"norm": lambda y: y.abs().max()}},
     "longest step": {"method": "dopri5", "options": {"max_step": 0.05, "first_step": 0.01}},
     "tolerances of elements": {
@@ -1039,7 +1039,7 @@ def test_what_cannot_be_solved_is_said(solve, method):
         match=r"infinite or NaN however short the step, at t = "
         r"0.5\d*\); look at what func",
     ):
-        solve(wall, torch.ones(2), [0.0, 1.0], method=method)
+        solve(wall, torch.ones(2), [0.0, 1.0], method=method, rtol=1e-4, atol=1e-4)
     with pytest.raises(UnfinishedError, match="NaN"):
         solve(lambda t, y: y, torch.tensor([1.0, torch.nan]), [0.0, 1.0], method=method)
     start = torch.ones(1, dtype=F64)
@@ -1346,7 +1346,8 @@ def test_three_bodies_go_round_a_figure_eight(method):
     calls = []
     bounded = Within(ours["attraction"], 0.0, ours["PERIOD"])
     free = Within(theirs["attraction"], -math.inf, math.inf)
-    for run, func, tolerance in ((theirs, free, 1e-11), (ours, bounded, 1e-10)):
+    fine = 1e-11 if method == "dopri5" else 1e-12
+    for run, func, tolerance in ((theirs, free, fine), (ours, bounded, 1e-10)):
         _, x, v = run["orbit"](func, method=method, rtol=tolerance, atol=tolerance)
         orbits.append((x, v))
         calls.append(func.calls)
