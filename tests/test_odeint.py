@@ -2,6 +2,7 @@
 engine for our equations.
 """
 
+import functools
 import importlib
 import math
 from pathlib import Path
@@ -93,6 +94,21 @@ def ours(method):
     }
 
 
+@functools.cache
+def found_there(what, method, ends, number):
+    """torchdiffeq's values, or gradients, at so many times."""
+    t = torch.linspace(*ends, number, dtype=F64)
+    if what == "gradients":
+        return gradients(torchdiffeq.odeint, Free(), Y0, t, **theirs(method))
+    with torch.no_grad():
+        return torchdiffeq.odeint(Free(), Y0, t, **theirs(method))
+
+
+def expected_of(what, method, ends, number):
+    """The exact solution is found once for all methods with adaptive steps."""
+    return found_there(what, "dopri5" if method in ADAPTIVE else method, ends, number)
+
+
 @EVERY
 @WAYS
 def test_values_are_torchdiffeqs(method, ends):
@@ -100,7 +116,7 @@ def test_values_are_torchdiffeqs(method, ends):
     t = torch.linspace(*ends, 7, dtype=F64)
     with torch.no_grad():
         found = odeint(Net(), Y0, t, **ours(method))
-        expected = torchdiffeq.odeint(Free(), Y0, t, **theirs(method))
+    expected = expected_of("values", method, ends, 7)
     assert torch.equal(found[0], Y0)
     close(found, expected, 1e-6 * LOOSE.get(method, 1) if method in ADAPTIVE else 1e-13)
 
@@ -138,7 +154,7 @@ def test_the_defaults(dtype):
 @WAYS
 def test_gradients_are_torchdiffeqs(method, ends):
     t = torch.linspace(*ends, 5, dtype=F64)
-    expected = gradients(torchdiffeq.odeint, Free(), Y0, t, **theirs(method))
+    expected = expected_of("gradients", method, ends, 5)
     for a, b in zip(gradients(odeint, Net(), Y0, t, **ours(method)), expected, strict=True):
         close(a, b, 1e-5 * LOOSE.get(method, 1) if method in ADAPTIVE else 1e-12)
 
