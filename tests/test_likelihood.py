@@ -694,7 +694,7 @@ def test_labels_travel_with_their_points_to_the_latents_and_back():
 
 @pytest.mark.parametrize("sde", ["ve"])
 def test_decode_undoes_encode_and_knows_the_likelihood(sde):
-    """In batches, and with the likelihood and without; there and back under every diffusion above."""
+    """In batches, with the likelihood and without; other tests have every diffusion."""
     method = AdaptiveFlow(1e-8, 1e-8)
     latent = encode(MIXTURE, X, sde=sde, method=method, batch_size=30)
     back, on_the_way = decode(MIXTURE, latent, sde=sde, method=method, return_likelihood=True)
