@@ -96,7 +96,7 @@ def ours(method):
 
 @functools.cache
 def found_there(what, method, ends, number):
-    """torchdiffeq's values, or gradients, at so many times."""
+    """torchdiffeq's values, or gradients, at `number` times."""
     t = torch.linspace(*ends, number, dtype=F64)
     if what == "gradients":
         return gradients(torchdiffeq.odeint, Free(), Y0, t, **theirs(method))
