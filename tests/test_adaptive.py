@@ -64,8 +64,8 @@ LINE = torch.linspace(-2, 2, 400, dtype=torch.float64)[:, None]
 
 @functools.cache
 def fine(start, end):
-    """The solution of dx = f dt at a thousand and one times."""
-    return solve(ODE(f), START, uniform(start, end, 1000), solver=RK4(), save="all").xs
+    """The solution of dx = f dt at 401 times."""
+    return solve(ODE(f), START, uniform(start, end, 400), solver=RK4(), save="all").xs
 
 
 @PAIRS
@@ -74,7 +74,10 @@ def test_errors_follow_the_tolerance(solver, ends):
     exact = fine(*ends)[-1]
     errors = []
     evaluations = []
-    tolerances = (1e-3, 1e-4, 1e-5) if isinstance(solver, HeunEuler) else (1e-4, 1e-6, 1e-8)
+    if isinstance(solver, HeunEuler):
+        tolerances = (1e-3, 1e-4, 1e-5)
+    else:
+        tolerances = (1e-3, 1e-5, 1e-7) if solver.embedded < 4 else (1e-4, 1e-6, 1e-8)
     for tol in tolerances:
         solution = solve(ODE(f), START, ends, solver=solver, control=PIDController(tol, tol))
         errors.append(float((solution.x - exact).abs().max()) / tol)
@@ -92,12 +95,12 @@ def test_errors_follow_the_tolerance(solver, ends):
 @PAIRS
 def test_outputs_between_steps_follow_the_tolerance(solver):
     ts = [0.0, 0.1, 0.7, 1.55, 2.0]
-    tol = 1e-5 if isinstance(solver, HeunEuler) else 1e-7
+    tol = 1e-4 if isinstance(solver, HeunEuler) else 1e-6 if solver.embedded < 4 else 1e-7
     control = PIDController(tol, tol)
     solution = solve(ODE(f), START, ts, solver=solver, control=control, save="all")
     assert torch.equal(solution.xs[0], START)
     assert torch.equal(solution.xs[-1], solution.x)
-    exact = fine(0.0, 2.0)[[0, 50, 350, 775, 1000]]
+    exact = fine(0.0, 2.0)[[0, 20, 140, 310, 400]]
     atol = (1500 if isinstance(solver, Fehlberg2) else 50) * tol
     torch.testing.assert_close(solution.xs, exact, rtol=0, atol=atol)
     last = solve(ODE(f), START, [0.0, 2.0], solver=solver, control=control)
@@ -465,7 +468,7 @@ def test_adaptive_paths_converge_to_the_solution_on_the_same_path(equation, solv
     # Four times as many steps change none of the errors below by a hundredth.
     exact = solve(equation, LINE, uniform(*ends, 2**8), solver=solver, noise=path).x
     errors = []
-    for tol in (3e-2, 6e-3, 1.2e-3):
+    for tol in (6e-2, 1.2e-2, 2.4e-3):
         solution = solve(
             equation, LINE, ends, solver=solver, noise=path, control=PIDController(tol, tol)
         )
@@ -491,7 +494,7 @@ def test_stratonovich_general_noise_with_revisited_times():
     path = BrownianPath(3)
     exact = solve(equation, x0, uniform(0, 1, 2**9), solver=SPaRK(), noise=path).x
     errors = []
-    for tol in (1e-1, 1e-2, 2e-3):
+    for tol in (2e-1, 2e-2, 4e-3):
         x = solve(
             equation, x0, [0.0, 1.0], solver=SPaRK(), noise=path, control=PIDController(tol, tol)
         ).x
@@ -515,7 +518,7 @@ def test_the_variance_of_a_reversed_gaussian_has_no_bias_that_tolerances_do_not_
 
     equation = Clocked(denoiser, lambda l: exp(-2 * l), a=2.0, q=2.0)
     path = BrownianPath(5, geometric(k0, k1, 12))
-    n = 500
+    n = 200
     y0 = (
         k0
         * math.sqrt(0.25 + 50**2)
@@ -537,9 +540,11 @@ def test_the_variance_of_a_reversed_gaussian_has_no_bias_that_tolerances_do_not_
 
 
 def test_outputs_between_steps_have_the_variance_of_the_path():
-    """A straight line has half of it in the middle: torchsde's 0.025 for 0.050."""
+    """A straight line has half of it in the middle: torchsde's 0.025 for 0.050. A variance off by
+    a tenth is seen.
+    """
     brownian = SDE(lambda t, x: 0 * x, lambda t, x: 1.0, "additive")
-    n = 40_000
+    n = 10_000
     ts = [0.0, 0.05, 0.1, 0.55, 1.0]
     x0 = torch.zeros(n, 1, dtype=torch.float64)
     noise = BrownianPath(9)
@@ -555,19 +560,12 @@ def test_outputs_between_steps_have_the_variance_of_the_path():
 def test_bridged_outputs_are_on_the_path_of_the_solution():
     ts = uniform(0.0, 1.0, 10).tolist()
     path = BrownianPath(3)
-    exact = solve(
-        EQUATION, LINE, uniform(0.0, 1.0, 640), solver=SRID2(), noise=path, save="all"
-    ).xs[::64]
-    bridged = solve(
-        EQUATION,
-        LINE,
-        ts,
-        solver=SRID2(),
-        noise=path,
-        control=PIDController(1e-3, 1e-3),
-        save="all",
-    ).xs
-    assert (bridged - exact).square().mean(dim=(1, 2)).sqrt().max() < 0.02
+    x0 = LINE[::4]
+    # Twice as many steps change this by a hundredth of the bar below.
+    exact = solve(EQUATION, x0, uniform(0.0, 1.0, 320), solver=SRID2(), noise=path, save="all")
+    control = PIDController(2e-3, 2e-3)
+    bridged = solve(EQUATION, x0, ts, solver=SRID2(), noise=path, control=control, save="all")
+    assert (bridged.xs - exact.xs[::32]).square().mean(dim=(1, 2)).sqrt().max() < 0.02
 
 
 def test_gradients_flow_through_adaptive_steps():
@@ -581,7 +579,7 @@ def test_gradients_flow_through_adaptive_steps():
 
     # Steps are chosen from values: their dependence on x0 is not differentiated, and small changes
     # leave them alone here.
-    assert torch.autograd.gradcheck(sde, x0, atol=1e-4)
+    assert torch.autograd.gradcheck(sde, x0, atol=1e-4, fast_mode=True)
     exact = torch.autograd.functional.jvp(
         lambda x: solve(ODE(f), x, uniform(0, 1, 100), solver=RK4()).x, x0, torch.ones_like(x0)
     )
@@ -734,14 +732,15 @@ def test_empty_batches_and_default_noise():
     empty = solve(EQUATION, torch.zeros(0, 3), [0.0, 1.0], solver=SRID2(), control=PIDController())
     assert empty.x.shape == (0, 3)
     torch.manual_seed(0)
-    a = solve(EQUATION, LINE, [0.5, 2.0], solver=SRID2(), control=PIDController(1e-2, 1e-2))
+    x0 = LINE[::10]
+    a = solve(EQUATION, x0, [0.5, 2.0], solver=SRID2(), control=PIDController(3e-2, 3e-2))
     b = solve(
         EQUATION,
-        LINE,
+        x0,
         [0.5, 2.0],
         solver=SRID2(),
         noise=BrownianPath(a.seed, (0.5, 2.0)),
-        control=PIDController(1e-2, 1e-2),
+        control=PIDController(3e-2, 3e-2),
     )
     assert torch.equal(a.x, b.x)
     assert np.isfinite(a.x.numpy()).all()

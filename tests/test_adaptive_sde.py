@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from sdekit import SRA1, BrownianPath, UnfinishedError, WhiteNoise, all_solvers
+from sdekit import SRA1, SRA3, SRID2, BrownianPath, UnfinishedError, WhiteNoise, all_solvers
 from sdekit_diffusion import (
     VPSDE,
     AdaptiveSDE,
@@ -40,9 +40,15 @@ def followed():
     return path, on_a_path(OnClock(SRA1(), eta=1.0, grid=UniformInLogSNR()), path, steps=1000).x
 
 
-# A method for stiff equations, of strong order one, would take too many steps.
+# A method for stiff equations, of strong order one, would take too many steps; those of SRID2 are
+# SRA3's where noise is additive.
 PAIRS = [
-    s for s in all_solvers() if s.embedded and "additive" in s.order and s.order["additive"][0] > 1
+    s
+    for s in all_solvers()
+    if s.embedded
+    and "additive" in s.order
+    and s.order["additive"][0] > 1
+    and not isinstance(s, SRID2)
 ]
 
 
@@ -54,23 +60,29 @@ def test_it_follows_the_path_as_the_tolerance_falls(solver):
     path, exact = followed()
     errors = []
     evaluations = []
-    for tol in (0.2, 0.04, 0.008):
+    for tol in (0.2, 0.02):
         solution = on_a_path(AdaptiveSDE(tol, tol, solver), path)
         errors.append(float((solution.x - exact).norm(dim=1).median()))
         evaluations.append(float(solution.evaluations.double().mean()))
     assert errors[0] < 0.1
-    assert errors[0] > 3 * errors[1] > 9 * errors[2]
-    assert evaluations[0] < evaluations[1] < evaluations[2]
+    assert errors[0] > 9 * errors[1]
+    assert evaluations[0] < evaluations[1]
+
+
+def test_the_steps_of_srid2_are_those_of_sra3():
+    path, _ = followed()
+    one, other = (on_a_path(AdaptiveSDE(0.2, 0.2, solver), path) for solver in (SRID2(), SRA3()))
+    torch.testing.assert_close(one.x, other.x, rtol=1e-9, atol=1e-9)
+    assert torch.equal(one.evaluations, other.evaluations)
 
 
 def test_samples_have_steps_of_their_own_on_the_path_of_their_own():
     """By default a path is read, the one that noise="path" gives."""
-    solution = sample(MIXTURE, 50, sde="vp", method="adaptive_sde", seed=5, return_solution=True)
+    settings = {"sde": "vp", "method": AdaptiveSDE(0.1, 0.1), "seed": 5}
+    solution = sample(MIXTURE, 50, return_solution=True, **settings)
     assert len(solution.evaluations.unique()) > 5
     assert int(solution.rejected.sum()) > 0
-    assert torch.equal(
-        sample(MIXTURE, 50, sde="vp", method="adaptive_sde", seed=5, noise="path"), solution.x
-    )
+    assert torch.equal(sample(MIXTURE, 50, noise="path", **settings), solution.x)
 
 
 def test_a_failure_is_told_in_x_and_in_the_diffusions_time():
@@ -81,7 +93,7 @@ def test_a_failure_is_told_in_x_and_in_the_diffusions_time():
         spoilt[:, None] & (t < 0.3)[:, None], math.nan, MIXTURE.score(t, x, "vp")
     )
     model = ScoreModel(net, "vp", "score", shape=(2,))
-    settings = {"method": "adaptive_sde", "seed": 1, "dtype": torch.float64}
+    settings = {"method": AdaptiveSDE(0.1, 0.1), "seed": 1, "dtype": torch.float64}
     with pytest.raises(
         UnfinishedError,
         match=r"1 of 5 samples did not reach the end \(row 3.*look at what the "

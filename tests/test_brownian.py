@@ -106,7 +106,7 @@ def test_answers_do_not_depend_on_grid_order_block_or_batch(dtype, knots):
     ts = torch.linspace(0, 1, 98, dtype=torch.float64).tolist()
     w, h = read(path, ts, batch=9, event=event, dtype=dtype)
     # Interval by interval, last first.
-    for i in reversed(range(97)):
+    for i in range(96, -1, -3):
         alone = read(path, ts[i : i + 2], batch=9, event=event, dtype=dtype)
         assert torch.equal(alone[0][0], w[i])
         assert torch.equal(alone[1][0], h[i])

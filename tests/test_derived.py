@@ -118,7 +118,7 @@ def test_batches_and_parts_are_the_same(method):
     """The observation of a sample goes with it, also where samples leave an adaptive solve."""
     settings = {"sde": "vp", "method": method, "seed": 3, "dtype": torch.float64}
     if method == "adaptive_sde":
-        settings["method"] = AdaptiveSDE(0.15, 0.15)  # fewer steps
+        settings["method"] = AdaptiveSDE(0.3, 0.3)  # fewer steps
     model = posterior(7)
     whole = sample(model, 7, **settings)
     assert torch.equal(sample(model, 7, batch_size=4, **settings), whole)

@@ -89,7 +89,10 @@ def distance(x, noise):
 @pytest.mark.parametrize("sde", EXTREME, ids=str)
 @pytest.mark.parametrize("method", ["default", "sde", "ode"])
 def test_the_law(sde, method):
-    assert distance(sample(MIXTURE, 4000, sde=sde, method=method, seed=0), 1e-3) < 0.06
+    """In 40 steps, fewer than the default."""
+    steps = None if method == "ode" else 40
+    x = sample(MIXTURE, 4000, sde=sde, method=method, steps=steps, seed=0)
+    assert distance(x, 1e-3) < 0.06
 
 
 @pytest.mark.parametrize(
@@ -184,7 +187,7 @@ def test_any_parameters(family, data):
     t = sde.time(l)
     assert (t.diff() < 0).all()
     torch.testing.assert_close(sde.log_snr(t), l, rtol=1e-5, atol=1e-5)
-    for at, value in zip(l.tolist(), t.tolist(), strict=True):
+    for at, value in zip(l[::7].tolist(), t[::7].tolist(), strict=True):
         assert sde.time(at) == pytest.approx(value, rel=1e-9)
     noise = math.exp(-span[0]) / MIXTURE.data_std
     if noise < 1.99:

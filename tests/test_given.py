@@ -24,7 +24,7 @@ LAWS = {
 A = torch.tensor([[1.0, -0.6]], dtype=torch.float64)
 Y = torch.tensor([0.7], dtype=torch.float64)
 OBSERVED = LinearObservation(A, Y, 0.3)
-SIDE = torch.linspace(-9.0, 9.0, 901, dtype=torch.float64)
+SIDE = torch.linspace(-9.0, 9.0, 451, dtype=torch.float64)
 GRID = torch.cartesian_prod(SIDE, SIDE)
 CELL = float(SIDE[1] - SIDE[0]) ** 2
 

@@ -87,7 +87,7 @@ def test_each_sample_has_its_own_values(method):
     model = Inpainted(LAW, y, mask)
     settings = {"sde": "vp", "method": method, "seed": 3}
     if method == "adaptive_sde":
-        settings["method"] = AdaptiveSDE(0.15, 0.15)  # fewer steps
+        settings["method"] = AdaptiveSDE(0.3, 0.3)  # fewer steps
     whole = sample(model, 7, denoise=True, **settings)
     assert torch.equal(sample(model, 7, denoise=True, batch_size=4, **settings), whole)
     torch.testing.assert_close(whole[mask], y[mask])

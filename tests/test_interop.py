@@ -273,11 +273,11 @@ def test_it_is_solved_to_order_one_and_a_half(kind):
 def test_it_is_solved_with_adaptive_steps():
     sde = Equation("diagonal")
     path = sdekit.BrownianPath(3, (0.0, 1.0))
-    control = sdekit.PIDController(rtol=1e-4, atol=1e-4)
+    control = sdekit.PIDController(rtol=3e-4, atol=3e-4)
     own = sdekit.solve(
         from_torchsde(sde), start(), [0.0, 1.0], solver=sdekit.SRID2(), noise=path, control=control
     )
-    close(own.x, sdeint(sde, start(), [0.0, 1.0], bm=path, dt=1 / 512)[-1], 2e-3)
+    close(own.x, sdeint(sde, start(), [0.0, 1.0], bm=path, dt=1 / 256)[-1], 2e-3)
     with pytest.raises(TypeError, match="use BrownianPath"):
         sdekit.solve(
             from_torchsde(sde),
@@ -610,7 +610,7 @@ def test_milsteins_method_without_derivatives(kind, sde_type):
 def test_adaptive_steps_are_torchsdes(kind, sde_type, method):
     """At the end of the solve: between the steps ours has the bridge of the path."""
     sde = Equation(kind, sde_type)
-    for tolerance, shortest in ((5e-2, 1e-3), (1e-5, 2e-2)):
+    for tolerance, shortest in ((5e-2, 4e-3), (1e-5, 2e-2)):
         arguments = {"method": method, "dt": 0.3, "adaptive": True, "dt_min": shortest}
         arguments |= {"rtol": tolerance, "atol": tolerance}
         found = []
@@ -894,7 +894,7 @@ def test_states_between_steps_for_every_kind_of_noise():
         ts = [0.0, 0.3, 0.7, 1.0]
         bm = brownian(sde.size, 500)
         y0 = start(500)
-        fine = sdeint(sde, y0, ts, bm=bm, dt=1 / 256, method="euler")
+        fine = sdeint(sde, y0, ts, bm=bm, dt=1 / 128, method="euler")
         errors = [
             (sdeint(sde, y0, ts, bm=bm, dt=dt, method="euler") - fine)[1:3].square().mean().sqrt()
             for dt in (1 / 4, 1 / 16)
@@ -1066,14 +1066,14 @@ def test_reverse_time():
         close(y, start() - 2.0 * (bm(t, 1.0) if t < 1 else 0))
     sde = Equation("additive")
     bm = brownian(3)
-    there = sdeint(sde, start(), [0.0, 1.0], bm=bm, dt=1 / 512, method="euler")
-    back = sdeint(sde, there[-1], [1.0, 0.0], bm=bm, dt=1 / 512, method="euler")
+    there = sdeint(sde, start(), [0.0, 1.0], bm=bm, dt=1 / 256, method="euler")
+    back = sdeint(sde, there[-1], [1.0, 0.0], bm=bm, dt=1 / 256, method="euler")
     assert (back[-1] - start()).abs().max() < 0.02
     wide = sdeint(
-        Brownian(), torch.zeros(40_000, 1), [1.0, 0.93, 0.0], dt=0.1, method="euler"
+        Brownian(), torch.zeros(10_000, 1), [1.0, 0.93, 0.0], dt=0.1, method="euler"
     ).squeeze(-1)
     for variance, exact in zip(wide[1:].var(dim=1), (0.07, 1.0), strict=True):
-        assert abs(variance / exact - 1) < Z * (2 / 40_000) ** 0.5
+        assert abs(variance / exact - 1) < Z * (2 / 10_000) ** 0.5
 
 
 # Programs written for torchsde, with the import changed

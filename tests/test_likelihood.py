@@ -212,7 +212,7 @@ def test_linear_flow():
     x = torch.randn(5, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     normal = lambda y: -0.5 * y.square().sum(1)  # noqa: E731
     for ts in ([0.0, 1.0], [1.0, 0.0]):
-        for trace in (Exact(), Hutchinson(3), Hutchinson(2000, "gaussian")):
+        for trace in (Exact(), Hutchinson(3), Hutchinson(500, "gaussian")):
             ours = sdekit.log_likelihood(ODE(lambda t, y: 0.4 * y), x, ts, normal, trace=trace)
             growth = 0.4 * (ts[1] - ts[0])
             assert ours.value == pytest.approx(
@@ -692,8 +692,9 @@ def test_labels_travel_with_their_points_to_the_latents_and_back():
         )
 
 
-@pytest.mark.parametrize("sde", KERNELS)
+@pytest.mark.parametrize("sde", ["ve"])
 def test_decode_undoes_encode_and_knows_the_likelihood(sde):
+    """In batches, with the likelihood and without; other tests have every diffusion."""
     method = AdaptiveFlow(1e-8, 1e-8)
     latent = encode(MIXTURE, X, sde=sde, method=method, batch_size=30)
     back, on_the_way = decode(MIXTURE, latent, sde=sde, method=method, return_likelihood=True)
@@ -719,7 +720,7 @@ def test_a_trained_network_of_images_encodes_and_decodes():
         transform=source.scale.encode,
         progress=False,
     )
-    x = source.scale.encode(source.test[:2]).double()
+    x = source.scale.encode(source.test[:1]).double()
     # Errors of steps add up, and the flow magnifies them: 50 to 300 times the tolerance at either.
     method = AdaptiveFlow(1e-3, 1e-3)
     back = decode(model, encode(model, x, method=method), method=method)
@@ -744,8 +745,9 @@ def fine_latents(name):
     return encode(MIXTURE, X, sde=KERNELS[name], method=VERY_FINE)
 
 
-@pytest.mark.parametrize("accuracy", [1e-2, 1e-4])
-@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize(
+    ("name", "accuracy"), [("vp", 1e-2), ("vp", 1e-4), ("subvp", 1e-2), ("ve", 1e-4)]
+)
 def test_an_accuracy_asked_for_is_that_of_every_sample(name, accuracy):
     """Of the latents, of the images, and of the way there and back, where a tolerance of the same
     number misses it.

@@ -212,7 +212,7 @@ def test_batches_and_parts_are_the_same(method):
     steps = {} if method in ("ode", "adaptive_sde") else {"steps": 6}
     settings = {"sde": "vp", "method": method, "seed": 3, **steps}
     if method == "adaptive_sde":
-        settings["method"] = AdaptiveSDE(0.15, 0.15)  # fewer steps
+        settings["method"] = AdaptiveSDE(0.3, 0.3)  # fewer steps
     whole = sample(TWO, start=Noised(x, strength=0.5), **settings)
     assert whole.shape == (7, 2)
     assert torch.equal(sample(TWO, start=Noised(x, strength=0.5), batch_size=4, **settings), whole)

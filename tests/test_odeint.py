@@ -2,6 +2,7 @@
 engine for our equations.
 """
 
+import functools
 import importlib
 import math
 from pathlib import Path
@@ -93,6 +94,21 @@ def ours(method):
     }
 
 
+@functools.cache
+def found_there(what, method, ends, number):
+    """torchdiffeq's values, or gradients, at `number` times."""
+    t = torch.linspace(*ends, number, dtype=F64)
+    if what == "gradients":
+        return gradients(torchdiffeq.odeint, Free(), Y0, t, **theirs(method))
+    with torch.no_grad():
+        return torchdiffeq.odeint(Free(), Y0, t, **theirs(method))
+
+
+def expected_of(what, method, ends, number):
+    """The exact solution is found once for all methods with adaptive steps."""
+    return found_there(what, "dopri5" if method in ADAPTIVE else method, ends, number)
+
+
 @EVERY
 @WAYS
 def test_values_are_torchdiffeqs(method, ends):
@@ -100,7 +116,7 @@ def test_values_are_torchdiffeqs(method, ends):
     t = torch.linspace(*ends, 7, dtype=F64)
     with torch.no_grad():
         found = odeint(Net(), Y0, t, **ours(method))
-        expected = torchdiffeq.odeint(Free(), Y0, t, **theirs(method))
+    expected = expected_of("values", method, ends, 7)
     assert torch.equal(found[0], Y0)
     close(found, expected, 1e-6 * LOOSE.get(method, 1) if method in ADAPTIVE else 1e-13)
 
@@ -138,7 +154,7 @@ def test_the_defaults(dtype):
 @WAYS
 def test_gradients_are_torchdiffeqs(method, ends):
     t = torch.linspace(*ends, 5, dtype=F64)
-    expected = gradients(torchdiffeq.odeint, Free(), Y0, t, **theirs(method))
+    expected = expected_of("gradients", method, ends, 5)
     for a, b in zip(gradients(odeint, Net(), Y0, t, **ours(method)), expected, strict=True):
         close(a, b, 1e-5 * LOOSE.get(method, 1) if method in ADAPTIVE else 1e-12)
 
@@ -168,7 +184,7 @@ def test_gradients_by_finite_differences():
                 lambda t, y: torch.sin(y @ a), y0, [0.0, 0.4, 1.0], rtol=1e-9, atol=1e-9, **more
             )
 
-        assert torch.autograd.gradcheck(ends, (a, y0), atol=1e-5)
+        assert torch.autograd.gradcheck(ends, (a, y0), atol=1e-5, fast_mode=True)
 
 
 def test_the_adjoint_of_a_tuple_with_what_does_not_matter():
@@ -474,7 +490,7 @@ def test_other_methods_are_handed_over(method, adjoint, monkeypatch):
 
 ORBIT = torch.tensor([1.0 + 0.5j, -0.3 + 1.0j], dtype=torch.complex128)
 SAME = {
-    "fehlberg2": {"method": "fehlberg2", "rtol": 1e-9, "atol": 1e-9},
+    "fehlberg2": {"method": "fehlberg2", "rtol": 4e-9, "atol": 4e-9},
     "largest error": {"method": "dopri5", "options": {"norm": lambda y: y.abs().max()}},
     "longest step": {"method": "dopri5", "options": {"max_step": 0.05, "first_step": 0.01}},
     "tolerances of elements": {
@@ -733,7 +749,10 @@ def test_derivatives_with_respect_to_times(method, adjoint):
     more |= {"adjoint_params": tuple(func.parameters())} if adjoint else {}
     solve = odeint_adjoint if adjoint else odeint
     assert torch.autograd.gradcheck(
-        lambda y0, t: solve(func, y0, t, method=method, **more), (y0, t), atol=1e-6
+        lambda y0, t: solve(func, y0, t, method=method, **more),
+        (y0, t),
+        atol=1e-6,
+        fast_mode=True,
     )
 
 
@@ -1036,7 +1055,7 @@ def test_what_cannot_be_solved_is_said(solve, method):
         match=r"infinite or NaN however short the step, at t = "
         r"0.5\d*\); look at what func",
     ):
-        solve(wall, torch.ones(2), [0.0, 1.0], method=method)
+        solve(wall, torch.ones(2), [0.0, 1.0], method=method, rtol=1e-4, atol=1e-4)
     with pytest.raises(UnfinishedError, match="NaN"):
         solve(lambda t, y: y, torch.tensor([1.0, torch.nan]), [0.0, 1.0], method=method)
     start = torch.ones(1, dtype=F64)
@@ -1343,7 +1362,8 @@ def test_three_bodies_go_round_a_figure_eight(method):
     calls = []
     bounded = Within(ours["attraction"], 0.0, ours["PERIOD"])
     free = Within(theirs["attraction"], -math.inf, math.inf)
-    for run, func, tolerance in ((theirs, free, 1e-12), (ours, bounded, 1e-10)):
+    fine = 1e-11 if method == "dopri5" else 1e-12
+    for run, func, tolerance in ((theirs, free, fine), (ours, bounded, 1e-10)):
         _, x, v = run["orbit"](func, method=method, rtol=tolerance, atol=tolerance)
         orbits.append((x, v))
         calls.append(func.calls)

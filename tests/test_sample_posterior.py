@@ -127,7 +127,7 @@ def test_the_weights_are_needed():
 
 def test_the_noise_of_y_is_followed():
     """From once to a thousandth of the data's deviation, at the tolerance that is chosen."""
-    for d, ratios in ((2, (1.0, 0.1, 0.01, 0.001)), (8, (1.0, 0.001))):
+    for d, ratios in ((2, (1.0, 0.03, 0.001)), (8, (1.0, 0.001))):
         law, wide = problem(d)
         for ratio in ratios:
             noise = (ratio * law.data_std) ** 2
@@ -140,7 +140,7 @@ def test_the_noise_of_y_is_followed():
 def test_clouds_depend_on_seed_and_number_alone():
     """Not on how many there are, nor on other observations, nor on their order."""
     law, given = problem(2)
-    settings = {"sde": "vp", "seed": 4, "particles": 32, "steps": 20}
+    settings = {"sde": "vp", "seed": 4, "particles": 32, "steps": 10}
     few = sample_posterior(law, given, 64, **settings)
     many = sample_posterior(law, given, 160, **settings)
     assert torch.equal(few.x, many.x[:64])

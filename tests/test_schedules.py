@@ -347,7 +347,7 @@ def drawn(method, sde):
     """Six samples on the range that all diffusions share: that of the model. A level of "ncsn"
     takes a hundred moves.
     """
-    steps = {"ode": None, "ncsn": 4}.get(method, 12)
+    steps = {"ode": None, "ncsn": 2}.get(method, 8)
     settings = {"steps": steps, "seed": 4, "end": 0.02 / SHARED.data_std, "dtype": torch.float64}
     return sample(SHARED, 6, sde=sde, method=method, **settings)
 
