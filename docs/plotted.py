@@ -35,7 +35,7 @@ class Plot(NamedTuple):
 PLOTS = {
     "classified": Plot(
         "", "images", "probability", "right", "share that is right",
-        "Share of images whose class is right against its probability: both are equal if calibrated",
+        "Share of images whose class is right against its probability: equal if calibrated",
     ),
     "curves": Plot(
         "case", "solver", "evaluations", "error", "error of paths",

@@ -115,8 +115,8 @@ def seeded_dropout(seed: int, first: int, device: torch.device) -> Iterator[None
     """A context in which torch's global generators are seeded by the seed and the position in the
     stream; afterwards they are as before.
     """
-    # torch.manual_seed also seeds all accelerators, and where there is none keeps the stack of its
-    # caller for later, which takes as long as an update of a small network.
+    # torch.manual_seed also seeds all accelerators, and where there are none keeps the stack of its
+    # caller for later, which takes a tenth of the time of a small network's update.
     manual_seed = torch.default_generator.manual_seed if device.type == "cpu" else torch.manual_seed
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         manual_seed(hashed(seed, first))
