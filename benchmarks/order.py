@@ -33,6 +33,7 @@ MANY = 100_000
 STEPS = (16, 32, 64, 128, 256)
 FEW = (4, 8, 16, 32)
 AT = 128  # steps at which errors are compared
+THEIRS = ("torchsde", "diffrax")
 NONLINEAR = (
     "additive",
     "diagonal",
@@ -258,9 +259,12 @@ def best(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """
     found: dict[tuple[str, str, int], dict[str, Any]] = {}
     for row in rows:
-        library, _, method = row["solver"].rpartition(" ")
+        library, _, method = row["solver"].partition(" ")
+        if library not in THEIRS:
+            library = "sdekit"
+            method = row["solver"]
         error = row["error"] if "error" in row else row["strong errors"][STEPS.index(AT)]
-        key = row["problem"], library or "sdekit", row["direction"]
+        key = row["problem"], library, row["direction"]
         if error < found.get(key, {"error": math.inf})["error"]:
             way = "forwards" if key[2] > 0 else "backwards"
             names = {"problem": key[0], "library": key[1], "direction": way}

@@ -34,6 +34,7 @@ PATHS = 1000
 MANY = 20_000
 GRIDS = [2**k for k in range(2, 12)]
 TOLERANCES = [10.0**-k for k in range(1, 10)]
+UNSTABLE = 10.0  # errors from which on a solve is not in the curves
 
 
 @dataclass
@@ -236,10 +237,12 @@ def table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def of_paths(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The errors of paths of each solver, in lists by its numbers of evaluations."""
+    """The errors of paths of each solver, in lists by its numbers of evaluations, without those of
+    unstable solves.
+    """
     found = []
     for row in rows:
-        points = [(n, float(f"{e:.3g}")) for n, e in row["curve"] if math.isfinite(e) and e > 0]
+        points = [(n, float(f"{e:.3g}")) for n, e in row["curve"] if 0 < e < UNSTABLE]
         if row["kind"] == "path" and points:
             counts, errors = map(list, zip(*points, strict=True))
             curve = {"evaluations": counts, "error": errors}

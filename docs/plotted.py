@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 import measured
 
@@ -88,11 +89,16 @@ def drawn(rows: measured.Rows, plot: Plot) -> Figure:
     columns = min(COLUMNS, len(panels))
     lines = math.ceil(len(panels) / columns)
     figure = Figure(figsize=(3.6 * columns, 3.2 * lines), layout="constrained")
-    axes = list(figure.subplots(lines, columns, sharey=True, squeeze=False).flat)
+    axes = list(figure.subplots(lines, columns, squeeze=False).flat)
     for ax, (title, curves) in zip(axes, panels.items(), strict=False):
         for marker, (name, points) in zip(MARKERS * len(curves), curves.items(), strict=False):
             ax.loglog(*zip(*points, strict=True), marker=marker, markersize=3, label=name)
         ax.set(title=title, xlabel=plot.x, ylabel=plot.label)
+        for axis, (low, high) in ((ax.xaxis, ax.get_xlim()), (ax.yaxis, ax.get_ylim())):
+            if high < 100 * low:
+                axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+                axis.set_major_formatter("{x:g}")
+            axis.set_minor_formatter(NullFormatter())
         ax.legend(fontsize=6, frameon=False)
     for ax in axes[len(panels) :]:
         ax.set_axis_off()
