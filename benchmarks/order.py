@@ -33,7 +33,7 @@ MANY = 100_000
 STEPS = (16, 32, 64, 128, 256)
 FEW = (4, 8, 16, 32)
 AT = 128  # steps at which errors are compared
-THEIRS = ("torchsde", "diffrax")
+LIBRARIES = ("torchsde", "diffrax")
 NONLINEAR = (
     "additive",
     "diagonal",
@@ -260,7 +260,7 @@ def best(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     found: dict[tuple[str, str, int], dict[str, Any]] = {}
     for row in rows:
         library, _, method = row["solver"].partition(" ")
-        if library not in THEIRS:
+        if library not in LIBRARIES:
             library = "sdekit"
             method = row["solver"]
         error = row["error"] if "error" in row else row["strong errors"][STEPS.index(AT)]
