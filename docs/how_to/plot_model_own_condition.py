@@ -60,7 +60,7 @@ points = x[:5]
 normaliser = (weights.double().sum() * torch.tensor(0.05).double().exp()).log()
 exact = model.log_prob(points) + points @ c - normaliser
 estimate = sd.log_likelihood(Tilted(model, c=c.expand(5, 2)), points, sde="vp").value
-print("largest error of log p:", float((estimate - exact).abs().max()))
+print(f"largest error of log p: {(estimate - exact).abs().max():.3f}")
 
 # %%
 # The prior at the noisy end is centred at the mean of the model, which the new law does not have:
