@@ -41,16 +41,16 @@ def context() -> multiprocessing.context.ForkServerContext:
 
 @pytest.fixture(scope="session")
 def one_classifier() -> Iterator[None]:
-    """A classifier of the same images is trained once in this process, whatever the seed."""
+    """A classifier of the same images and seed is trained once in this process."""
     from sdekit_diffusion._app import classified
 
     train = classified.classifier_features
     known: dict[tuple[Any, ...], Any] = {}
 
     def trained(x: Any, labels: Any, *, seed: int) -> Any:
-        key = (x.tobytes(), x.shape, labels.tobytes())
+        key = (x.tobytes(), x.shape, labels.tobytes(), seed)
         if key not in known:
-            known[key] = train(x, labels, seed=0)
+            known[key] = train(x, labels, seed=seed)
         return known[key]
 
     with pytest.MonkeyPatch.context() as patch:
