@@ -116,7 +116,7 @@ def seeded_dropout(seed: int, first: int, device: torch.device) -> Iterator[None
     stream; afterwards they are as before.
     """
     # torch.manual_seed also seeds all accelerators, and where there are none keeps the stack of its
-    # caller for later, which takes a tenth of the time of a small network's update.
+    # caller for later, which takes time in every update.
     manual_seed = torch.default_generator.manual_seed if device.type == "cpu" else torch.manual_seed
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         manual_seed(hashed(seed, first))
