@@ -35,10 +35,11 @@ lint: setup
 	$(BIN)/proselint check --config docs/proselint.json $(PROSE)
 
 types: setup
-	$(BIN)/pyright --pythonpath $(BIN)/python
+	NODE_OPTIONS=--max-semi-space-size=64 $(BIN)/pyright --pythonpath $(BIN)/python
 
+# One thread a process: threads of BLAS that wait for the next task take the time of the other process.
 unit: setup
-	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal --quiet
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -p no:logging --numprocesses 2 --dist worksteal --quiet
 
 mutants: setup ## whether the tests notice mistakes: tests/mutants.toml, one to two hours on two cores
 	$(BIN)/python tests/mutants.py

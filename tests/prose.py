@@ -8,10 +8,8 @@ is left out: blocks, names in backticks, formulas and links. Repeated words are 
 """
 
 import ast
-import io
 import re
 import sys
-import tokenize
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,9 +60,10 @@ def written(source: str) -> Iterator[Text]:
                 yield node.lineno, node.value
         elif isinstance(node, ast.JoinedStr):
             yield node.lineno, "".join(map(literal, node.values))
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type == tokenize.COMMENT:
-            yield token.start[0], token.string.lstrip("# ")
+    for number, line in enumerate(source.splitlines(), 1):
+        _, sign, comment = line.partition("# ")
+        if sign:
+            yield number, comment
 
 
 def literal(part: ast.expr) -> str:
