@@ -454,6 +454,22 @@ def test_a_folder_of_variance_exploding(diffusers, tmp_path):
 
 
 @quiet
+def test_a_folder_of_a_conditional_network(diffusers, tmp_path):
+    torch.manual_seed(0)
+    unet = conditional_unet(diffusers).eval()
+    unet.save_pretrained(tmp_path)
+    model = from_diffusers(tmp_path, BETAS, null=NO_TEXT, data_std=0.5, data_range=None)
+    given = model.given(encoder_hidden_states=TEXT, class_labels=LABEL)
+    wanted = from_diffusers(unet, BETAS, null=NO_TEXT, data_std=0.5, data_range=None)
+    wanted_given = wanted.given(encoder_hidden_states=TEXT, class_labels=LABEL)
+    samples = sample(Guided(given, 2.0), 3, steps=2, seed=0)
+    assert torch.equal(samples, sample(Guided(wanted_given, 2.0), 3, steps=2, seed=0))
+    edited(tmp_path / "config.json", transformer_layers_per_block=[1, [10**9, 1]])
+    with pytest.raises(CheckpointError, match="transformer_layers_per_block is"):
+        from_diffusers(tmp_path, BETAS)
+
+
+@quiet
 def test_a_network_that_centres_its_input_has_images_from_0_to_1(diffusers, folder):
     edited(folder / "unet" / "config.json", center_input_sample=True)
     assert from_diffusers(folder).data_range == (0, 1)
@@ -496,10 +512,10 @@ def test_old_names_and_old_weights(diffusers, folder):
     [
         (
             "unet/config.json",
-            {"_class_name": "UNet2DConditionModel"},
-            "is of a 'UNet2DConditionModel'",
+            {"_class_name": "UNet1DModel"},
+            "is of a 'UNet1DModel'; it must be of a UNet2DModel or UNet2DConditionModel",
         ),
-        ("unet/config.json", {"norm_num_group": 4}, "has 'norm_num_group', which it does not know"),
+        ("unet/config.json", {"norm_num_group": 4}, "has 'norm_num_group', which a UNet2DModel of"),
         (
             "unet/config.json",
             {"layers_per_block": 10**9},

@@ -45,7 +45,8 @@ def from_diffusers(
     check: Tensor | None = None,
     null: Null | None = None,
 ) -> ScoreModel:
-    """A `ScoreModel` from a diffusers `UNet2DModel` and the scheduler that it was trained with.
+    """A `ScoreModel` from a diffusers `UNet2DModel` or `UNet2DConditionModel` and the scheduler of
+    its training.
 
     A scheduler with betas gives `DDPM(betas)`, whose N steps the network counts from 0:
     t = (step + 1) / N, where steps may be fractional. The sampling options of the scheduler, such

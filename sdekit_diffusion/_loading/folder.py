@@ -1,9 +1,9 @@
-"""Folders of diffusers: a UNet2DModel, whose weights must fit exactly, and the config of a
-scheduler.
+"""Folders of diffusers: a UNet2DModel or UNet2DConditionModel, whose weights must fit exactly, and
+the config of a scheduler.
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from sdekit_diffusion._loading.weights import fill, read_json, read_pickle, read_safetensors
 from sdekit_diffusion._models.checkpoint import CheckpointError
+
+_NETWORKS = ("UNet2DModel", "UNet2DConditionModel")
 
 # Names of weights before diffusers 0.17, and those of today.
 _OLD_NAMES = {
@@ -37,8 +39,8 @@ def open_folder(
     """
     if not folder.is_dir():
         raise CheckpointError(
-            f"{folder} is not a folder; give one that save_pretrained of a pipeline or of a "
-            "UNet2DModel wrote"
+            f"{folder} is not a folder; give one that save_pretrained of a pipeline, a "
+            "UNet2DModel or a UNet2DConditionModel wrote"
         )
     index = folder / "model_index.json"
     parts = read_json(index) if index.exists() else {}
@@ -94,26 +96,22 @@ def shape_of(settings: Mapping[str, Any]) -> tuple[int, ...] | None:
 
 
 def _unet(folder: Path) -> nn.Module:
-    """The UNet2DModel in a folder, in evaluation mode."""
+    """The network in a folder, in evaluation mode."""
     try:
-        UNet2DModel = import_module("diffusers").UNet2DModel
+        diffusers = import_module("diffusers")
     except ImportError as error:
         raise ImportError(
             "folders of diffusers need it: pip install 'sdekit[diffusers]'"
         ) from error
     path = folder / "config.json"
     weights, state = _state(folder)
-    options = _options(path, list(inspect.signature(UNet2DModel.__init__).parameters)[1:])
+    name, options = _options(path, diffusers)
+    network = getattr(diffusers, name)
     try:
-        # With a wrong number of layers, building the network might not end.
-        if not 0 < options.get("layers_per_block", 1) <= len(state):
-            raise ValueError(
-                f"layers_per_block is {options['layers_per_block']}, and the weights have "
-                f"{len(state)} tensors"
-            )
+        _require_buildable(options, len(state))
         # On the meta device: no memory is used before the size is known.
         with torch.device("meta"), torch.no_grad():
-            empty_unet = UNet2DModel(**options).eval()
+            empty_unet = network(**options).eval()
             _require_usable(
                 empty_unet,
                 shape_of(empty_unet.config) or (empty_unet.config["in_channels"], 64, 64),
@@ -121,37 +119,57 @@ def _unet(folder: Path) -> nn.Module:
         count = sum(value.numel() for value in empty_unet.state_dict().values())
         if count != sum(value.numel() for value in state.values()):
             raise ValueError(f"its network has {count:,} numbers, and {weights.name} another count")
-        unet = UNet2DModel(**options)
+        unet = network(**options)
     except Exception as error:  # whatever constructors raise over senseless arguments
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise CheckpointError(
-            f"{path} does not describe a UNet2DModel of these weights: {reason}"
+            f"{path} does not describe a {name} of these weights: {reason}"
         ) from error
     fill(unet, state, str(weights))
     return unet.eval()
 
 
-def _options(path: Path, allowed: list[str]) -> dict[str, Any]:
-    """The arguments of a UNet2DModel in its config, all of which must be known."""
+def _options(path: Path, diffusers: Any) -> tuple[str, dict[str, Any]]:  # noqa: ANN401
+    """The class of a network by its config, and its arguments, all of which must be known."""
     config = read_json(path)
-    options = {name: value for name, value in config.items() if not name.startswith("_")}
-    unknown = [name for name in options if name not in allowed]
-    if config.get("_class_name") != "UNet2DModel" or unknown:
-        problem = (
-            f"has {unknown[0]!r}, which it does not know"
-            if unknown
-            else f"is of a {config.get('_class_name')!r}"
-        )
+    name = config.get("_class_name")
+    if name not in _NETWORKS:
         raise CheckpointError(
-            f"{path} {problem}; it must be of a UNet2DModel, by this version of diffusers; or pass "
-            "the network"
+            f"{path} is of a {name!r}; it must be of a {' or '.join(_NETWORKS)}; or pass the "
+            "network"
         )
-    return options
+    allowed = inspect.signature(getattr(diffusers, name).__init__).parameters
+    options = {key: value for key, value in config.items() if not key.startswith("_")}
+    unknown = next((key for key in options if key not in allowed), None)
+    if unknown is not None:
+        raise CheckpointError(
+            f"{path} has {unknown!r}, which a {name} of this version of diffusers does not know; "
+            "or pass the network"
+        )
+    return name, options
+
+
+def _require_buildable(options: Mapping[str, Any], tensors: int) -> None:
+    """Refuses numbers of layers with which building the network might not end."""
+    for key in ("layers_per_block", "transformer_layers_per_block"):
+        if not all(0 < n <= tensors for n in _numbers(options.get(key, 1))):
+            raise ValueError(f"{key} is {options[key]}, and the weights have {tensors} tensors")
+
+
+def _numbers(value: Any) -> Iterator[Any]:  # noqa: ANN401
+    """The numbers in nested lists."""
+    if not isinstance(value, list | tuple):
+        yield value
+        return
+    for part in value:
+        yield from _numbers(part)
 
 
 def _require_usable(unet: nn.Module, shape: tuple[int, ...]) -> None:
-    """Refuses a network whose output has a wrong shape. Networks with labels are not checked."""
-    if unet.class_embedding is None:
+    """Refuses a network whose output has a wrong shape. Networks with conditions are not
+    checked.
+    """
+    if type(unet).__name__ == "UNet2DModel" and unet.class_embedding is None:
         out = unet(torch.zeros(1, *shape), torch.zeros(1)).sample
         if out.shape[1] < shape[0] or out.shape[2:] != shape[1:]:
             raise ValueError(
@@ -167,7 +185,7 @@ def _state(folder: Path) -> tuple[Path, dict[str, Tensor]]:
     if not safe.exists() and not pickled.exists():
         raise CheckpointError(
             f"{folder} has no {safe.name} or .bin; weights in parts or of a variant are loaded "
-            "with diffusers' UNet2DModel.from_pretrained, and passed as from_diffusers(unet, "
+            "with from_pretrained of diffusers' class, and passed as from_diffusers(unet, "
             "scheduler.config)"
         )
     path = safe if safe.exists() else pickled
