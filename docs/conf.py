@@ -146,7 +146,16 @@ def at_the_root(app, path, parent, content):
 
 
 def with_all_rows(app, name, source):
-    source[0] = completed(name, source[0])
+    source[0] = completed(name, indexed(source[0]))
+
+
+def indexed(text):
+    """Comments `<!-- index: TERM, TERM -->`, which GitHub does not show, as index entries."""
+
+    def entries(match):
+        return f"```{{index}} ! {match[1].replace(', ', ', ! ')}\n```"
+
+    return re.sub(r"^<!-- index: (.+) -->$", entries, text, flags=re.MULTILINE)
 
 
 def interactive_page(app, error):
