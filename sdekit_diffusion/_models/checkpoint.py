@@ -6,6 +6,7 @@ the other files contain a hash of their content. "replaces" has the files of pre
 which may still be there if a process was killed.
 """
 
+import functools
 import hashlib
 import json
 import platform
@@ -34,6 +35,7 @@ _TENSORS = re.compile(rf"({WEIGHTS}|{STATE})-[0-9a-f]{{12}}\.safetensors")
 TEMPORARY = {part: f".{part}.safetensors{PART}" for part in (WEIGHTS, STATE)}
 
 
+@functools.cache  # packages do not change, and reading their metadata takes a while
 def versions() -> dict[str, str]:
     """The versions of Python and of the packages that results depend on."""
     return {"python": platform.python_version()} | {
