@@ -651,7 +651,13 @@ def test_a_report_with_inception_scores(digits, inception, tmp_path, monkeypatch
     """
     monkeypatch.setattr(evaluation, "_REFERENCE_IMAGES", 3)
     monkeypatch.setattr(torch.linalg, "eigvals", few_eigenvalues)
+    source = load("digits")
+    # Without labels: no classifier is trained, and the rest of the report is short.
+    few = {"train": source.train[:40].numpy(), "test": source.test[:10].numpy()}
+    np.savez(tmp_path / "few.npz", **few)
     argv = [
+        "--data",
+        str(tmp_path / "few.npz"),
         "--samples",
         "2",
         "--steps",
@@ -666,8 +672,7 @@ def test_a_report_with_inception_scores(digits, inception, tmp_path, monkeypatch
     assert main(["report", str(digits), *argv, "--inception", str(inception / "random.pth")]) == 0
     found = json.loads((digits / "report.json").read_text())["inception"]
     assert (list(found["rows"]), found["n_train"]) == (["model", "real"], 3)
-    source = load("digits")
-    known = source.reference(3)[0]
+    known = load(str(tmp_path / "few.npz")).reference(3)[0]
     shades = np.rint(np.arange(17) * 255 / 16).astype(np.uint8)
     coloured = [
         torch.from_numpy(shades[part.numpy()]).expand(-1, 3, -1, -1)

@@ -137,7 +137,11 @@ def test_the_report_has_the_restorations_of_the_command(digits, tmp_path, monkey
     assert defaults["n"].default == report._RESTORED
     monkeypatch.setattr(report, "_RESTORING", settings)
     monkeypatch.setattr(report, "_RESTORED", 2)
+    source = load_data("digits")
+    few = {"train": source.train[:40].numpy(), "test": source.test[:12].numpy()}
+    np.savez(tmp_path / "few.npz", **few)  # without labels: no classifier is trained
     argv = ["report", str(digits), "--samples", "12", "--tolerance", "0.03", "--seed", "3"]
+    argv += ["--data", str(tmp_path / "few.npz")]
     assert main([*argv, "--restore", "downsample=2,noise=0.5"]) == 0
     out = tmp_path / "all.npz"
     argv = ["restore", str(digits), "--downsample", "2", *FEW, "--seed", "3", "--out", str(out)]
