@@ -2,6 +2,7 @@
 function of the seed.
 """
 
+import functools
 import itertools
 from dataclasses import replace
 
@@ -301,10 +302,16 @@ def test_the_order_mixes_shards_and_what_is_near():
     assert len(firsts) > 1
 
 
+@functools.cache
+def order_of_a_stream():
+    """The first 400 samples."""
+    return take(stream(), 400, size=1)
+
+
 @pytest.mark.parametrize("first", [0, 5, 7, 53, 54, 55, 120, 300])
 def test_a_stream_goes_on_where_it_was(first):
     """Also where the length of an epoch is not known yet, and with another size of batches."""
-    order = take(stream(), 400, size=1)
+    order = order_of_a_stream()
     assert take(stream(), 6, size=3, first=first) == order[first : first + 18]
     known = stream()
     assert take(known, 60, size=1) == order[:60]

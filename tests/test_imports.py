@@ -1,6 +1,7 @@
 """Who may import whom, as the architecture page says, and the lists of public names."""
 
 import ast
+import functools
 import graphlib
 import inspect
 import re
@@ -36,14 +37,17 @@ def modules(package):
         yield ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts), path
 
 
+@functools.cache
 def imported(path):
     """Modules and names that a file imports, wherever in it."""
+    found = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            yield from ((alias.name, None) for alias in node.names)
+            found += [(alias.name, None) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            yield from ((node.module, alias.name) for alias in node.names)
+            found += [(node.module, alias.name) for alias in node.names]
+    return found
 
 
 def edges(package):

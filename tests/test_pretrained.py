@@ -216,7 +216,7 @@ def test_a_network_of_diffusers_trains_samples_and_has_a_likelihood(diffusers):
     Read by another config it is found out.
     """
     scheduler = diffusers.DDPMScheduler(prediction_type="v_prediction")
-    unet = unet_of(diffusers, (16,), attention=False)
+    unet = unet_of(diffusers, (8,), attention=False)
     model = from_diffusers(unet, scheduler.config, data_std=0.7)
     x = data.load("digits").train.float() / 8 - 1
     fit(model, x, Recipe(steps=40, batch_size=16, warmup=10, lr=4e-3), progress=False)
