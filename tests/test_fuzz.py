@@ -82,17 +82,21 @@ def test_the_bomb_goes_off_where_it_is_executed(tmp_path):
 
 
 @NAMES
-@pytest.mark.parametrize(
-    "which", range(6), ids=["pickle", "npy", "npz", "pth", "legacy_pth", "zip"]
-)
-def test_no_pickle_is_executed(name, which, tmp_path):
-    """In the place of each file of each kind."""
+def test_no_pickle_is_executed(name, tmp_path):
+    """In the place of each file of each kind: a pickle, .npy, .npz, .pth, an old .pth, an
+    archive.
+    """
     kind = readable(name)
     folder = tmp_path / "files"
     folder.mkdir()
     kind.write(folder)
-    (folder / kind.file).write_bytes(bombs(tmp_path / "executed")[which])
-    with pytest.raises(kind.errors) as refusal:
-        kind.load(folder)
-    assert len(str(refusal.value)) > 20
-    assert not (tmp_path / "executed").exists()
+    for which, content in enumerate(bombs(tmp_path / "executed")):
+        (folder / kind.file).unlink()  # what may still be mapped stays as it was
+        (folder / kind.file).write_bytes(content)
+        try:
+            kind.load(folder)
+        except kind.errors as refusal:
+            assert len(str(refusal)) > 20, which  # noqa: PT017
+        else:
+            pytest.fail(f"bomb {which} is not refused")
+        assert not (tmp_path / "executed").exists(), which
