@@ -111,8 +111,9 @@ def test_an_average_of_any_width_after_the_run(finished):
     """
     widths = (0.05, 0.1, 0.03, 0.07, 0.15, 0.2)
     run, records = finished
-    same = fit(model(), DATA, Recipe(**{**vars(RECIPE), "widths": ()}), progress=False)
-    assert [r.loss for r in records] == [r.loss for r in same]  # averages change nothing
+    plain = Recipe(**{**vars(RECIPE), "widths": (), "steps": 50})
+    same = fit(model(), DATA, plain, progress=False)
+    assert [r.loss for r in records[:50]] == [r.loss for r in same]  # averages change nothing
     training = Training(model(), DATA, Recipe(**{**vars(RECIPE), "widths": widths}))
     for _ in range(200):
         next(training)

@@ -442,6 +442,7 @@ def test_likelihood_of_points(moons, tmp_path, capsys):
     assert "over 4 held-out samples" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("quick_reports")
 def test_report_command(moons, capsys):
     argv = ["--steps", "20", "--grid", "karras", "--noise", "path", "--eta", "0.5"]
     assert (
@@ -459,7 +460,8 @@ def test_report_command(moons, capsys):
         == 0
     )
     assert "report.json" in capsys.readouterr().out
-    assert (moons / "page" / "r.html").stat().st_size > 50_000
+    page = (moons / "page" / "r.html").read_text(encoding="utf-8")
+    assert page.count("data:image/png;base64,") == 4
     told = json.loads((moons / "report.json").read_text())["sampling"]
     assert (told["steps"], told["grid"], told["noise"]) == (20, "karras", "path")
     assert "eta=0.5" in told["method"]
