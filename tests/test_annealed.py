@@ -179,7 +179,7 @@ def near_modes(sde, method, n):
 
 @pytest.mark.parametrize(("sde", "name"), [("ve", "ncsnv2"), ("vp", "ncsn")])
 def test_named_methods_under_all_diffusions(sde, name):
-    """By turns: test_schedules.py has the same samples under each. Weights within 5.5 standard
+    """Each under one: test_schedules.py has the same samples under all. Weights within 5.5 standard
     errors and a bias of 0.05, deviations within 5.5 standard errors and 15 % too wide: levels that
     fall by a factor leave behind what the moves have not yet taken. With one move a level 0.11 and
     100 % are missing.
