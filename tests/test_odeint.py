@@ -4,6 +4,7 @@ engine for our equations.
 
 import functools
 import importlib
+import itertools
 import math
 from pathlib import Path
 
@@ -75,14 +76,14 @@ def theirs(method):
     one.
     """
     return (
-        {"rtol": 1e-11, "atol": 1e-11}
+        {"rtol": 1e-10, "atol": 1e-10}
         if method in ADAPTIVE
         else {"method": method, "options": {"step_size": 0.1}}
     )
 
 
 # Methods of low order, and tolerances at which they do not take too long.
-TOLERANCES = {"fehlberg2": 1e-6, "adaptive_heun": 1e-6}
+TOLERANCES = {"fehlberg2": 1e-6, "adaptive_heun": 1e-5, "bosh3": 1e-8}
 LOOSE = {"fehlberg2": 1e3, "adaptive_heun": 1e3}
 
 
@@ -122,9 +123,8 @@ def test_values_are_torchdiffeqs(method, ends):
 
 
 @pytest.mark.parametrize("method", STEPPED)
-@pytest.mark.parametrize("size", [0.1, 0.13, 0.37, 5.0])
 @WAYS
-def test_steps_of_a_size_are_torchdiffeqs(method, size, ends):
+def test_steps_of_a_size_are_torchdiffeqs(method, ends):
     """Outputs between steps are on straight lines; a step that is wider than the interval is as
     wide as that.
     """
@@ -132,10 +132,13 @@ def test_steps_of_a_size_are_torchdiffeqs(method, size, ends):
         [ends[0], 0.2, 0.65, ends[1]] if ends[1] > ends[0] else [ends[0], 0.65, 0.2, ends[1]],
         dtype=F64,
     )
-    arguments = {"method": method, "options": {"step_size": size}}
-    with torch.no_grad():
-        close(
-            odeint(Net(), Y0, t, **arguments), torchdiffeq.odeint(Free(), Y0, t, **arguments), 1e-13
+    for size in (0.1, 0.13, 0.37, 5.0):
+        arguments = {"method": method, "options": {"step_size": size}}
+        with torch.no_grad():
+            found = odeint(Net(), Y0, t, **arguments)
+            expected = torchdiffeq.odeint(Free(), Y0, t, **arguments)
+        torch.testing.assert_close(
+            found, expected, rtol=1e-13, atol=1e-13, msg=lambda text, size=size: f"{size}: {text}"
         )
 
 
@@ -379,25 +382,27 @@ def test_the_global_generator_is_left_alone():
 # Steps
 
 
-@pytest.mark.parametrize("ends", [(0.1, 0.1 + 0.2), (0.7, 0.1), (1e-3, 1e3)], ids=str)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @EVERY
-def test_func_is_asked_within_the_interval_only(ends, dtype, method):
-    t = torch.tensor(ends, dtype=dtype)
-    asked = []
-    span = abs(ends[1] - ends[0])
-    options = {"step_size": span / 9.5} if method in FIXED else {"first_step": 2 * span}
-    for given in (options, {}):
-        odeint(
-            lambda t, y: asked.append(t) or -y / 100,
-            torch.ones(2, dtype=dtype),
-            t,
-            method=method,
-            rtol=1e-4 if method in LOOSE else 1e-7,
-            options=given,
-        )
-    assert t.min() <= min(asked)
-    assert max(asked) <= t.max()
+def test_func_is_asked_within_the_interval_only(method):
+    """Where the last step ends depends on how the ends are rounded."""
+    for ends, dtype in itertools.product(
+        ((0.1, 0.1 + 0.2), (0.7, 0.1), (1e-3, 1e3)), (torch.float64, torch.float32)
+    ):
+        t = torch.tensor(ends, dtype=dtype)
+        asked = []
+        span = abs(ends[1] - ends[0])
+        options = {"step_size": span / 9.5} if method in FIXED else {"first_step": 2 * span}
+        for given in (options, {}):
+            odeint(
+                lambda t, y, asked=asked: asked.append(t) or -y / 100,
+                torch.ones(2, dtype=dtype),
+                t,
+                method=method,
+                rtol=1e-3 if method in LOOSE else 1e-5,
+                options=given,
+            )
+        assert t.min() <= min(asked), (ends, dtype)
+        assert max(asked) <= t.max(), (ends, dtype)
 
 
 @pytest.mark.parametrize("method", SHARED)
@@ -417,7 +422,7 @@ def test_evaluations_are_about_torchdiffeqs(method):
 
     y0 = torch.tensor([1.5, 0.0], dtype=F64)
     for i, solve in enumerate((odeint, torchdiffeq.odeint)):
-        tolerance = 1e-6 if method not in LOOSE else 1e-4
+        tolerance = {"bosh3": 1e-5, **dict.fromkeys(LOOSE, 1e-3)}.get(method, 1e-6)
         solve(pendulum(i), y0, t, method=method, rtol=tolerance, atol=tolerance)
     # torchdiffeq leaves out the slope at the end of a step of the two methods of order two, and
     # takes that at a predicted point.
@@ -490,7 +495,12 @@ def test_other_methods_are_handed_over(method, adjoint, monkeypatch):
 
 ORBIT = torch.tensor([1.0 + 0.5j, -0.3 + 1.0j], dtype=torch.complex128)
 SAME = {
-    "fehlberg2": {"method": "fehlberg2", "rtol": 4e-9, "atol": 4e-9},
+    "fehlberg2": {
+        "method": "fehlberg2",
+        "rtol": 4e-9,
+        "atol": 4e-9,
+        "t": torch.linspace(0.0, 0.25, 4, dtype=F64),
+    },
     "largest error": {"method": "dopri5", "options": {"norm": lambda y: y.abs().max()}},
     "longest step": {"method": "dopri5", "options": {"max_step": 0.05, "first_step": 0.01}},
     "tolerances of elements": {
@@ -519,11 +529,9 @@ def test_what_torchdiffeq_solves_is_solved_here(name):
 
 
 def test_adaptive_heun_is_exact_at_its_tolerance():
-    """torchdiffeq's own, which takes the slope at a predicted point for that at the end, is 3e-6
-    off at this tolerance.
-    """
+    """torchdiffeq's own takes the slope at a predicted point for that at the end."""
     t = torch.linspace(0.0, 1.0, 3, dtype=F64)
-    found = odeint(lambda t, y: -y, Y0, t, method="adaptive_heun", rtol=1e-7, atol=1e-9)
+    found = odeint(lambda t, y: -y, Y0, t, method="adaptive_heun", rtol=3e-7, atol=1e-9)
     close(found, Y0 * torch.exp(-t)[:, None, None], 1e-6)
 
 
@@ -966,21 +974,22 @@ def test_the_adjoint_differentiates_the_time_itself():
 @pytest.mark.parametrize(
     "arguments",
     [
-        {"method": "fehlberg2"},
+        {"method": "fehlberg2", "rtol": 1e-6, "atol": 1e-6},
         {"adjoint_options": {"norm": "seminorm"}},
         {"adjoint_options": {"norm": lambda state: max(part.abs().max() for part in state[1:3])}},
         {"method": "dopri5", "options": {"norm": lambda y: y.abs().max()}},
         {
             "method": "dopri5",
             "adjoint_method": "adaptive_heun",
-            "adjoint_rtol": 1e-5,
-            "adjoint_atol": 1e-6,
+            "adjoint_rtol": 1e-4,
+            "adjoint_atol": 1e-5,
         },
     ],
 )
 def test_options_of_the_adjoint(arguments):
     t = torch.tensor([0.0, 1.0], dtype=F64)
-    found = gradients(odeint_adjoint, Free(), Y0, t, rtol=1e-7, atol=1e-7, **arguments)
+    tolerances = {"rtol": 1e-7, "atol": 1e-7}
+    found = gradients(odeint_adjoint, Free(), Y0, t, **(tolerances | arguments))
     for a, b in zip(found, gradients(odeint, Net(), Y0, t), strict=True):
         close(a, b, 1e-3)
 
@@ -1041,12 +1050,12 @@ def test_a_func_without_parameters_has_to_name_them():
 
 
 @pytest.mark.parametrize(
-    "solve",
-    [odeint, lambda *a, **k: odeint_adjoint(*a, **k, adjoint_params=())],
-    ids=["odeint", "adjoint"],
+    ("method", "adjoint"), [*((method, False) for method in ADAPTIVE), ("dopri5", True)]
 )
-@pytest.mark.parametrize("method", ADAPTIVE)
-def test_what_cannot_be_solved_is_said(solve, method):
+def test_what_cannot_be_solved_is_said(method, adjoint):
+    """The adjoint's way there is that of every method."""
+    solve = functools.partial(odeint_adjoint, adjoint_params=()) if adjoint else odeint
+
     def wall(t, y):
         return torch.where(t > 0.5, torch.nan, y)
 
@@ -1183,14 +1192,14 @@ ENGINES += ["implicit_adams", "scipy_solver"]
 @pytest.mark.parametrize("ends", [(0.0, 1.5), (1.5, 0.0)], ids=["forwards", "backwards"])
 def test_every_method_of_torchdiffeq_solves_an_equation_of_ours(method, ends):
     asked = []
-    ts = torch.linspace(*ends, 121, dtype=F64)
+    ts = torch.linspace(*ends, 31 if method in ("dopri5", "dopri8") else 121, dtype=F64)
+    tolerance = 1e-5 if method == "adaptive_heun" else 1e-6
     flow = ODE(lambda t, x: asked.append(float(t)) or x * torch.cos(t))
     x0 = torch.rand(3, 2, 2, dtype=F64)
     # Of order twelve, torchdiffeq's default, explicit_adams is unstable here.
     options = {"max_order": 4} if method == "explicit_adams" else None
-    solution = interop.solve_ode(
-        flow, x0, ts, rtol=1e-6, atol=1e-6, method=method, options=options, save="all"
-    )
+    settings = {"rtol": tolerance, "atol": tolerance, "options": options, "save": "all"}
+    solution = interop.solve_ode(flow, x0, ts, method=method, **settings)
     exact = x0 * torch.exp(torch.sin(ts) - math.sin(ends[0]))[:, None, None, None]
     close(solution.xs, exact, 2e-2 if method == "euler" else 1e-4)
     assert torch.equal(solution.xs[-1], solution.x)
@@ -1236,7 +1245,7 @@ def test_what_the_engine_stops_for_is_told_from_other_assertions():
         return -x
 
     with pytest.raises(AssertionError, match="no dt leads beyond"):
-        interop.solve_ode(ODE(careful), x0, [0.0, 1.0])
+        interop.solve_ode(ODE(careful), x0, [0.0, 1.0], rtol=1e-3)
     with pytest.raises(AssertionError, match="max_order"):
         interop.solve_ode(
             FLOW, x0, [0.0, 1.0], method="implicit_adams", options={"max_order": 1000}
@@ -1340,7 +1349,7 @@ def same_gradients(runs, func, low, high, loss, tolerance):
 def test_a_neural_equation_learns_a_spiral():
     """Here; theirs has the same gradients."""
     runs = both("spiral")
-    func, losses = runs[1]["train"]()
+    func, losses = runs[1]["train"](iterations=25)
     assert sum(losses[-5:]) < 0.5 * sum(losses[:5])
     (t, y), (_, other) = (run["data"](dtype=F64) for run in runs)
     close(y, other, 1e-6)
