@@ -39,7 +39,8 @@ from sdekit import (
 from sdekit.elementary import broadcast, exp
 
 START = torch.randn(64, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-PAIRS = pytest.mark.parametrize("solver", all_solvers(AbstractEmbeddedRungeKutta), ids=str)
+ALL_PAIRS = all_solvers(AbstractEmbeddedRungeKutta)
+PAIRS = pytest.mark.parametrize("solver", ALL_PAIRS, ids=str)
 
 
 def oscillator(t, x):
@@ -68,14 +69,22 @@ def fine(start, end):
     return solve(ODE(f), START, uniform(start, end, 400), solver=RK4(), save="all").xs
 
 
-@PAIRS
-@pytest.mark.parametrize("ends", [(0.0, 2.0), (2.0, 0.0)], ids=["forwards", "backwards"])
+@pytest.mark.parametrize(
+    ("ends", "solver"),
+    [
+        *(pytest.param((0.0, 2.0), s, id=f"forwards-{s}") for s in ALL_PAIRS),
+        *(pytest.param((2.0, 0.0), s, id=f"backwards-{s}") for s in (Bosh3(), Dopri8())),
+    ],
+)
 def test_errors_follow_the_tolerance(solver, ends):
+    """Backwards two methods show what is the same for all of them."""
     exact = fine(*ends)[-1]
     errors = []
     evaluations = []
     if isinstance(solver, HeunEuler):
-        tolerances = (1e-3, 1e-4, 1e-5)
+        tolerances = (1e-2, 1e-3, 1e-4)
+    elif isinstance(solver, Bosh3):
+        tolerances = (1e-2, 1e-4, 1e-6)
     else:
         tolerances = (1e-3, 1e-5, 1e-7) if solver.embedded < 4 else (1e-4, 1e-6, 1e-8)
     for tol in tolerances:
@@ -221,11 +230,11 @@ class Rated(ODE):
         return Rated(self.rate[index])
 
 
-@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
-def test_a_sample_that_is_not_finite_leaves_the_others_bit_identical(bad):
+def test_samples_that_are_not_finite_leave_the_others_bit_identical():
     x0 = START.clone()
-    x0[5, 1] = bad
-    others = torch.arange(64) != 5
+    bad = [5, 40]
+    x0[bad, 1] = torch.tensor([torch.nan, torch.inf], dtype=torch.float64)
+    others = ~torch.isin(torch.arange(64), torch.tensor(bad))
     for equation, solver, tol in ((ODE(oscillator), Dopri5(), 1e-5), (EQUATION, SRID2(), 1e-2)):
         control = PIDController(tol, tol)
         whole = solve(
@@ -242,8 +251,8 @@ def test_a_sample_that_is_not_finite_leaves_the_others_bit_identical(bad):
         )
         assert torch.equal(spoilt.x[others], whole.x[others])
         assert torch.equal(spoilt.evaluations[others], whole.evaluations[others])
-        assert spoilt.x[5].isnan().all()
-        assert spoilt.status[5] == Status.NOT_FINITE
+        assert spoilt.x[bad].isnan().all()
+        assert (spoilt.status[bad] == Status.NOT_FINITE).all()
         assert (spoilt.status[others] == Status.DONE).all()
 
 
@@ -458,11 +467,14 @@ def test_the_first_step_is_neither_far_too_short_nor_too_long():
 
 
 @pytest.mark.parametrize(
-    ("equation", "solver"),
-    [(EQUATION, SRID2()), (SDE(f, lambda t, x: 0.8, "additive"), SRA1())],
-    ids=["diagonal", "additive"],
+    ("ends", "equation", "solver"),
+    [
+        pytest.param(
+            (0.0, 1.0), SDE(f, lambda t, x: 0.8, "additive"), SRA1(), id="forwards-additive"
+        ),
+        pytest.param((1.0, 0.0), EQUATION, SRID2(), id="backwards-diagonal"),
+    ],
 )
-@pytest.mark.parametrize("ends", [(0.0, 1.0), (1.0, 0.0)], ids=["forwards", "backwards"])
 def test_adaptive_paths_converge_to_the_solution_on_the_same_path(equation, solver, ends):
     path = BrownianPath(3)
     # Four times as many steps change none of the errors below by a hundredth.
@@ -492,7 +504,8 @@ def test_stratonovich_general_noise_with_revisited_times():
     equation = SDE(lambda t, x: -0.5 * x, columns, "general", "stratonovich", noise_size=2)
     x0 = torch.ones(200, 2, dtype=torch.float64)
     path = BrownianPath(3)
-    exact = solve(equation, x0, uniform(0, 1, 2**9), solver=SPaRK(), noise=path).x
+    # Twice as many steps change none of the errors below by a twentieth.
+    exact = solve(equation, x0, uniform(0, 1, 2**8), solver=SPaRK(), noise=path).x
     errors = []
     for tol in (2e-1, 2e-2, 4e-3):
         x = solve(
@@ -502,11 +515,10 @@ def test_stratonovich_general_noise_with_revisited_times():
     assert errors[0] > 1.5 * errors[1] > 2.25 * errors[2]
 
 
-@pytest.mark.parametrize("dim", [1, 4])
-def test_the_variance_of_a_reversed_gaussian_has_no_bias_that_tolerances_do_not_remove(dim):
+def test_the_variance_of_a_reversed_gaussian_has_no_bias_that_tolerances_do_not_remove():
     """VE from sigma 50 to 1e-3, variance 0.25, against a fine grid on the same paths.
 
-    Drawing new noise after a rejection gives 130 % too much in one dimension and 33 % in four.
+    Drawing new noise after a rejection gives 130 % too much in one dimension, and less in more.
     Common paths make the comparison free of sampling noise: no false alarms; a bias of the bars'
     size is what it sees.
     """
@@ -522,7 +534,7 @@ def test_the_variance_of_a_reversed_gaussian_has_no_bias_that_tolerances_do_not_
     y0 = (
         k0
         * math.sqrt(0.25 + 50**2)
-        * torch.randn(n, dim, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        * torch.randn(n, 1, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     )
     exact = (
         (solve(equation, y0, geometric(k0, k1, 500), solver=SRA1(), noise=path).x / k1)
@@ -562,10 +574,10 @@ def test_bridged_outputs_are_on_the_path_of_the_solution():
     path = BrownianPath(3)
     x0 = LINE[::4]
     # Twice as many steps change this by a hundredth of the bar below.
-    exact = solve(EQUATION, x0, uniform(0.0, 1.0, 320), solver=SRID2(), noise=path, save="all")
+    exact = solve(EQUATION, x0, uniform(0.0, 1.0, 160), solver=SRID2(), noise=path, save="all")
     control = PIDController(2e-3, 2e-3)
     bridged = solve(EQUATION, x0, ts, solver=SRID2(), noise=path, control=control, save="all")
-    assert (bridged.xs - exact.xs[::32]).square().mean(dim=(1, 2)).sqrt().max() < 0.02
+    assert (bridged.xs - exact.xs[::16]).square().mean(dim=(1, 2)).sqrt().max() < 0.02
 
 
 def test_gradients_flow_through_adaptive_steps():
@@ -583,7 +595,7 @@ def test_gradients_flow_through_adaptive_steps():
     exact = torch.autograd.functional.jvp(
         lambda x: solve(ODE(f), x, uniform(0, 1, 100), solver=RK4()).x, x0, torch.ones_like(x0)
     )
-    fine = PIDController(1e-8, 1e-8)
+    fine = PIDController(1e-7, 1e-7)
     end = solve(ODE(f), x0, [0.0, 0.3, 1.0], solver=Dopri5(), control=fine, save="all").xs[-1]
     torch.testing.assert_close(torch.autograd.grad(end.sum(), x0)[0], exact[1], rtol=0, atol=1e-5)
 

@@ -1,5 +1,6 @@
 """Models of x given y: exact where their covariance is the true one, else their formulas."""
 
+import functools
 import math
 from dataclasses import replace
 
@@ -207,6 +208,18 @@ def test_dps_is_the_gradient_of_the_likelihood():
     torch.testing.assert_close(without.log_psi, log_psi)
 
 
+def mean_of_samples(model):
+    return float(sample(model, 2000, sde="vp", steps=60, seed=0).mean())
+
+
+@functools.cache
+def unit():
+    """A normal law of variance 1, one noisy observation of it, and the mean of moment matching."""
+    law = GaussianMixture([1.0], torch.zeros(1, 1).double(), [1.0])
+    given = LinearObservation(torch.eye(1).double(), torch.ones(1).double(), 1.0)
+    return law, given, mean_of_samples(MomentMatched(law, given))
+
+
 @pytest.mark.parametrize("settings", [{}, {"jacobian": False}, {"published": True}])
 def test_dps_is_not_exact_for_one_gaussian(settings):
     """Its denoiser moves from D by another amount than the exact one, by 2 % where there is little
@@ -221,12 +234,8 @@ def test_dps_is_not_exact_for_one_gaussian(settings):
             exact = law.given(given).predict_data(l, U)
             error = (found.conditioned - exact).norm() / (exact - found.data).norm()
             assert error > (0.02 if l == 3 else 2)
-    law = GaussianMixture([1.0], torch.zeros(1, 1).double(), [1.0])
-    given = LinearObservation(torch.eye(1).double(), torch.ones(1).double(), 1.0)
-    exact, approximate = (
-        float(sample(model, 2000, sde="vp", steps=60, seed=0).mean())
-        for model in (MomentMatched(law, given), DPS(law, given, **settings))
-    )
+    law, given, exact = unit()
+    approximate = mean_of_samples(DPS(law, given, **settings))
     stderr = math.sqrt(0.5 / 2000)
     assert exact == pytest.approx(0.5, abs=5.6 * stderr)
     assert abs(approximate - 0.5) > 0.15

@@ -73,7 +73,7 @@ def likelihoods(given, x):
 
 
 def grid(d):
-    side = torch.linspace(-14.0, 14.0, {1: 2801, 2: 449}[d], dtype=torch.float64)
+    side = torch.linspace(-14.0, 14.0, {1: 2801, 2: 225}[d], dtype=torch.float64)
     points = torch.cartesian_prod(*[side] * d).reshape(-1, d)
     return points, float(side[1] - side[0]) ** d
 
@@ -187,9 +187,9 @@ def test_by_rejection(kind):
     There are 2 laws, 3 posteriors of each and 156 different numbers of each posterior; at 6.5
     standard errors a false alarm has a probability of 1e-7, for normal errors. More than 20,000
     draws are accepted. At twice the threshold a log p(y) that is off by 0.1 is seen, a mean off by
-    a tenth of the standard deviation, a weight off by 0.05, and a variance off by 13 %. So are the
-    posteriors of a y that is off by 0.25, of noise with 1.5 times the variance, and with the
-    weights of the prior.
+    a tenth of the standard deviation, a weight off by 0.05, and a variance off by 13 %. So are, for
+    the first value, the posteriors of a y that is off by 0.25, of noise with 1.5 times the
+    variance, and with the weights of the prior.
     """
     parts = known(kind, 16)
     given = observation(parts, 2)
@@ -200,6 +200,8 @@ def test_by_rejection(kind):
         one = of_one(given, i)
         posterior = law.given(one)
         assert deviations(posterior, log_evidences[i], rejected).max() < 6.5
+        if i > 0:
+            continue  # what the first posterior shows of wrong ones
         moved = LinearObservation(one.operator, one.y + 0.25, one.covariance)
         noisy = LinearObservation(one.operator, one.y, 1.5 * one.covariance)
         for wrong in (moved, noisy):

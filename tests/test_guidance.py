@@ -215,7 +215,7 @@ def test_rescaling_in_an_interval_at_one_level_per_sample():
         alone = [guided.rows(i).predict_data(float(l[i]), U[i]) for i in rows]
         found = guided.predict_data(l, U)
     torch.testing.assert_close(found, torch.cat(alone), rtol=1e-5, atol=1e-5)
-    x = sd.sample(guided, 5, method="ode", seed=0)
+    x = sd.sample(guided, 5, method=sd.AdaptiveFlow(1e-2, 1e-2), seed=0)
     assert bool(x.isfinite().all())
 
 
@@ -284,7 +284,7 @@ def test_the_likelihood_of_a_guided_model():
     torch.testing.assert_close(found.value, expected, rtol=0, atol=1e-5)
     total = torch.trapezoid(found.value.exp(), x[:, 0])
     assert abs(float(total) - 1) < 1e-4
-    far = (found.value - sd.log_likelihood(SECOND, x, sde="vp", method=method).value).abs().max()
+    far = (found.value - sd.log_likelihood(SECOND, x, sde="vp").value).abs().max()
     assert float(far) > 0.1
 
 
@@ -353,7 +353,7 @@ def test_a_classifier_is_put_into_evaluation_mode():
     assert not any(classifier.seen)
 
 
-@pytest.mark.parametrize("method", ["default", "ode", "sde"])
+@pytest.mark.parametrize("method", ["default", sd.AdaptiveFlow(1e-3, 1e-3), "sde"], ids=str)
 def test_labels_stay_with_their_samples_in_batches(method):
     guided = Guided(model("velocity").double().given(label=LABELS), 1.5)
     whole, parts = (sd.sample(guided, 5, method=method, seed=0, batch_size=size) for size in (5, 2))

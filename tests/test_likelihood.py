@@ -86,9 +86,7 @@ def test_x_is_data_with_noise_under_every_diffusion(sde):
     settings = {"sde": sde, "end": 0.02, "method": AdaptiveFlow(1e-8, 1e-8)}
     ours = log_likelihood(MIXTURE, X, log_prior=start.log_prob, **settings)
     torch.testing.assert_close(ours.value, law.log_prob(X), rtol=0, atol=1e-5)
-    back, on_the_way = decode(
-        MIXTURE, encode(MIXTURE, X, **settings), return_likelihood=True, **settings
-    )
+    back, on_the_way = decode(MIXTURE, ours.latent, return_likelihood=True, **settings)
     torch.testing.assert_close(back, X, rtol=0, atol=1e-5)
     torch.testing.assert_close(
         on_the_way.value, log_likelihood(MIXTURE, X, **settings).value, rtol=0, atol=1e-5
@@ -175,8 +173,8 @@ def test_a_networks_rounding_is_all_that_a_batch_changes():
     net = nets.MLP((2,), width=32, depth=2).double()
     model = ScoreModel(net, "subvp", "noise", shape=(2,), data_std=1.0)
     whole = log_likelihood(model, X)
-    one = [log_likelihood(model, X[i : i + 1], first=i) for i in range(0, 50, 9)]
-    for i, single in zip(range(0, 50, 9), one, strict=True):
+    for i in (0, 18, 45):
+        single = log_likelihood(model, X[i : i + 1], first=i)
         torch.testing.assert_close(single.value, whole.value[i : i + 1], rtol=0, atol=1e-10)
         assert torch.equal(single.evaluations, whole.evaluations[i : i + 1])
 
@@ -727,8 +725,10 @@ def test_a_trained_network_of_images_encodes_and_decodes():
     torch.testing.assert_close(back, x, rtol=0, atol=0.1)
     method = AdaptiveFlow(1e-5, 1e-5)
     latent = encode(model, x, method=method)
-    back, on_the_way = decode(model, latent, method=method, trace=Exact(), return_likelihood=True)
-    again = log_likelihood(model, back, method=method, trace=Exact())
+    # Probes that are the same all along the flow, so that both ways integrate the same numbers.
+    probes = Hutchinson(4, seed=1, fresh=False)
+    back, on_the_way = decode(model, latent, method=method, trace=probes, return_likelihood=True)
+    again = log_likelihood(model, back, method=method, trace=probes)
     torch.testing.assert_close(back, x, rtol=0, atol=4e-3)
     torch.testing.assert_close(again.value, on_the_way.value, rtol=0, atol=0.05)
     assert latent.std() == pytest.approx(1, abs=0.3)
@@ -745,9 +745,7 @@ def fine_latents(name):
     return encode(MIXTURE, X, sde=KERNELS[name], method=VERY_FINE)
 
 
-@pytest.mark.parametrize(
-    ("name", "accuracy"), [("vp", 1e-2), ("vp", 1e-4), ("subvp", 1e-2), ("ve", 1e-4)]
-)
+@pytest.mark.parametrize(("name", "accuracy"), [("vp", 1e-2), ("subvp", 1e-2), ("ve", 1e-4)])
 def test_an_accuracy_asked_for_is_that_of_every_sample(name, accuracy):
     """Of the latents, of the images, and of the way there and back, where a tolerance of the same
     number misses it.
@@ -824,11 +822,12 @@ def test_slerp_keeps_angle_and_length():
 def test_interpolation_ends_at_its_ends():
     a = X[:4]
     b = X[4:8]
-    between = interpolate(MIXTURE, a, b, 5, sde="subvp", method=FINE, batch_size=7)
+    method = AdaptiveFlow(1e-6, 1e-6)
+    between = interpolate(MIXTURE, a, b, 5, sde="subvp", method=method, batch_size=7)
     assert between.shape == (5, 4, 2)
     torch.testing.assert_close(between[0], a, rtol=0, atol=1e-4)
     torch.testing.assert_close(between[-1], b, rtol=0, atol=1e-4)
-    single = interpolate(MIXTURE, a[1:2], b[1:2], 5, sde="subvp", method=FINE)
+    single = interpolate(MIXTURE, a[1:2], b[1:2], 5, sde="subvp", method=method)
     torch.testing.assert_close(between[:, 1:2], single, rtol=0, atol=1e-10)
     with pytest.raises(ValueError, match="from 2 on, and a and b have one shape"):
         interpolate(MIXTURE, a, b[:2], sde="vp")

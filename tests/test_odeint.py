@@ -422,7 +422,7 @@ def test_evaluations_are_about_torchdiffeqs(method):
 
     y0 = torch.tensor([1.5, 0.0], dtype=F64)
     for i, solve in enumerate((odeint, torchdiffeq.odeint)):
-        tolerance = {"bosh3": 1e-5, **dict.fromkeys(LOOSE, 1e-3)}.get(method, 1e-6)
+        tolerance = {"bosh3": 1e-5, "fehlberg2": 1e-4, "adaptive_heun": 1e-3}.get(method, 1e-6)
         solve(pendulum(i), y0, t, method=method, rtol=tolerance, atol=tolerance)
     # torchdiffeq leaves out the slope at the end of a step of the two methods of order two, and
     # takes that at a predicted point.

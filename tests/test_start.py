@@ -197,8 +197,8 @@ def test_latents_and_draws_are_not(model, sde):
     for x_T in latents.split([len(kind) for kind in kinds]):
         sample(model, sde=sde, x_T=x_T, **FEW)
     t = float(sde.time(span_of(model, sde, 1e-3)[0]))
-    draws = [sde.prior((1 + seed % 5, *model.shape), seed=seed, t=t) for seed in range(10)]
-    draws += [prior(model, sde, t, 1 + seed % 5, seed, torch.float32) for seed in range(10)]
+    draws = [sde.prior((1 + seed, *model.shape), seed=seed, t=t) for seed in range(5)]
+    draws += [prior(model, sde, t, 1 + seed, seed, torch.float32) for seed in range(5)]
     for x_T in draws:
         sample(model, sde=sde, x_T=x_T, **FEW)
         sample(model, sde=sde, x_T=x_T[:1].expand(50, *model.shape), **FEW)
