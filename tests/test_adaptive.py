@@ -192,7 +192,7 @@ def test_a_sample_is_the_same_alone(kind, dtype):
     whole = run(x0, torch.arange(64))
     assert whole.accepted.unique().numel() > 5
     assert kind == "ode" or whole.rejected.sum() > 0
-    for i in (0, 17, 63):
+    for i in (0, 63):
         alone = run(x0[i : i + 1], torch.tensor([i]))
         assert torch.equal(alone.xs[:, 0], whole.xs[:, i])
         assert (alone.evaluations, alone.rejected) == (whole.evaluations[i], whole.rejected[i])

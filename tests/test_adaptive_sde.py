@@ -78,7 +78,7 @@ def test_the_steps_of_srid2_are_those_of_sra3():
 
 def test_samples_have_steps_of_their_own_on_the_path_of_their_own():
     """By default a path is read, the one that noise="path" gives."""
-    settings = {"sde": "vp", "method": AdaptiveSDE(0.1, 0.1), "seed": 5}
+    settings = {"sde": "vp", "method": AdaptiveSDE(0.15, 0.15), "seed": 5}
     solution = sample(MIXTURE, 50, return_solution=True, **settings)
     assert len(solution.evaluations.unique()) > 5
     assert int(solution.rejected.sum()) > 0
@@ -93,7 +93,7 @@ def test_a_failure_is_told_in_x_and_in_the_diffusions_time():
         spoilt[:, None] & (t < 0.3)[:, None], math.nan, MIXTURE.score(t, x, "vp")
     )
     model = ScoreModel(net, "vp", "score", shape=(2,))
-    settings = {"method": AdaptiveSDE(0.1, 0.1), "seed": 1, "dtype": torch.float64}
+    settings = {"method": AdaptiveSDE(0.3, 0.3), "seed": 1, "dtype": torch.float64}
     with pytest.raises(
         UnfinishedError,
         match=r"1 of 5 samples did not reach the end \(row 3.*look at what the "

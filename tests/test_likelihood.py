@@ -83,7 +83,7 @@ def test_x_is_data_with_noise_under_every_diffusion(sde):
     """
     law = MIXTURE.marginal(float(VESDE().time(math.log(50 / MIXTURE.data_std))), VESDE())
     start = MIXTURE.marginal(1.0, KERNELS[sde])
-    settings = {"sde": sde, "end": 0.02, "method": AdaptiveFlow(1e-8, 1e-8)}
+    settings = {"sde": sde, "end": 0.02, "method": FINE}
     ours = log_likelihood(MIXTURE, X, log_prior=start.log_prob, **settings)
     torch.testing.assert_close(ours.value, law.log_prob(X), rtol=0, atol=1e-5)
     back, on_the_way = decode(MIXTURE, ours.latent, return_likelihood=True, **settings)
@@ -199,9 +199,9 @@ def test_the_network_sees_no_row_in_vain():
 
 
 def test_latents_are_what_sampling_starts_from():
-    latent = log_likelihood(MIXTURE, X, sde="vp", method=AdaptiveFlow(1e-8, 1e-8)).latent
-    assert torch.equal(encode(MIXTURE, X, sde="vp", method=AdaptiveFlow(1e-8, 1e-8)), latent)
-    back = sample(MIXTURE, sde="vp", x_T=latent, method=AdaptiveFlow(1e-8, 1e-8))
+    latent = log_likelihood(MIXTURE, X, sde="vp", method=FINE).latent
+    assert torch.equal(encode(MIXTURE, X, sde="vp", method=FINE), latent)
+    back = sample(MIXTURE, sde="vp", x_T=latent, method=FINE)
     torch.testing.assert_close(back, X, rtol=0, atol=1e-5)
 
 
@@ -693,13 +693,12 @@ def test_labels_travel_with_their_points_to_the_latents_and_back():
 @pytest.mark.parametrize("sde", ["ve"])
 def test_decode_undoes_encode_and_knows_the_likelihood(sde):
     """In batches, with the likelihood and without; other tests have every diffusion."""
-    method = AdaptiveFlow(1e-8, 1e-8)
-    latent = encode(MIXTURE, X, sde=sde, method=method, batch_size=30)
-    back, on_the_way = decode(MIXTURE, latent, sde=sde, method=method, return_likelihood=True)
+    latent = encode(MIXTURE, X, sde=sde, method=FINE, batch_size=30)
+    back, on_the_way = decode(MIXTURE, latent, sde=sde, method=FINE, return_likelihood=True)
     torch.testing.assert_close(back, X, rtol=0, atol=1e-5)
-    assert torch.equal(decode(MIXTURE, latent, sde=sde, method=method), back)
+    assert torch.equal(decode(MIXTURE, latent, sde=sde, method=FINE), back)
     assert torch.equal(on_the_way.latent, latent)
-    again = log_likelihood(MIXTURE, back, sde=sde, method=method)
+    again = log_likelihood(MIXTURE, back, sde=sde, method=FINE)
     torch.testing.assert_close(on_the_way.value, again.value, rtol=0, atol=1e-5)
 
 

@@ -1410,11 +1410,11 @@ def test_a_normalizing_flow():
     )
     close(around[0], through[0], 1e-5)
     # The density integrates to one: on a grid, which is fine for what is smooth.
-    line = torch.linspace(-6, 6, 121, dtype=F64)
+    line = torch.linspace(-6, 6, 61, dtype=F64)
     grid = torch.stack(torch.meshgrid(line, line, indexing="ij"), dim=-1).reshape(-1, 2)
     with torch.no_grad():
         density = runs[1]["log_density"](func, grid, rtol=1e-5, atol=1e-5).exp()
-    assert float(density.sum()) * 0.01 == pytest.approx(1, abs=1e-3)
+    assert float(density.sum()) * 0.04 == pytest.approx(1, abs=1e-3)
 
 
 # Programs that replace torchdiffeq's functions by ours

@@ -83,7 +83,6 @@ PROPOSALS = {
     "data": lambda law, given: MomentMatched(law, given, DataCovariance(law.covariance())),
     "laplace": "laplace",
     "dps": "dps",
-    "prior": lambda law, given: DPS(law, given, zeta=0.0, jacobian=False),
 }
 
 
