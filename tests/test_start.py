@@ -201,7 +201,7 @@ def test_latents_and_draws_are_not(model, sde):
     draws += [prior(model, sde, t, 1 + seed, seed, torch.float32) for seed in range(5)]
     for x_T in draws:
         sample(model, sde=sde, x_T=x_T, **FEW)
-        sample(model, sde=sde, x_T=x_T[:1].expand(50, *model.shape), **FEW)
+        sample(model, sde=sde, x_T=x_T[:1].expand(20, *model.shape), **FEW)
         mixed = torch.stack(
             [
                 torch.cos(u) * x_T[0] + torch.sin(u) * x_T[-1].flip(0)

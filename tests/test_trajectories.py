@@ -325,7 +325,7 @@ def test_a_student_learns_the_flow_in_one_step():
     student = sd.ScoreModel(
         Linear(), "vp", "data", shape=(2,), conditioning="log_snr", data_std=teacher.data_std
     )
-    recipe = sd.Recipe(steps=300, batch_size=100, lr=5e-2, ema=0.9, weighting="data")
+    recipe = sd.Recipe(steps=200, batch_size=100, lr=5e-2, ema=0.9, weighting="data")
     sd.fit(student, found.steps(), recipe, progress=False)
     fresh = sd.trajectories(teacher, 200, 1, sde="vp", accuracy=1e-3, seed=1)
     x = sd.sample(student, method="ddim", grid=fresh.sigmas, x_T=fresh.y[0] * sd.VPSDE().alpha(1.0))
