@@ -27,7 +27,7 @@ from sdekit_diffusion._sampling.coordinates import Coordinates
 from sdekit_diffusion._sampling.in_time import _Score
 from sdekit_diffusion._sampling.probability_flow import ProbabilityFlowOnClock
 
-L = torch.linspace(-3.0, 5.0, 9, dtype=torch.float64)
+L = torch.linspace(-3.0, 5.0, 5, dtype=torch.float64)
 U = torch.randn(4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 MEAN = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
 SDES = ["vp", "ve", "subvp", "flow", "edm"]

@@ -337,20 +337,13 @@ def test_simulated_transitions_have_the_marginals(sde):
 
 @pytest.mark.parametrize(
     "sde",
-    [
-        VESDE(0.1, 5.0),
-        VPSDE(),
-        SubVPSDE(),
-        CosineVPSDE(),
-        EDMSDE(),
-        RectifiedFlow(),
-        DDPM(linear_betas(100, 1e-3, 0.2)),
-    ],
+    [VESDE(0.1, 5.0), VPSDE(), RectifiedFlow(), DDPM(linear_betas(100, 1e-3, 0.2))],
     ids=str,
 )
 def test_simulated_equation_has_the_marginals(sde):
     """Euler-Maruyama on the SDE's own drift and diffusion; 6 standard errors of 8,000 paths and
-    the bias of 2,000 steps.
+    the bias of 2,000 steps. That drift and diffusion are the derivatives of alpha and sigma is
+    shown above, for all.
     """
     n = 8000
     x0 = torch.full((n, 1), 0.7, dtype=torch.float64)

@@ -3,6 +3,7 @@ depend on them.
 """
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,12 +12,14 @@ from sdekit_diffusion import (
     METHODS,
     VPSDE,
     AdaptiveSDE,
+    AnnealedLangevin,
     GaussianMixture,
     Inpainted,
     ScoreModel,
     encode,
     sample,
 )
+from sdekit_diffusion._sampling.adaptive import AbstractAdaptive
 
 N = 1200
 LIMIT = math.sqrt(math.log(2 / 1e-6) / 2 / N)  # of Kolmogorov's distance, once in a million
@@ -38,9 +41,42 @@ def settings_of(method):
     return {"sde": "vp", "method": method, "seed": 5} | ({} if steps is None else {"steps": steps})
 
 
+def closed_form():
+    """A network that has the formula of the law given the first coordinate."""
+    second = GaussianMixture(LAW.weights, LAW.means[:, 1:], LAW.covariances[:, 1, 1])
+
+    def net(x, l):
+        data = second.denoise(VPSDE().time(l), x[:, 1:], "vp")
+        return torch.cat([torch.full_like(data, 2.0), data], dim=1)
+
+    scale = {"data_mean": LAW.data_mean, "data_std": LAW.data_std}
+    return ScoreModel(net, "vp", "data", conditioning="log_snr", shape=(2,), **scale)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_keeps_what_is_known(method):
-    """The first coordinate is y with the noise of the end; the second has its own law."""
+    """As the closed form of the law given what is known, to rounding; denoised, y itself."""
+    settings = {"sde": "vp", "method": method, "seed": 5, "dtype": torch.float64}
+    chosen = METHODS[method]
+    if isinstance(chosen, AbstractAdaptive):
+        settings["method"] = replace(chosen, rtol=0.1, atol=0.1)
+    else:
+        settings["steps"] = 2 if isinstance(chosen, AnnealedLangevin) else 24
+    known = Inpainted(LAW, Y, MASK)
+    found, expected = (sample(model, 6, end=END, **settings) for model in (known, closed_form()))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-8)
+    denoised = sample(known, 2, end=END, denoise=True, **settings)
+    torch.testing.assert_close(denoised[:, 0], torch.full((2,), 2.0, dtype=torch.float64))
+
+
+# One of each kind: on the clock without and with noise, with adaptive steps, in the diffusion's
+# time without and with a corrector, of annealed Langevin dynamics.
+KINDS = ["default", "ddpm", "ode", "adaptive_sde", "euler_maruyama", "pc", "ncsn"]
+
+
+@pytest.mark.parametrize("method", KINDS)
+def test_the_first_coordinate_is_y_with_noise_and_the_second_has_its_own_law(method):
+    """The noise is that of the end."""
     x = sample(Inpainted(LAW, Y, MASK), N, end=END, **settings_of(method))
     noise = (x[:, 0] - 2.0) / (END * LAW.data_std)
     # Langevin dynamics, and steps that are equal in time, leave more noise than the level has.

@@ -184,11 +184,18 @@ def test_the_published_chain_of_vp_tends_to_the_exact_one():
         assert slope([1 / dt for dt in h], errors) == pytest.approx(2, abs=0.05)
 
 
-@pytest.mark.parametrize("sde", [VPSDE(), SubVPSDE(), VES[0]], ids=str)
-@pytest.mark.parametrize("predictor", [ReverseDiffusion(), Ancestral(), EulerMaruyama()], ids=str)
-@pytest.mark.parametrize(
-    ("moves", "dtype"), [(1, torch.float64), (3, torch.float64), (1, torch.float32)], ids=str
-)
+# Each pair of a diffusion, a predictor, and moves with a dtype once.
+KERNELS = [VPSDE(), SubVPSDE(), VES[0]]
+PREDICTORS = [ReverseDiffusion(), Ancestral(), EulerMaruyama()]
+MOVES = [(1, torch.float64), (3, torch.float64), (1, torch.float32)]
+PAIRS = [
+    (*MOVES[(i + j) % 3], predictor, sde)
+    for i, sde in enumerate(KERNELS)
+    for j, predictor in enumerate(PREDICTORS)
+]
+
+
+@pytest.mark.parametrize(("moves", "dtype", "predictor", "sde"), PAIRS, ids=str)
 def test_the_corrector_is_the_published_loop_with_norms_of_one_sample(sde, predictor, moves, dtype):
     """Corrector, then predictor, at the same t; each move has a step size a sample. Steps of
     predictors are compared above.

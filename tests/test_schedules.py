@@ -307,12 +307,12 @@ def known(name):
 @pytest.mark.parametrize("own", VARIANTS)
 def test_conventions_agree_under_every_diffusion(own, predicts, conditioning):
     """Denoiser, score and noise, at one time and at times of each sample; None is the model's own
-    diffusion. Of the others each model meets every third: every pair of diffusions meets three
-    kinds of model or four, and every kind meets every diffusion.
+    diffusion. Of the others each model meets every fifth: every pair of diffusions meets two kinds
+    of model, and every kind meets every diffusion.
     """
     model = exact(VARIANTS[own], predicts, conditioning)
     turn = list(VARIANTS).index(own) + PREDICTIONS.index(predicts) + 2 * (conditioning == "time")
-    for given in (None, *list(VARIANTS)[turn % 3 :: 3]):
+    for given in (None, *list(VARIANTS)[turn % 5 :: 5]):
         sde = VARIANTS[given or own]
         for t, alpha, sigma, x, data, score in known(given or own):
             other = given and sde
@@ -352,14 +352,19 @@ def drawn(method, sde):
     return sample(SHARED, 6, sde=sde, method=method, **settings)
 
 
-@pytest.mark.parametrize("sde", [name for name in DEFAULTS if name != "vp"])
 @pytest.mark.parametrize("method", ON_THE_CLOCK, ids=str)
-def test_on_the_clock_every_method_gives_the_same_samples_under_all_diffusions(method, sde):
-    """To rounding, or to the tolerance, which is one of x."""
-    atol = 1e-4 if method == "ode" else 1e-9
-    torch.testing.assert_close(
-        drawn(method, DEFAULTS[sde]), drawn(method, DEFAULTS["vp"]), rtol=0, atol=atol
-    )
+def test_on_the_clock_every_method_gives_the_same_samples_under_all_diffusions(method):
+    """To rounding, or to the tolerance, which is one of x. Each method meets three of the others
+    by turns, the default all.
+    """
+    others = [name for name in DEFAULTS if name != "vp"]
+    turn = ON_THE_CLOCK.index(method)
+    chosen = others if method == "default" else [others[(turn + i) % 7] for i in (0, 2, 3)]
+    expected = drawn(method, DEFAULTS["vp"])
+    for sde in chosen:
+        found = drawn(method, DEFAULTS[sde])
+        off = float((found - expected).abs().max())
+        assert off < (1e-4 if method == "ode" else 1e-9), sde
 
 
 @pytest.mark.parametrize("sde", NEW)
@@ -376,13 +381,13 @@ def test_on_the_clock_all_diffusions_give_the_same_samples(sde, method):
 @pytest.mark.parametrize(
     ("sde", "method"),
     # A corrector doubles the time; it knows of a diffusion what its predictor does. Of the three
-    # methods of many steps every diffusion meets two.
+    # methods of many steps, whose single steps test_predictors.py has, every diffusion meets one.
     [
         (sde, method)
         for (i, sde), (j, method) in itertools.product(enumerate(NEW), enumerate(NATURAL))
-        if (method == "pc" and sde in ("cosine", "ncsn"))
+        if (method == "pc" and sde == "ncsn")
         or method == "deis"
-        or (method != "pc" and (i + j) % 3)
+        or (method != "pc" and (i + j) % 3 == 0)
     ],
 )
 def test_every_method_has_the_law(sde, method):
