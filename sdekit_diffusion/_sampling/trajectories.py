@@ -128,7 +128,7 @@ def trajectories(
         >>> net = sd.nets.MLP(shape=(1,), width=16)
         >>> settings = {"shape": (1,), "conditioning": "log_snr", "data_std": teacher.data_std}
         >>> student = sd.ScoreModel(net, "vp", "velocity", **settings)
-        >>> recipe = sd.Recipe(steps=20, weighting="data")
+        >>> recipe = sd.Recipe(steps=5, weighting="data")
         >>> records = sd.fit(student, solved.steps(), recipe, progress=False)
         >>> x = sd.sample(student, 4, method="ddim", grid=solved.sigmas, seed=0)
 
