@@ -21,6 +21,8 @@ from convergence import (
     FinePath,
     Nodes,
     b,
+    derivative,
+    expanded,
     f,
     fine,
     ito,
@@ -108,10 +110,28 @@ SOLVERS = [
     *(solver for solver in all_solvers() if not isinstance(solver, OTHERS)),
     *(ExponentialEuler(-1.3), ExponentialHeun(-1.3), SKROCK(3), *MULTISTEP),
 ]
-DIRECTIONS = pytest.mark.parametrize("direction", [1, -1], ids=["forwards", "backwards"])
+NAMES = {1: "forwards", -1: "backwards"}
+DIRECTIONS = pytest.mark.parametrize("direction", list(NAMES), ids=NAMES.get)
 
 
 # Convergence of paths
+
+
+@DIRECTIONS
+@pytest.mark.parametrize("kind", ["additive", "diagonal"])
+@pytest.mark.parametrize("sde_type", ["ito", "stratonovich"])
+def test_the_derivatives_of_the_reference_are_those_of_autograd(sde_type, kind, direction):
+    t = torch.full_like(START, 0.3, requires_grad=True)
+    x = START.clone().requires_grad_()
+    drift, columns = ito(kind, sde_type, direction)
+    for value, written in zip(
+        (drift(t, x), *columns(t, x)), expanded(kind, sde_type, direction, t, x), strict=True
+    ):
+        by_x = derivative(value, x)
+        found = (value, derivative(value, t), by_x, derivative(by_x, x))
+        for part, number in zip(found, written, strict=True):
+            expected = torch.as_tensor(number, dtype=torch.float64).expand_as(part)
+            torch.testing.assert_close(part, expected, rtol=1e-13, atol=1e-13)
 
 
 def cases(solvers, *extra):
@@ -122,8 +142,22 @@ def cases(solvers, *extra):
     ]
 
 
-@DIRECTIONS
-@pytest.mark.parametrize(("solver", "kind"), cases(SOLVERS))
+def directed():
+    """Every solver with its kinds of noise in both directions. Solvers whose lines for the
+    direction are common ones, planned or implicit, meet each kind in one direction, by turns.
+    """
+    for i, solver in enumerate(SOLVERS):
+        one = solver.iterates or isinstance(solver, AbstractPlanned)
+        directions = itertools.cycle([(1,), (-1,)] if one else [(1, -1)])
+        of_kind = dict(zip([k for k in solver.order if k != "scalar"], directions, strict=False))
+        for kind in solver.order:
+            for direction in of_kind["diagonal" if kind == "scalar" else kind]:
+                direction *= (-1) ** i if one else 1
+                name = f"{solver}-{kind}-{NAMES[direction]}"
+                yield pytest.param(solver, kind, direction, id=name)
+
+
+@pytest.mark.parametrize(("solver", "kind", "direction"), list(directed()))
 def test_strong_order(solver, kind, direction):
     """That of scalar noise is that of diagonal noise, of which it has the paths in one
     dimension.
@@ -138,7 +172,7 @@ def test_strong_order(solver, kind, direction):
 
 
 def one_dimension(solver, kind, direction):
-    ts = uniform(*(0.0, 1.0)[::direction], 16)
+    ts = uniform(*(0.0, 1.0)[::direction], 4)
     return solve(problem(kind, solver), START, ts, solver=solver, noise=fine(1)).x
 
 
@@ -153,21 +187,21 @@ def test_strong_order_is_that_of_diagonal_noise_where_general_noise_commutes(sol
 
 
 @functools.cache
-def coupled(solver, direction, steps):
-    """Ends of paths whose scalar noise moves each coordinate by a function of the other."""
+def coupled(solver, steps):
+    """Ends of paths, backwards, whose scalar noise moves each coordinate by a function of the
+    other.
+    """
     equation = SDE(lambda t, x: f(t, x.flip(1)), lambda t, x: b(t, x.flip(1)), "scalar")
     x0 = torch.cat([START, START.flip(0)], dim=1)
-    ends = (0.0, 1.0)[::direction]
-    return solve(equation, x0, uniform(*ends, steps), solver=solver, noise=fine(1)).x
+    return solve(equation, x0, uniform(1.0, 0.0, steps), solver=solver, noise=fine(1)).x
 
 
-@DIRECTIONS
 @pytest.mark.parametrize(("solver", "promised"), [(Milstein(), 1), (SRID2(), 1.5)], ids=str)
-def test_scalar_noise_may_couple_coordinates(solver, promised, direction):
+def test_scalar_noise_may_couple_coordinates(solver, promised):
     """Where g_i depends on all of x, the derivative of g is a matrix and not symmetric."""
     steps = np.array([16, 32, 64] if promised == 1 else [16, 32, 64, 128])
-    exact = coupled(SRID2(), direction, 2**9)
-    errors = [(coupled(solver, direction, n) - exact).norm() for n in steps]
+    exact = coupled(SRID2(), 2**9)
+    errors = [(coupled(solver, n) - exact).norm() for n in steps]
     assert slope(steps, errors) == pytest.approx(promised, abs=0.15)
 
 
@@ -177,7 +211,7 @@ def test_time_runs_backwards_where_the_grid_does(solver):
     x = solve(
         SDE(lambda t, x: x, lambda t, x: 1e-9, "additive"),
         torch.ones(1, 1, dtype=torch.float64),
-        uniform(1.0, 0.0, 400),
+        uniform(1.0, 0.0, 300),
         solver=solver,
         noise=WhiteNoise(0),
     ).x
@@ -224,12 +258,10 @@ def test_the_shift_of_euler_needs_the_area(factor, power):
     w, z = torch.randn(
         2, len(START), 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64
     )
-    drift, columns = ito("additive", "ito", 1)
-    t = torch.full_like(START, 0.3, requires_grad=True)
-    x = START.clone().requires_grad_()
+    t = torch.tensor(0.3, dtype=torch.float64)
     for step in h:
         noise = Increment(w * math.sqrt(step), z * math.sqrt(step / 12))
-        exact = taylor(drift, columns, 1, t, x, step, noise).detach()
+        exact = taylor("additive", "ito", 1, t, START, step, noise)
         end = (
             SEA()
             .step(
@@ -282,11 +314,14 @@ SEVERAL = [
 ]
 
 
-@DIRECTIONS
-@pytest.mark.parametrize(("solver", "kind"), SEVERAL, ids=str)
+@pytest.mark.parametrize(
+    ("solver", "kind", "direction"),
+    [(*case, (-1) ** (i + i // 3)) for i, case in enumerate(SEVERAL)],
+    ids=str,
+)
 def test_weak_order_of_several_steps(solver, kind, direction):
     """Expectations over all increments of 1, 2, 4, 8 steps by product quadrature; the differences
-    fall with the order.
+    fall with the order. Forwards and backwards by turns.
     """
     clocks = {"clock, eta = 1": clocked(2.0), "clock, eta = 0.5": clocked(0.5)}
     equation = clocks[kind] if kind in clocks else problem(kind, solver)
@@ -442,7 +477,7 @@ def every_problem(solver):
 @pytest.mark.parametrize("solver", ALL, ids=str)
 @pytest.mark.parametrize("event", [(), (3,), (2, 1, 3)], ids=str)
 def test_shapes_dtypes_and_batch_independence(solver, event):
-    """A sample's bits are the same alone, in a half batch and in another order."""
+    """A sample's bits are the same in a smaller batch and in another order."""
     start = torch.randn(6, *event, generator=torch.Generator().manual_seed(0))
     grid = uniform(1.0, 0.0, 6)
     if not isinstance(solver, AbstractPlanned):  # rules that look back need steps to do so
@@ -452,7 +487,7 @@ def test_shapes_dtypes_and_batch_independence(solver, event):
     tried = list(itertools.product(equations, dtypes))
     if len(event) != 1:  # all with vectors, one with numbers and one with images
         tried = [(equation, dtypes[1] if event else dtypes[0]) for equation in equations]
-    elif len(equations) >= len(dtypes):  # single precision and another by turns
+    elif len(equations) >= len(dtypes) - 1:  # single precision and another by turns
         tried = [
             (equation, dtype)
             for i, equation in enumerate(equations)
@@ -467,12 +502,11 @@ def test_shapes_dtypes_and_batch_independence(solver, event):
         whole = run(x0, WhiteNoise(1))
         assert whole.dtype == dtype
         assert whole.shape == x0.shape
-        assert torch.equal(
-            torch.cat([run(x0[:2], WhiteNoise(1)), run(x0[2:], WhiteNoise(1, first=2))]), whole
-        )
+        assert torch.equal(run(x0[2:], WhiteNoise(1, first=2)), whole[2:])
         order = torch.tensor([5, 0, 3])
         assert torch.equal(run(x0[order], WhiteNoise(1).rows(order)), whole[order])
-        assert run(x0[:0], WhiteNoise(1)).shape == (0, *event)
+        if dtype == tried[0][1]:
+            assert run(x0[:0], WhiteNoise(1)).shape == (0, *event)
 
 
 @pytest.mark.parametrize(
@@ -514,20 +548,20 @@ def test_gradients_flow_through_a_solve(solver):
     def end(x0):
         return solve(equation, x0, uniform(0.5, 0.0, 4), solver=solver, noise=WhiteNoise(1)).x
 
-    x0 = torch.linspace(-1, 1.2, 3, dtype=torch.float64)[:, None].requires_grad_()
+    x0 = torch.tensor([[-1.0], [1.2]], dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(end, x0)
 
 
 @pytest.mark.parametrize("solver", ALL, ids=str)
-@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_no_solver_needs_gradients_enabled(solver, mode):
+def test_no_solver_needs_gradients_enabled(solver):
     for equation in every_problem(solver):
         x0 = torch.linspace(-1, 1.2, 3)[:, None]
         expected = solve(equation, x0, uniform(0.5, 0.0, 4), solver=solver, noise=WhiteNoise(1)).x
-        with mode():
-            x = solve(equation, x0, uniform(0.5, 0.0, 4), solver=solver, noise=WhiteNoise(1)).x
-            # Milstein's derivative is then taken forwards, with another rounding.
-            torch.testing.assert_close(x, expected, rtol=1e-6, atol=1e-7)
+        for mode in (torch.no_grad, torch.inference_mode):
+            with mode():
+                x = solve(equation, x0, uniform(0.5, 0.0, 4), solver=solver, noise=WhiteNoise(1)).x
+                # Milstein's derivative is then taken forwards, with another rounding.
+                torch.testing.assert_close(x, expected, rtol=1e-6, atol=1e-7)
 
 
 @DIRECTIONS
