@@ -267,11 +267,25 @@ def test_the_device_records_what_waits_and_refuses_what_mixes(output):
     assert output("device").strip() == "done"
 
 
-ROWS = """
+# Fewer steps than the benchmark takes: a wait that every step makes shows with one more step.
+FEWER = {
+    "fit, likelihood weighting": (3, 5),
+    "fit, discrete levels": (3, 5),
+    "variational_bound": (5, 10),
+    "BrownianPath, Checkpointed": (6, 12),
+    "BrownianPath, Reversible": (6, 12),
+    "WhiteNoise, Checkpointed": (6, 12),
+    "WhiteNoise, Reversible": (6, 12),
+}
+ROWS = f"""
 import json
 from dataclasses import asdict
-from synchronisation import rows
-print(json.dumps([asdict(row) for row in rows([__name__])]))
+import synchronisation
+
+cases = synchronisation.GROUPS[__name__]
+fewer = lambda: ((name, {FEWER}.get(name, sizes), case) for name, sizes, case in cases())
+synchronisation.GROUPS[__name__] = fewer
+print(json.dumps([asdict(row) for row in synchronisation.rows([__name__])]))
 """
 BENCHMARK = ("sampling", "solving", "training", "adaptive")
 PROGRAMS = {
