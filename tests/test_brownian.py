@@ -284,7 +284,7 @@ def growth(grown):
         for i in range(n // 100):
             read(torch.full((1000,), i / n), torch.full((1000,), (i + 1) / n))
 
-    ask(1000)
+    ask(200)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     ask(2000)
     grown.send((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
