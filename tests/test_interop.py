@@ -610,7 +610,7 @@ def test_milsteins_method_without_derivatives(kind, sde_type):
 def test_adaptive_steps_are_torchsdes(kind, sde_type, method):
     """At the end of the solve: between the steps ours has the bridge of the path."""
     sde = Equation(kind, sde_type)
-    for tolerance, shortest in ((5e-2, 4e-3), (1e-5, 2e-2)):
+    for tolerance, shortest in ((5e-2, 4e-3), (1e-5, 5e-2)):
         arguments = {"method": method, "dt": 0.3, "adaptive": True, "dt_min": shortest}
         arguments |= {"rtol": tolerance, "atol": tolerance}
         found = []
@@ -937,8 +937,8 @@ def test_a_hundred_steps_handed_over_end():
 def test_a_long_solve():
     """torchsde's tree recurses on these."""
     sde = Brownian(0.1)
-    ys = sdeint(sde, torch.zeros(1, 1), torch.linspace(0, 30, 4), dt=1e-3, method="euler")
-    assert sde.calls == 30_000
+    ys = sdeint(sde, torch.zeros(1, 1), torch.linspace(0, 10, 4), dt=1e-3, method="euler")
+    assert sde.calls == 10_000
     assert bool(torch.isfinite(ys).all())
 
 
@@ -1208,5 +1208,5 @@ def test_latent_sde():
 
 def test_latent_sde_is_trained():
     for run in both("latent"):
-        _, bounds = run["train"]()
+        _, bounds = run["train"](iterations=15)
         assert np.mean(bounds[-5:]) > np.mean(bounds[:5]) + 20
