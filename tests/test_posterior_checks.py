@@ -20,7 +20,7 @@ def problem():
     """The truth, y, and 19 exact samples of each posterior: by rejection from the prior's ones."""
     truth = LAW.sample(N, seed=0)
     y = LinearObservation.simulated(A, truth, 0.4, seed=1).y
-    pool = LAW.sample(20_000, seed=2)
+    pool = LAW.sample(40_000, seed=2)
     generator = torch.Generator().manual_seed(3)
     rows = []
     for one in y:

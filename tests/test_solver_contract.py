@@ -110,8 +110,7 @@ SOLVERS = [
     *(solver for solver in all_solvers() if not isinstance(solver, OTHERS)),
     *(ExponentialEuler(-1.3), ExponentialHeun(-1.3), SKROCK(3), *MULTISTEP),
 ]
-NAMES = {1: "forwards", -1: "backwards"}
-DIRECTIONS = pytest.mark.parametrize("direction", list(NAMES), ids=NAMES.get)
+DIRECTIONS = pytest.mark.parametrize("direction", [1, -1], ids=["forwards", "backwards"])
 
 
 # Convergence of paths
@@ -142,22 +141,8 @@ def cases(solvers, *extra):
     ]
 
 
-def directed():
-    """Every solver with its kinds of noise in both directions. Solvers whose lines for the
-    direction are common ones, planned or implicit, meet each kind in one direction, by turns.
-    """
-    for i, solver in enumerate(SOLVERS):
-        one = solver.iterates or isinstance(solver, AbstractPlanned)
-        directions = itertools.cycle([(1,), (-1,)] if one else [(1, -1)])
-        of_kind = dict(zip([k for k in solver.order if k != "scalar"], directions, strict=False))
-        for kind in solver.order:
-            for direction in of_kind["diagonal" if kind == "scalar" else kind]:
-                direction *= (-1) ** i if one else 1
-                name = f"{solver}-{kind}-{NAMES[direction]}"
-                yield pytest.param(solver, kind, direction, id=name)
-
-
-@pytest.mark.parametrize(("solver", "kind", "direction"), list(directed()))
+@DIRECTIONS
+@pytest.mark.parametrize(("solver", "kind"), cases(SOLVERS))
 def test_strong_order(solver, kind, direction):
     """That of scalar noise is that of diagonal noise, of which it has the paths in one
     dimension.
