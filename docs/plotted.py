@@ -34,10 +34,6 @@ class Plot(NamedTuple):
 
 
 PLOTS = {
-    "classified": Plot(
-        "", "images", "probability", "right", "share that is right",
-        "Share of images whose class is right against its probability: equal if calibrated",
-    ),
     "curves": Plot(
         "case", "solver", "evaluations", "error", "error of paths",
         "Error of paths against evaluations: the lowest line needs the fewest",
