@@ -37,7 +37,7 @@ lint: setup
 types: setup
 	NODE_OPTIONS=--max-semi-space-size=64 $(BIN)/pyright --pythonpath $(BIN)/python
 
-# One thread a process: threads of BLAS that wait for the next task take the time of the other process.
+# One thread per process: waiting threads of BLAS take the time of the other process.
 unit: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -p no:logging --numprocesses 2 --dist worksteal --quiet
 

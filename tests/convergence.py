@@ -50,12 +50,16 @@ def expanded(kind, sde_type, direction, t, x):
     """The drift of the Ito equation in the running time s = direction t with its derivatives by t,
     x and x twice, and those of g: written out, for autograd would take most of the time.
     """
-    sine, cosine = torch.sin(2 * x), torch.cos(2 * x)
+    sine = torch.sin(2 * x)
+    cosine = torch.cos(2 * x)
     a = [f(t, x), -1.5 * torch.sin(3 * t), 2 * cosine - 0.3, -4 * sine]
     a = [direction * part for part in a]
     if kind == "additive":
         return a, (COEFFICIENTS[kind](t, x), 0.6 * torch.cos(2 * t), 0.0, 0.0)
-    g, g_t, g_x, g_xx = b(t, x), 0.6 * torch.cos(3 * t), -0.6 * sine, -1.2 * cosine
+    g = b(t, x)
+    g_t = 0.6 * torch.cos(3 * t)
+    g_x = -0.6 * sine
+    g_xx = -1.2 * cosine
     if sde_type == "stratonovich":
         g_xxx = 2.4 * sine
         shift = (g * g_x, g_t * g_x, g_x**2 + g * g_xx, 3 * g_x * g_xx + g * g_xxx)

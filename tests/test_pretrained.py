@@ -465,8 +465,12 @@ def test_a_folder_of_a_conditional_network(diffusers, tmp_path):
     wanted_given = wanted.given(encoder_hidden_states=TEXT, class_labels=LABEL)
     samples = sample(Guided(given, 2.0), 3, steps=2, seed=0)
     assert torch.equal(samples, sample(Guided(wanted_given, 2.0), 3, steps=2, seed=0))
-    edited(tmp_path / "config.json", transformer_layers_per_block=[1, [10**9, 1]])
-    with pytest.raises(CheckpointError, match="transformer_layers_per_block is"):
+    deep = [1, [10**9, 1]]
+    edited(tmp_path / "config.json", reverse_transformer_layers_per_block=deep)
+    with pytest.raises(CheckpointError, match=": reverse_transformer_layers_per_block is"):
+        from_diffusers(tmp_path, BETAS)
+    edited(tmp_path / "config.json", transformer_layers_per_block=deep)
+    with pytest.raises(CheckpointError, match=": transformer_layers_per_block is"):
         from_diffusers(tmp_path, BETAS)
 
 

@@ -15,6 +15,11 @@ from sdekit_diffusion._loading.weights import fill, read_json, read_pickle, read
 from sdekit_diffusion._models.checkpoint import CheckpointError
 
 _NETWORKS = ("UNet2DModel", "UNet2DConditionModel")
+_DEPTHS = (
+    "layers_per_block",
+    "transformer_layers_per_block",
+    "reverse_transformer_layers_per_block",
+)
 
 # Names of weights before diffusers 0.17, and those of today.
 _OLD_NAMES = {
@@ -138,7 +143,7 @@ def _options(path: Path, diffusers: Any) -> tuple[str, dict[str, Any]]:  # noqa:
             f"{path} is of a {name!r}; it must be of a {' or '.join(_NETWORKS)}; or pass the "
             "network"
         )
-    allowed = inspect.signature(getattr(diffusers, name).__init__).parameters
+    _, *allowed = inspect.signature(getattr(diffusers, name).__init__).parameters
     options = {key: value for key, value in config.items() if not key.startswith("_")}
     unknown = next((key for key in options if key not in allowed), None)
     if unknown is not None:
@@ -151,18 +156,18 @@ def _options(path: Path, diffusers: Any) -> tuple[str, dict[str, Any]]:  # noqa:
 
 def _require_buildable(options: Mapping[str, Any], tensors: int) -> None:
     """Refuses numbers of layers with which building the network might not end."""
-    for key in ("layers_per_block", "transformer_layers_per_block"):
-        if not all(0 < n <= tensors for n in _numbers(options.get(key, 1))):
+    for key in _DEPTHS:
+        if not all(0 < n <= tensors for n in _numbers(options.get(key))):
             raise ValueError(f"{key} is {options[key]}, and the weights have {tensors} tensors")
 
 
 def _numbers(value: Any) -> Iterator[Any]:  # noqa: ANN401
-    """The numbers in nested lists."""
-    if not isinstance(value, list | tuple):
+    """The numbers in nested lists; none in None, a default of diffusers."""
+    if isinstance(value, list | tuple):
+        for part in value:
+            yield from _numbers(part)
+    elif value is not None:
         yield value
-        return
-    for part in value:
-        yield from _numbers(part)
 
 
 def _require_usable(unet: nn.Module, shape: tuple[int, ...]) -> None:
