@@ -251,7 +251,9 @@ def strong_slope(solver, kind, direction, noise=None):
         if back > 2:
             steps = steps * (8 if back + getattr(solver, "corrects", False) > 4 else 2)
         noise = noise or (commuting() if kind == "commutative" else fine(SIZES.get(kind, 1)))
-        steps = steps // 2 if kind == "commutative" else steps
+        # Steps that iterate take long, and those of order one need not be as fine as others.
+        coarse = kind == "commutative" or (solver.iterates and promised >= 1)
+        steps = steps // 2 if coarse else steps
     x0 = starts(kind)
     alike = "diagonal" if kind == "commutative" else kind  # in one dimension
     # Both equations of "general" are the same.

@@ -60,7 +60,7 @@ def test_it_follows_the_path_as_the_tolerance_falls(solver):
     path, exact = followed()
     errors = []
     evaluations = []
-    for tol in (0.2, 0.02):
+    for tol in (0.3, 0.03):
         solution = on_a_path(AdaptiveSDE(tol, tol, solver), path)
         errors.append(float((solution.x - exact).norm(dim=1).median()))
         evaluations.append(float(solution.evaluations.double().mean()))

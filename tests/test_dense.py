@@ -71,10 +71,11 @@ def test_order_between_the_steps(solver, order, ends):
         found = solution.at(times)
         expected = torch.stack([exact(t, start=ends[0]) for t in times.tolist()])
         errors.append(float((found - expected).abs().max()))
-        saved = solve(ODE(f), X0, grid, solver=solver, save=times)
-        assert torch.equal(saved.ts, times)
-        torch.testing.assert_close(saved.xs, found, rtol=0, atol=1e-14)
-        assert torch.equal(saved.x, solution.x)
+        if n == steps[0]:
+            saved = solve(ODE(f), X0, grid, solver=solver, save=times)
+            assert torch.equal(saved.ts, times)
+            torch.testing.assert_close(saved.xs, found, rtol=0, atol=1e-14)
+            assert torch.equal(saved.x, solution.x)
     slope = np.polyfit(np.log(1 / steps), np.log(errors), 1)[0]
     assert slope > order - 0.35
 

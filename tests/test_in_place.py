@@ -3,6 +3,7 @@ x0 is never changed.
 """
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -411,19 +412,26 @@ def model(inplace=True, predicts="noise"):
     return ScoreModel(Spoiling(inplace), "vp", predicts, shape=(2,)).eval()
 
 
-def steps(name):
-    if METHODS[name].steps == 0:
-        return {}
-    return {"steps": 24 if name in ("reverse_diffusion", "ancestral") else 4}
+def few_steps(name):
+    """A method and a number of steps, or else a tolerance with which it takes few."""
+    method = METHODS[name]
+    if method.steps == 0:
+        return {"method": replace(method, rtol=0.3, atol=0.3)}
+    few = {"reverse_diffusion": 24, "ancestral": 24, "ncsn": 2}
+    return {"method": name, "steps": few.get(name, 4)}
 
 
 @pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("predicts", ["noise", "data", "score", "velocity", "flow"])
-def test_networks_that_change_x_are_refused_by_all_methods(name, predicts):
+def test_networks_that_change_x_are_refused_by_all_methods(name):
+    for predicts in ("noise", "data", "score", "velocity", "flow"):
+        refused_and_x_as_it_was(name, predicts)
+
+
+def refused_and_x_as_it_was(name, predicts):
     start = torch.randn(3, 2, generator=torch.Generator().manual_seed(0))
     given = start.clone()
     with REFUSED:
-        sample(model(predicts=predicts), x_T=start, method=name, seed=0, **steps(name))
+        sample(model(predicts=predicts), x_T=start, seed=0, **few_steps(name))
     assert torch.equal(start, given)
 
 
@@ -431,7 +439,7 @@ def test_networks_that_change_x_are_refused_by_all_methods(name, predicts):
 def test_in_inference_mode_they_are_right(name):
     with torch.inference_mode():
         found, expected = (
-            sample(model(inplace), 3, method=name, seed=0, **steps(name))
+            sample(model(inplace), 3, seed=0, **few_steps(name))
             for inplace in (True, False)
         )
     torch.testing.assert_close(found, expected)

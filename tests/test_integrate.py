@@ -238,7 +238,8 @@ def test_python_memory_is_flat_in_the_number_of_steps(monkeypatch):
     peak(10)
     # The grid itself: one Python float a step, and its place in a list. Other threads may allocate
     # during one solve, but hardly during each of three.
-    assert min(peak(4000) for _ in range(3)) < peak(400) + 4000 * 64
+    few = peak(400)
+    assert any(peak(4000) < few + 4000 * 64 for _ in range(3))
 
 
 @pytest.mark.parametrize(
