@@ -439,8 +439,7 @@ def refused_and_x_as_it_was(name, predicts):
 def test_in_inference_mode_they_are_right(name):
     with torch.inference_mode():
         found, expected = (
-            sample(model(inplace), 3, seed=0, **few_steps(name))
-            for inplace in (True, False)
+            sample(model(inplace), 3, seed=0, **few_steps(name)) for inplace in (True, False)
         )
     torch.testing.assert_close(found, expected)
 

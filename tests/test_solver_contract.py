@@ -110,7 +110,17 @@ SOLVERS = [
     *(solver for solver in all_solvers() if not isinstance(solver, OTHERS)),
     *(ExponentialEuler(-1.3), ExponentialHeun(-1.3), SKROCK(3), *MULTISTEP),
 ]
-DIRECTIONS = pytest.mark.parametrize("direction", [1, -1], ids=["forwards", "backwards"])
+WAYS = {"forwards": 1, "backwards": -1}
+DIRECTIONS = pytest.mark.parametrize("direction", WAYS.values(), ids=WAYS)
+
+
+def both_ways(measured):
+    """What is measured in each direction of time."""
+    return {name: measured(direction) for name, direction in WAYS.items()}
+
+
+def alike_both_ways(number, error):
+    return pytest.approx(dict.fromkeys(WAYS, number), abs=error)
 
 
 # Convergence of paths
@@ -141,19 +151,18 @@ def cases(solvers, *extra):
     ]
 
 
-@DIRECTIONS
 @pytest.mark.parametrize(("solver", "kind"), cases(SOLVERS))
-def test_strong_order(solver, kind, direction):
+def test_strong_order(solver, kind):
     """That of scalar noise is that of diagonal noise, of which it has the paths in one
     dimension.
     """
     alike = "diagonal" if kind == "scalar" else kind
-    assert strong_slope(solver, alike, direction) == pytest.approx(
-        solver.order[kind].strong, abs=0.15
-    )
+    found = both_ways(lambda direction: strong_slope(solver, alike, direction))
+    assert found == alike_both_ways(solver.order[kind].strong, 0.15)
     if kind == "scalar":
-        ends = [one_dimension(solver, noise_type, direction) for noise_type in (kind, alike)]
-        torch.testing.assert_close(*ends, rtol=1e-10, atol=1e-10)
+        for direction in WAYS.values():
+            ends = [one_dimension(solver, noise_type, direction) for noise_type in (kind, alike)]
+            torch.testing.assert_close(*ends, rtol=1e-10, atol=1e-10)
 
 
 def one_dimension(solver, kind, direction):
@@ -161,14 +170,12 @@ def one_dimension(solver, kind, direction):
     return solve(problem(kind, solver), START, ts, solver=solver, noise=fine(1)).x
 
 
-@DIRECTIONS
 @pytest.mark.parametrize(
     "solver", [s for s in SOLVERS if s.sde_type == "stratonovich"] + [Milstein()], ids=str
 )
-def test_strong_order_is_that_of_diagonal_noise_where_general_noise_commutes(solver, direction):
-    assert strong_slope(solver, "commutative", direction) == pytest.approx(
-        solver.order["diagonal"].strong, abs=0.15
-    )
+def test_strong_order_is_that_of_diagonal_noise_where_general_noise_commutes(solver):
+    found = both_ways(lambda direction: strong_slope(solver, "commutative", direction))
+    assert found == alike_both_ways(solver.order["diagonal"].strong, 0.15)
 
 
 @functools.cache
@@ -271,13 +278,11 @@ WITH_NOISE = [
 ]
 
 
-@DIRECTIONS
 @pytest.mark.parametrize(("solver", "kind"), WITH_NOISE)
-def test_weak_order_of_one_step(solver, kind, direction):
+def test_weak_order_of_one_step(solver, kind):
     """Without noise it is the strong order."""
-    assert weak_slope(solver, kind, direction) == pytest.approx(
-        solver.order[kind].weak + 1, abs=0.1
-    )
+    found = both_ways(lambda direction: weak_slope(solver, kind, direction))
+    assert found == alike_both_ways(solver.order[kind].weak + 1, 0.1)
 
 
 def clocked(q):
