@@ -723,10 +723,9 @@ ON_GRIDS = (AbstractPlanned, AbstractPredictor, PredictorCorrector)  # times are
 def compiled_cases():
     """Every solver with its kinds of noise, and with times as floats and as tensors, in as few
     pairs as can be: solvers of two kinds meet one of the two forms of tensors, by turns, and
-    those of one kind meet one form of times. Of solvers that share a step which leaves the kind of
-    noise to the equation, all but the first have one pair, by turns too. Embedded Runge-Kutta
-    methods share one step, which only their tables of numbers tell apart: three show it, one with
-    each form of times.
+    those of one kind meet one form of times. Of solvers that share a step, all but the first have
+    one pair, by turns too. Embedded Runge-Kutta methods share one step, which only their tables of
+    numbers tell apart: three show it, one with each form of times.
     """
     turns = Counter()
     floats, one, each = TIMES
@@ -741,7 +740,7 @@ def compiled_cases():
         else:
             tried = list(zip(kinds, itertools.chain([floats], tensors), strict=False))
         step = type(solver).step
-        if turns[step] and not isinstance(solver, DISTINGUISHING):
+        if turns[step]:
             tried = [tried[turns[step] % len(tried)]]
         turns[step] += 1
         if step is sdekit.AbstractEmbeddedRungeKutta.step and turns[step] > len(TIMES):

@@ -191,8 +191,8 @@ def test_an_equation_of_ours_with_events_of_any_shape():
     problem = SDE(lambda t, x: -rate * x, lambda t, x: 0.3 * rate * x + other, "diagonal")
     y0 = start(4, 6).reshape(4, 2, 3).requires_grad_()
     path = BrownianPath(1, (0.0, 1.0))
-    ys = sdeint_adjoint(problem, y0, TS, bm=path, dt=1 / 128, adjoint_params=(rate, other))
-    exact = sdeint(problem, y0, TS, bm=path, dt=1 / 128)
+    ys = sdeint_adjoint(problem, y0, TS, bm=path, dt=1 / 64, adjoint_params=(rate, other))
+    exact = sdeint(problem, y0, TS, bm=path, dt=1 / 64)
     assert ys.shape == (3, 4, 2, 3)
     for a, b in zip(
         torch.autograd.grad(ys.square().sum(), (y0, rate, other)),
@@ -210,7 +210,7 @@ def test_second_derivatives_of_stratonovich_equations():
 
     def penalty(scale):
         y0 = scale * start()[:2]
-        ys = sdeint_adjoint(sde, y0, TS[[0, 2]], bm=brownian(2, batch=2), dt=1 / 64)
+        ys = sdeint_adjoint(sde, y0, TS[[0, 2]], bm=brownian(2, batch=2), dt=1 / 32)
         (gradient,) = torch.autograd.grad(ys[-1].square().sum(), y0, create_graph=True)
         return gradient.square().sum()
 
