@@ -200,10 +200,11 @@ def test_scalar_noise_may_couple_coordinates(solver, promised):
 @pytest.mark.parametrize("solver", [s for s in SOLVERS if "additive" in s.order], ids=str)
 def test_time_runs_backwards_where_the_grid_does(solver):
     """dx = x dt with hardly any noise, from 1 to 0: x falls, by e."""
+    steps = 240 if isinstance(solver, ExponentialEuler) else 100
     x = solve(
         SDE(lambda t, x: x, lambda t, x: 1e-9, "additive"),
         torch.ones(1, 1, dtype=torch.float64),
-        uniform(1.0, 0.0, 240),
+        uniform(1.0, 0.0, steps),
         solver=solver,
         noise=WhiteNoise(0),
     ).x
@@ -304,15 +305,21 @@ SEVERAL = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("solver", "kind", "direction"),
-    [(*case, (-1) ** (i + i // 3)) for i, case in enumerate(SEVERAL)],
-    ids=str,
-)
-def test_weak_order_of_several_steps(solver, kind, direction):
+@pytest.mark.parametrize("solver", dict.fromkeys(solver for solver, _ in SEVERAL), ids=str)
+def test_weak_order_of_several_steps(solver):
     """Expectations over all increments of 1, 2, 4, 8 steps by product quadrature; the differences
     fall with the order. Forwards and backwards by turns.
     """
+    found = {}
+    promised = {}
+    for i, (other, kind) in enumerate(SEVERAL):
+        if other == solver:
+            found[kind] = order_of_several_steps(solver, kind, (-1) ** (i + i // 3))
+            promised[kind] = solver.order.get(kind, solver.order["additive"]).weak - 0.35
+    assert all(found[kind] > promised[kind] for kind in found), (found, promised)
+
+
+def order_of_several_steps(solver, kind, direction):
     clocks = {"clock, eta = 1": clocked(2.0), "clock, eta = 0.5": clocked(0.5)}
     equation = clocks[kind] if kind in clocks else problem(kind, solver)
     values = []
@@ -334,8 +341,7 @@ def test_weak_order_of_several_steps(solver, kind, direction):
         ).x[:, 0]
         values.append((mass * torch.cos(2 * x)).sum())
     differences = torch.stack(values).diff().abs()
-    order = math.log2(differences[-2] / differences[-1])
-    assert order > solver.order.get(kind, solver.order["additive"]).weak - 0.35
+    return math.log2(differences[-2] / differences[-1])
 
 
 # Estimates of the error
