@@ -937,8 +937,8 @@ def test_a_hundred_steps_handed_over_end():
 def test_a_long_solve():
     """torchsde's tree recurses on these."""
     sde = Brownian(0.1)
-    ys = sdeint(sde, torch.zeros(1, 1), torch.linspace(0, 10, 4), dt=1e-3, method="euler")
-    assert sde.calls == 10_000
+    ys = sdeint(sde, torch.zeros(1, 1), torch.linspace(0, 4, 4), dt=1e-3, method="euler")
+    assert sde.calls == 4_000
     assert bool(torch.isfinite(ys).all())
 
 
@@ -1066,8 +1066,8 @@ def test_reverse_time():
         close(y, start() - 2.0 * (bm(t, 1.0) if t < 1 else 0))
     sde = Equation("additive")
     bm = brownian(3)
-    there = sdeint(sde, start(), [0.0, 1.0], bm=bm, dt=1 / 256, method="euler")
-    back = sdeint(sde, there[-1], [1.0, 0.0], bm=bm, dt=1 / 256, method="euler")
+    there = sdeint(sde, start(), [0.0, 1.0], bm=bm, dt=1 / 128, method="euler")
+    back = sdeint(sde, there[-1], [1.0, 0.0], bm=bm, dt=1 / 128, method="euler")
     assert (back[-1] - start()).abs().max() < 0.02
     wide = sdeint(
         Brownian(), torch.zeros(10_000, 1), [1.0, 0.93, 0.0], dt=0.1, method="euler"
