@@ -278,10 +278,10 @@ def distance(t, drift, std, a):
 
 @pytest.mark.parametrize("drift", [1.0, -0.3])
 def test_first_passage_of_brownian_motion(drift):
-    """40,000 paths with steps of .1: the inverse Gaussian law, of which sign changes on the grid
+    """100,000 paths with steps of .1: the inverse Gaussian law, of which sign changes on the grid
     are off by .1.
     """
-    n = 40_000
+    n = 100_000
     equation = SDE(lambda t, x: drift + 0 * x, lambda t, x: 0.7 + 0 * x, "additive")
     x0 = torch.zeros(n, 1, dtype=torch.float64)
     event = Event(lambda t, x: x[:, 0] - 0.8)

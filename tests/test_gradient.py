@@ -724,8 +724,7 @@ def compiled_cases():
     """Every solver with its kinds of noise, and with times as floats and as tensors, in as few
     pairs as can be: solvers of two kinds meet one of the two forms of tensors, by turns, and
     those of one kind meet one form of times. Of solvers that share a step, all but the first have
-    one pair, by turns too. Embedded Runge-Kutta methods share one step, which only their tables of
-    numbers tell apart: three show it, one with each form of times.
+    one pair, by turns too.
     """
     turns = Counter()
     floats, one, each = TIMES
@@ -743,8 +742,6 @@ def compiled_cases():
         if turns[step]:
             tried = [tried[turns[step] % len(tried)]]
         turns[step] += 1
-        if step is sdekit.AbstractEmbeddedRungeKutta.step and turns[step] > len(TIMES):
-            continue
         yield from (
             pytest.param(solver, *pair, id=f"{type(solver).__name__}-{'-'.join(pair)}")
             for pair in tried
