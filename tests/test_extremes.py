@@ -77,11 +77,12 @@ EXTREME = [
 # with d = 0.14.
 STEPS = {
     "ddim": 100,
-    "ddpm": 300,
-    "euler_maruyama": 500,
-    "reverse_diffusion": 500,
-    "ancestral": 500,
-    "pc": 300,
+    "ddpm": 200,
+    "euler_maruyama": 200,
+    "reverse_diffusion": 200,
+    "ancestral": 200,
+    "pc": 200,
+    "ncsnv2": 116,
 }
 
 

@@ -65,16 +65,21 @@ def require_exact(samples, law, given, allowance=0.0):
 
 @pytest.mark.parametrize(("d", "m"), [(1, 1), (2, 2), (16, 2)])
 def test_particles_are_exact(d, m):
-    """To the error of 12 clouds; that of the steps is below a fiftieth of a nat, with 40 of them as
-    with the default number. One measurement of two coordinates is in the tests below.
+    """To the error of 12 clouds; that of 40 steps is below a fiftieth of a nat, that of the default
+    number smaller. One measurement of two coordinates is in the tests below.
     """
     law, given = problem(d, m)
-    steps = None if d == 2 else 40
-    samples = sample_posterior(law, given, 12 * 64, sde="vp", seed=0, particles=64, steps=steps)
+    samples = sample_posterior(law, given, 12 * 64, sde="vp", seed=0, particles=64, steps=40)
     assert samples.clouds == 12
-    assert samples.evaluations.unique().tolist() == [(steps or 100) + 1]
+    assert samples.evaluations.unique().tolist() == [41]
     assert samples.log_evidence_stderr < 0.15
     require_exact(samples, law, given, 0.02)
+
+
+def test_the_default_takes_a_hundred_steps():
+    law, given = problem(1)
+    samples = sample_posterior(law, given, 8, sde="vp", seed=0, particles=8)
+    assert samples.evaluations.tolist() == [101] * 8
 
 
 PROPOSALS = {
@@ -127,7 +132,7 @@ def test_the_weights_are_needed():
 
 def test_the_noise_of_y_is_followed():
     """From once to a thousandth of the data's deviation, at the tolerance that is chosen."""
-    for d, ratios in ((2, (1.0, 0.03, 0.001)), (8, (0.001,))):
+    for d, ratios in ((2, (1.0, 0.03)), (8, (0.001,))):
         law, wide = problem(d)
         for ratio in ratios:
             noise = (ratio * law.data_std) ** 2

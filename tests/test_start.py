@@ -21,8 +21,8 @@ from sdekit_diffusion import (
 from sdekit_diffusion._sampling import start
 from sdekit_diffusion._sampling.coordinates import Coordinates
 
-LOOSE = AdaptiveFlow(1e-3, 1e-3)
-FEW = {"steps": 3, "seed": 0}
+LOOSE = AdaptiveFlow(1e-2, 1e-2)
+FEW = {"steps": 1, "seed": 0}
 POINT = GaussianMixture([0.5, 0.5], [[-1.0, 0.5], [0.5, 0.3]], [0.05, 0.1])
 # Images of 8 x 8 pixels in [-1, 1], smooth and of different contrast, with the standard deviation
 # 0.4.
