@@ -209,7 +209,7 @@ def test_dps_is_the_gradient_of_the_likelihood():
 
 
 def mean_of_samples(model):
-    return float(sample(model, 2000, sde="vp", steps=60, seed=0).mean())
+    return float(sample(model, 2000, sde="vp", steps=30, seed=0).mean())
 
 
 @functools.cache

@@ -171,14 +171,22 @@ def test_no_value_is_read_from_a_device(case):
     assert net(x.to("meta"), t.to("meta"), **given).shape == x.shape
 
 
+# One level, one without attention and one block, so that there is less to trace.
+SHALLOW = {
+    "unet": lambda: UNet(1, 8, (1,), 1, (True,), classes=3, context=2, image=2),
+    "unet of series": lambda: UNet(2, 8, (1, 2), 1, (False, False), 0.0, 3, 2, 2, 1, circular=True),
+    "dit": lambda: DiT(1, (4, 6), 2, 8, 1, 2, classes=3, context=2, image=2),
+}
+
+
 @pytest.mark.parametrize("name", ["mlp", "unet", "unet of series", "dit"])
 def test_conditions_in_one_compiled_graph(name):
     """Traced by torch.compile without a break, and run without a compiler of machine code. A UNet
     has levels in the other case, and every class of network is run without conditions once.
     """
     build, shape = CASES[name]
-    if name == "unet":
-        build = lambda: UNet(1, 8, (1,), 1, (True,), classes=3, context=2, image=2)  # noqa: E731
+    if name in SHALLOW:
+        build = SHALLOW[name]
     torch.manual_seed(0)
     net = awake(build())
     x = torch.ones(2, *shape)

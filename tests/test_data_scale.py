@@ -109,7 +109,7 @@ def test_a_plain_score_samples_as_well_as_the_mixture(sde, mean, std):
     settings = {"sde": kernel, "seed": 2, "dtype": torch.float64}
 
     def error(model):
-        exact = sample(model, 400, steps=200, shape=(2,), **settings)
+        exact = sample(model, 400, steps=100, shape=(2,), **settings)
         return float(
             (sample(model, 400, steps=20, shape=(2,), **settings) - exact).norm(dim=1).mean()
         )

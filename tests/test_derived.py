@@ -19,6 +19,7 @@ from sdekit_diffusion import (
     AdaptiveSDE,
     AnnealedLangevin,
     GaussianMixture,
+    InTime,
     OnClock,
     ScoreModel,
     decode,
@@ -138,7 +139,7 @@ def test_every_method_samples_a_posterior(method):
     if isinstance(chosen, AbstractAdaptive):
         settings["method"] = replace(chosen, rtol=0.3, atol=0.3)
     else:
-        settings["steps"] = 2 if isinstance(chosen, AnnealedLangevin) else 24
+        settings["steps"] = {AnnealedLangevin: 2, InTime: 24}.get(type(chosen), 10)
     found, expected = (sample(model, 5, **settings) for model in (posterior(5), closed_form(5)))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-8)
 
@@ -149,6 +150,10 @@ def test_batches_and_parts_are_the_same(method):
     settings = {"sde": "vp", "method": method, "seed": 3, "dtype": torch.float64}
     if method == "adaptive_sde":
         settings["method"] = AdaptiveSDE(0.3, 0.3)  # fewer steps
+    if method == "ode":
+        settings["method"] = AdaptiveFlow(1e-2, 1e-2)
+    if method == "default":
+        settings["steps"] = 24
     model = posterior(7)
     whole = sample(model, 7, **settings)
     assert torch.equal(sample(model, 7, batch_size=4, **settings), whole)

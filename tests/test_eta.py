@@ -276,7 +276,7 @@ def test_a_clock_that_the_dtype_just_holds():
     """Nothing overflows, or is rounded away, below what is refused: in float32 it is the sample of
     float64, in float64 that of the other equation, whose time is l.
     """
-    settings = {"sde": "flow", "seed": 0, "steps": 100}
+    settings = {"sde": "flow", "seed": 0, "steps": 40}
     for solver in (AdamsBashforth(1), AdamsMoulton(2), ClockedHeun()):
         a, b = (
             sample(MIXTURE, 50, method=OnClock(solver, 2.5), dtype=d, **settings)

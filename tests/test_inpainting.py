@@ -15,6 +15,7 @@ from sdekit_diffusion import (
     AnnealedLangevin,
     GaussianMixture,
     Inpainted,
+    InTime,
     ScoreModel,
     encode,
     sample,
@@ -55,7 +56,7 @@ def test_every_method_keeps_what_is_known(method):
     if isinstance(chosen, AbstractAdaptive):
         settings["method"] = replace(chosen, rtol=0.3, atol=0.3)
     else:
-        settings["steps"] = 2 if isinstance(chosen, AnnealedLangevin) else 24
+        settings["steps"] = {AnnealedLangevin: 2, InTime: 24}.get(type(chosen), 10)
     known = Inpainted(LAW, Y, MASK)
     found, expected = (sample(model, 6, end=END, **settings) for model in (known, closed_form()))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-8)
@@ -115,6 +116,8 @@ def test_each_sample_has_its_own_values(method):
     settings = {"sde": "vp", "method": method, "seed": 3}
     if method == "adaptive_sde":
         settings["method"] = AdaptiveSDE(0.3, 0.3)  # fewer steps
+    elif method != "ode":
+        settings["steps"] = 24
     whole = sample(model, 7, denoise=True, **settings)
     assert torch.equal(sample(model, 7, denoise=True, batch_size=4, **settings), whole)
     torch.testing.assert_close(whole[mask], y[mask])

@@ -257,7 +257,7 @@ def test_continuous_data_far_from_the_origin(tmp_path):
     model = sd.ScoreModel(
         net, "vp", "velocity", shape=(2,), conditioning="log_snr", scale=source.scale
     )
-    recipe = sd.Recipe(steps=300, batch_size=256, lr=4e-3)
+    recipe = sd.Recipe(steps=300, batch_size=128, lr=4e-3)
     sd.fit(model, source.train, recipe, transform=source.scale.encode, progress=False)
     x = source.scale.decode(sd.sample(model, 2000, seed=0))
     assert x.dtype == torch.float64

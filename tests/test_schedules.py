@@ -252,21 +252,21 @@ def test_where_a_solve_starts():
     assert not starts["vp"]
 
 
-@pytest.mark.parametrize("conditioning", ["time", "log_snr"])
 @pytest.mark.parametrize("predicts", PREDICTIONS)
 @pytest.mark.parametrize("own", DEFAULTS)
-def test_models_are_finite_at_the_ends(own, predicts, conditioning):
+def test_models_are_finite_at_the_ends(own, predicts):
     """A network that is finite makes denoisers that are, under its own diffusion and under
     others.
     """
     net = lambda x, t: torch.sin(x + t[:, None].clamp(-1e3, 1e3))  # noqa: E731
-    model = ScoreModel(net, own, predicts, shape=(2,), conditioning=conditioning)
-    for other in (own, "vp", "flow", "edm", "cosine"):
+    for case in itertools.product(("time", "log_snr"), (own, "vp", "flow", "edm", "cosine")):
+        conditioning, other = case
+        model = ScoreModel(net, own, predicts, shape=(2,), conditioning=conditioning)
         sde = DEFAULTS[other]
         for t in (0.0, sde.T, torch.linspace(0, sde.T, 20, dtype=torch.float64)):
-            assert model.denoise(t, X, other).isfinite().all()
-            assert model.predict_noise(*sde.normalised(t, X)).isfinite().all()
-        assert model.score(sde.T, X, other).isfinite().all()
+            assert model.denoise(t, X, other).isfinite().all(), case
+            assert model.predict_noise(*sde.normalised(t, X)).isfinite().all(), case
+        assert model.score(sde.T, X, other).isfinite().all(), case
         if sde.sigma(0.0) == 0:
             for t in (0.0, torch.zeros(20)):
                 with pytest.raises(ValueError, match="where sigma = 0"):
@@ -301,24 +301,34 @@ def known(name):
     return found
 
 
-@pytest.mark.parametrize("conditioning", ["time", "log_snr"])
+def close(found, expected, rtol, case):
+    named = lambda message: f"{case}: {message}"  # noqa: E731
+    torch.testing.assert_close(found, expected, rtol=rtol, atol=1e-8, msg=named)
+
+
 @pytest.mark.parametrize("predicts", PREDICTIONS)
 @pytest.mark.parametrize("own", VARIANTS)
-def test_conventions_agree_under_every_diffusion(own, predicts, conditioning):
+def test_conventions_agree_under_every_diffusion(own, predicts):
     """Denoiser, score and noise, at one time and at times of each sample; None is the model's own
     diffusion. Of the others each model meets every fifth: every pair of diffusions meets two kinds
     of model, and every kind meets every diffusion.
     """
-    model = exact(VARIANTS[own], predicts, conditioning)
-    turn = list(VARIANTS).index(own) + PREDICTIONS.index(predicts) + 2 * (conditioning == "time")
-    for given in (None, *list(VARIANTS)[turn % 5 :: 5]):
+    turn = list(VARIANTS).index(own) + PREDICTIONS.index(predicts)
+    cases = [
+        (conditioning, given)
+        for conditioning, turn in (("log_snr", turn), ("time", turn + 2))
+        for given in (None, *list(VARIANTS)[turn % 5 :: 5])
+    ]
+    for case in cases:
+        conditioning, given = case
+        model = exact(VARIANTS[own], predicts, conditioning)
         sde = VARIANTS[given or own]
         for t, alpha, sigma, x, data, score in known(given or own):
             other = given and sde
-            torch.testing.assert_close(model.denoise(t, x, other), data, rtol=1e-7, atol=1e-8)
-            torch.testing.assert_close(model.score(t, x, other), score, rtol=1e-6, atol=1e-8)
+            close(model.denoise(t, x, other), data, 1e-7, case)
+            close(model.score(t, x, other), score, 1e-6, case)
             noise = model.predict_noise(*sde.normalised(t, x))
-            torch.testing.assert_close(alpha * data + sigma * noise, x, rtol=1e-7, atol=1e-8)
+            close(alpha * data + sigma * noise, x, 1e-7, case)
 
 
 def in_own_time(method):
@@ -366,13 +376,18 @@ def test_on_the_clock_every_method_gives_the_same_samples_under_all_diffusions(m
         assert off < (1e-4 if method == "ode" else 1e-9), sde
 
 
+@functools.cache
+def of_the_mixture(method, sde):
+    return sample(MIXTURE, 300, sde=sde, method=method, seed=4)
+
+
 @pytest.mark.parametrize("sde", NEW)
 @pytest.mark.parametrize("method", ["default", FINE], ids=["default", "ode"])
 def test_on_the_clock_all_diffusions_give_the_same_samples(sde, method):
     """Up to the ends, by the square of alpha / sigma at T and of sigma at 0. Deviations of the
     modes are 0.14 and 0.22.
     """
-    a, b = (sample(MIXTURE, 300, sde=name, method=method, seed=4) for name in ("vp", sde))
+    a, b = (of_the_mixture(method, name) for name in ("vp", sde))
     ends = 0.25 * data_left(sde) ** 2 + 15 * math.exp(-2 * DEFAULTS[sde].log_snr(0.0))
     torch.testing.assert_close(b, a, rtol=0, atol=1e-4 + ends)
 
