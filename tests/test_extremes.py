@@ -209,7 +209,7 @@ def test_any_parameters(family, data):
         with pytest.warns(UserWarning, match=f"larger {sde.largest}"):
             sample(MIXTURE, 10, sde=sde, steps=5, seed=0)
     elif noise > 30:
-        x = sample(MIXTURE, 200, sde=sde, seed=0, steps=20) / float(
+        x = sample(MIXTURE, 200, sde=sde, seed=0, steps=12) / float(
             sde.alpha(float(sde.time(span[1])))
         )
         assert distance(x, math.exp(-span[1])) < 0.25

@@ -99,20 +99,19 @@ def test_formulas(sde):
         torch.testing.assert_close(steps, steps.mean().expand(23), rtol=1e-7, atol=0)
 
 
-@pytest.mark.parametrize("sde", SDES)
 @pytest.mark.parametrize("share", [0.0, 0.7])
 @pytest.mark.parametrize(("steps", "k", "power"), [(11, 12, 3 / 8), (12, 5, 1 / 2)])
-def test_a_focused_grid_has_equal_steps_of_its_own_variable(sde, share, steps, k, power):
+def test_a_focused_grid_has_equal_steps_of_its_own_variable(share, steps, k, power):
     """log(1 + k y / (y / r + s)) and l, each over its range, y = sigma / alpha, s the deviation and
     r a power of 2 coordinates.
     """
     model = narrow()
-    kernel = SDES[sde]
-    l = grid_points(Focused(share), model, kernel, span_of(model, kernel, 1e-3), steps)
-    y = l.neg().exp()
-    v = torch.log1p(k * y / (y / 2**power + model.data_std))
-    parts = (share * v / (v[-1] - v[0]) + (1 - share) * l / (l[-1] - l[0])).diff()
-    torch.testing.assert_close(parts, parts.mean().expand(steps), rtol=1e-5, atol=0)
+    for sde, kernel in SDES.items():
+        l = grid_points(Focused(share), model, kernel, span_of(model, kernel, 1e-3), steps)
+        y = l.neg().exp()
+        v = torch.log1p(k * y / (y / 2**power + model.data_std))
+        parts = (share * v / (v[-1] - v[0]) + (1 - share) * l / (l[-1] - l[0])).diff()
+        assert float((parts / parts.mean() - 1).abs().max()) < 1e-5, sde
 
 
 @pytest.mark.parametrize("steps", [10, 21, 22, 40])

@@ -3,7 +3,7 @@ refuses.
 """
 
 import math
-from itertools import pairwise
+from itertools import pairwise, product
 
 import pytest
 import torch
@@ -47,11 +47,9 @@ def published(steps, jump, resamplings):
     return [steps - 1 - t for t in times] + [steps]
 
 
-@pytest.mark.parametrize("resamplings", [1, 2, 5])
-@pytest.mark.parametrize("jump", [1, 3, 10])
-@pytest.mark.parametrize("steps", [1, 5, 11, 40])
-def test_the_schedule_is_the_published_one(steps, jump, resamplings):
-    assert visited_points(steps, jump, resamplings) == published(steps, jump, resamplings)
+def test_the_schedule_is_the_published_one():
+    for case in product((1, 5, 11, 40), (1, 3, 10), (1, 2, 5)):
+        assert visited_points(*case) == published(*case), case
 
 
 def test_the_schedule_is_that_of_diffusers():

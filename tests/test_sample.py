@@ -208,7 +208,7 @@ def test_the_tests_have_the_power_to_see_what_matters():
     coarse = sample(FOUR, 1000, sde="vp", method="euler_maruyama", steps=100, seed=2)
     assert mode_scores(coarse, law).max() > 2 * Z
     own = PredictorCorrector(EulerMaruyama(), Langevin(snr=0.16, m=0.0))
-    jumping = sample(FOUR, 1000, sde="vp", method=own, steps=500, seed=2)
+    jumping = sample(FOUR, 1000, sde="vp", method=own, steps=200, seed=2)
     assert mode_scores(jumping, law).max() > 4 * Z
     shifted = sample(FOUR, 1000, sde="ve", seed=2) + 0.02
     assert mode_scores(shifted, law).max() > 2 * Z
@@ -248,7 +248,7 @@ def steps_of(method, n):
     return (
         None
         if isinstance(chosen, AbstractAdaptive)
-        else n // 8
+        else n // 10
         if isinstance(chosen, AnnealedLangevin)
         else n
     )

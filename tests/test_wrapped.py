@@ -28,7 +28,7 @@ from sdekit_diffusion._models.wrapped import unwrapped
 def model():
     torch.manual_seed(0)
     return ScoreModel(
-        nets.MLP((2,), width=16), "vp", "velocity", shape=(2,), conditioning="log_snr"
+        nets.MLP((2,), width=16, depth=1), "vp", "velocity", shape=(2,), conditioning="log_snr"
     )
 
 
