@@ -509,9 +509,9 @@ def test_doubtful_results_are_said():
     with pytest.warns(
         UserWarning, match=r"not reliable: .* effective and log p\(y\) of the clouds"
     ):
-        sample_posterior(law, far, 64, sde="vp", seed=0, particles=16, steps=10, proposal=prior)
+        sample_posterior(law, far, 64, sde="vp", seed=0, particles=16, steps=30, proposal=prior)
     with pytest.warns(UserWarning, match="they descend from effectively 1 initial particles"):
-        sample_posterior(law, far, 64, sde="vp", seed=0, particles=64, steps=10, proposal=prior)
+        sample_posterior(law, far, 64, sde="vp", seed=0, particles=64, steps=30, proposal=prior)
     impossible = Observation(torch.zeros(1), lambda x, y: x.sum(1) * 0 - math.inf)
     with pytest.raises(ValueError, match="all weights are 0"):
         sample_posterior(law, impossible, 16, sde="vp", particles=8, steps=5)
