@@ -30,20 +30,21 @@ def peer(kind, alpha=1.0, sigma=0.0):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("sde", [VESDE(), VPSDE(), SubVPSDE()], ids=str)
-@pytest.mark.parametrize("t", [0.0, 0.01, 0.4, 1.0])
-def test_density_score_and_denoiser(kind, sde, t):
+def test_density_score_and_denoiser(kind, sde):
     mixture = GaussianMixture(WEIGHTS, MEANS, KINDS[kind])
-    alpha = sde.alpha(t)
-    sigma = sde.sigma(t)
-    x = (alpha * X + sigma * X.flip(0)).requires_grad_()
-    log_p = peer(kind, alpha, sigma).log_prob(x)
-    (score,) = torch.autograd.grad(log_p.sum(), x)
-    x = x.detach()
-    torch.testing.assert_close(mixture.marginal(t, sde).log_prob(x), log_p.detach())
-    torch.testing.assert_close(mixture.score(t, x, sde), score)
-    torch.testing.assert_close(
-        mixture.denoise(t, x, sde), (x + sigma**2 * score) / alpha, rtol=1e-6, atol=1e-6
-    )
+    for t in (0.0, 0.01, 0.4, 1.0):
+        alpha = sde.alpha(t)
+        sigma = sde.sigma(t)
+        x = (alpha * X + sigma * X.flip(0)).requires_grad_()
+        log_p = peer(kind, alpha, sigma).log_prob(x)
+        (score,) = torch.autograd.grad(log_p.sum(), x)
+        x = x.detach()
+        named = lambda message: f"t = {t}: {message}"  # noqa: B023, E731
+        torch.testing.assert_close(mixture.marginal(t, sde).log_prob(x), log_p.detach(), msg=named)
+        torch.testing.assert_close(mixture.score(t, x, sde), score, msg=named)
+        data = (x + sigma**2 * score) / alpha
+        found = mixture.denoise(t, x, sde)
+        torch.testing.assert_close(found, data, rtol=1e-6, atol=1e-6, msg=named)
 
 
 @pytest.mark.parametrize("kind", KINDS)
