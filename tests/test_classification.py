@@ -30,7 +30,7 @@ X = GaussianMixture(WEIGHTS, MEANS, VARIANCES).sample(400, seed=1)
 @pytest.mark.parametrize("sde", ["ve", "flow"])
 def test_probabilities_of_exact_models(sde):
     """Within the reported errors."""
-    found = classify(MODELS, X, log_weights=WEIGHTS.log(), sde=sde, draws=16, levels=16, seed=3)
+    found = classify(MODELS, X, log_weights=WEIGHTS.log(), sde=sde, draws=16, levels=10, seed=3)
     wanted = exact(X)
     error = found.probability - wanted
     assert float(error.abs().max()) < 0.2

@@ -297,7 +297,7 @@ def test_flow_matching_from_noise_to_data(scale, wrong):
     """Named by check_model under whichever arguments, and with those named it denoises and has the
     law.
     """
-    x = MIXTURE.sample(300, seed=0)
+    x = MIXTURE.sample(150, seed=0)
     for sde, predicts in wrong:
         others = "" if predicts == "reverse_flow" else "sde='flow', predicts='reverse_flow' and "
         with pytest.raises(ValueError, match=rf"With {others}conditioning=\(-{scale}, {scale}\)"):
