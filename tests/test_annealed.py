@@ -140,8 +140,8 @@ def test_the_variance_is_that_of_technique_4(settings):
 
 
 def test_a_simulation_has_that_variance():
-    """A million numbers: 0.8 % are 5.6 standard errors, a false alarm below 1e-7; a step size off
-    by 10 % is seen.
+    """2.5e6 numbers: 0.5 % are 5.6 standard errors, a false alarm below 1e-7; a step size off by 10
+    % is seen.
     """
     point = EmpiricalMixture(torch.zeros(1, 10_000))
     sigmas = (3.0, 1.5)
@@ -150,10 +150,10 @@ def test_a_simulation_has_that_variance():
         return variance_ratio(2 * math.sqrt(variance_ratio(1.0, 5, size)), 5, size)
 
     sde = NCSN(sigmas)
-    x_T = sde.prior((100, 10_000), seed=4)
+    x_T = sde.prior((250, 10_000), seed=4)
     x = sample(point, sde=sde, method=AnnealedLangevin(5, 0.05, steps=2), seed=4, x_T=x_T)
-    assert x.square().mean().item() / sigmas[-1] ** 2 == pytest.approx(expected(0.05), rel=8e-3)
-    assert abs(expected(0.055) / expected(0.05) - 1) > 0.03
+    assert x.square().mean().item() / sigmas[-1] ** 2 == pytest.approx(expected(0.05), rel=5e-3)
+    assert abs(expected(0.055) / expected(0.05) - 1) > 0.01
 
 
 def test_the_default_step_is_technique_4s():

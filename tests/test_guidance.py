@@ -246,10 +246,10 @@ def test_rescaling_does_not_depend_on_the_unit_of_the_data():
 
 @functools.cache
 def exactly_guided():
-    """Starts, and where they end at tolerance 1e-8."""
+    """Starts, and where they end at tolerance 1e-10."""
     guided = Guided(SECOND, 2.0, by=WHOLE)
     x_T = sd.VPSDE().prior((16, 1), seed=0).double()
-    method = sd.AdaptiveFlow(rtol=1e-8, atol=1e-8)
+    method = sd.AdaptiveFlow(rtol=1e-10, atol=1e-10)
     return x_T, sd.sample(guided, sde="vp", method=method, x_T=x_T)
 
 
@@ -258,7 +258,7 @@ def exactly_guided():
     [("default", 200, 1e-5), ("ddim", 1000, 1e-2), ("heun", 400, 1e-3), ("ode", None, 1e-4)],
 )
 def test_the_guided_flow_of_exact_scores(method, steps, tolerance):
-    """Samples are those of a solve of the guided equation at tolerance 1e-8."""
+    """Samples are those of a solve of the guided equation at tolerance 1e-10."""
     guided = Guided(SECOND, 2.0, by=WHOLE)
     x_T, exact = exactly_guided()
     found = sd.sample(guided, sde="vp", method=method, x_T=x_T, steps=steps)
