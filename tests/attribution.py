@@ -1,6 +1,7 @@
 """Which tests a line of the packages can matter to."""
 
 import ast
+import functools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,16 +22,17 @@ class Source:
 
     path: str
     text: str
-    tree: ast.Module
+
+    @functools.cached_property
+    def tree(self) -> ast.Module:
+        """Parsed when it is first needed."""
+        return ast.parse(self.text)
 
 
 def sources() -> list[Source]:
     """All files of the packages."""
     paths = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
-    return [
-        Source(str(path.relative_to(ROOT)), text := path.read_text(), ast.parse(text))
-        for path in paths
-    ]
+    return [Source(str(path.relative_to(ROOT)), path.read_text()) for path in paths]
 
 
 def within(node: Any, line: int) -> bool:

@@ -8,6 +8,7 @@ mutant the last time, which tests/killers.json has, is run first.
 
 import argparse
 import ast
+import bisect
 import functools
 import itertools
 import json
@@ -111,32 +112,72 @@ def _definitions(source: Source) -> list[tuple[str, int, int]]:
 
 
 def places(mutant: Mutant, among: list[Source]) -> list[Place]:
-    """Where the mutant's text occurs: one place, if the table is valid."""
-    pattern = _over_lines(mutant.old)
-    words = re.split(r"[\s()\[\]{},]+", mutant.old)
-    longest = max(words, key=len)
-    found = set()
-    for i, source in enumerate(among):
-        if longest not in source.text or not all(word in source.text for word in words):  # fast
+    """Where the mutant's text occurs, on one line or broken over lines: one place, if the table is
+    valid.
+    """
+    comma = mutant.old.endswith(",")
+    old = _one_line(mutant.old, comma).text
+    inner = set(re.findall(r"(?<=\W)\w+(?=\W)", old))
+    found = []
+    for source in among:
+        if not inner <= _words(source.text):  # fast
             continue
-        for start, end in _spans(source, mutant.inside):
-            found |= {(i, *match.span()) for match in pattern.finditer(source.text, start, end)}
-    return [Place(among[i], *span) for i, *span in sorted(found)]
+        line = _one_line(source.text, comma)
+        at = line.text.find(old)
+        while at >= 0:
+            start = line.original(at)
+            end = line.original(at + len(old) - 1) + 1
+            if any(first <= start and end <= last for first, last in _spans(source, mutant.inside)):
+                found.append(Place(source, start, end))
+            at = line.text.find(old, at + 1)
+    return found
 
 
-def _over_lines(text: str) -> re.Pattern[str]:
-    """A line of code as it is, or broken where code may be: at blanks and inside brackets."""
+@functools.cache
+def _words(text: str) -> set[str]:
+    return set(re.findall(r"\w+", text))
+
+
+@dataclass(frozen=True)
+class OneLine:
+    """Code as if it were not broken over lines, and from where in it, and in the code, both go on
+    alike.
+    """
+
+    text: str
+    begins: list[int]
+    originals: list[int]
+
+    def original(self, place: int) -> int:
+        """Where in the code it stands."""
+        part = bisect.bisect_right(self.begins, place) - 1
+        return self.originals[part] + place - self.begins[part]
+
+
+@functools.cache
+def _one_line(text: str, comma: bool) -> OneLine:
+    """Each blank, and each end of a line, is one space, or nothing after an opening bracket and
+    before a closing one; nor does a comma stand before a closing one, unless it is kept.
+    """
     parts = []
-    for part in re.findall(r"\s+|[(\[{]|[)\]}]|[^\s()\[\]{}]+", text):
-        if part.isspace():
-            parts.append(r"\s+")
-        elif part in "([{":
-            parts.append(re.escape(part) + r"\s*")
-        elif part in ")]}":
-            parts.append(r",?\s*" + re.escape(part))
-        else:
-            parts.append(re.escape(part))
-    return re.compile("".join(parts))
+    begins = [0]
+    originals = [0]
+    length = done = 0
+    for match in re.finditer(r"\s+", text):
+        start, end = match.span()
+        inside = text[start - 1 : start] in "([{"
+        ends = text[end : end + 1] in ")]}"
+        if match[0] == " " and not inside and not ends:
+            continue
+        before = text[done:start]
+        if ends and not comma:
+            before = before.removesuffix(",")
+        parts += [before, "" if inside or ends else " "]
+        length += len(before) + len(parts[-1])
+        done = end
+        begins.append(length)
+        originals.append(done)
+    return OneLine("".join([*parts, text[done:]]), begins, originals)
 
 
 def rounds(tests: set[str], first: str, records: Records) -> list[list[str]]:

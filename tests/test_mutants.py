@@ -11,10 +11,12 @@ from mutants import mutants, places
 
 
 @functools.cache
-def simple_statements(tree):
-    """The first and the last line of statements that hold no others."""
+def simple_statements(text):
+    """The first and the last line of statements that hold no others. The tree is not kept: it would
+    make each later garbage collection slower.
+    """
     found = set()
-    waiting = [tree]
+    waiting = [ast.parse(text)]
     for node in waiting:
         children = [
             child
@@ -34,7 +36,7 @@ def compiles(place, mutant):
     text = place.source.text
     first = place.line
     last = text.count("\n", 0, place.end) + 1
-    for start, end in simple_statements(place.source.tree):
+    for start, end in simple_statements(text):
         if start <= first and last <= end:
             begin = sum(map(len, text.splitlines(keepends=True)[: start - 1]))
             rest = text[place.end :].splitlines(keepends=True)[: end - last + 1]
