@@ -20,6 +20,7 @@ from sdekit_diffusion import (
     save,
 )
 from sdekit_diffusion._models import check
+from sdekit_diffusion._models.conventions import alternatives
 
 SIGMAS = torch.exp(torch.linspace(0.0, math.log(0.05), 8)).float()  # float32, the largest first
 # Published, by the size of the images: names, features in units of the width, dilations of stages;
@@ -175,7 +176,7 @@ def trained(steps, width=4, decay=0.9):
     draw = torch.Generator().manual_seed(0)
     for value in p.values():
         value.requires_grad_()
-    optimizer = torch.optim.Adam(p.values(), lr=1e-2)
+    optimizer = torch.optim.Adam(p.values(), lr=1e-2, fused=True)
     average = {name: value.detach().clone() for name, value in p.items()}
     data = images(256, seed=1)
     for _ in range(steps):
@@ -280,7 +281,13 @@ def test_a_trained_checkpoint_denoises_and_samples(trained_checkpoint, tmp_path,
     assert torch.equal(again.score(0.3, x), model.score(0.3, x))
 
 
-def test_a_wrong_range_is_named(trained_checkpoint):
+def test_a_wrong_range_is_named(trained_checkpoint, monkeypatch):
+    """Among the ranges that the check tries of any model."""
+
+    def of_the_same_network(model, x, sde):
+        return (each for each in alternatives(model, x, sde) if each.model is model)
+
+    monkeypatch.setattr(check, "alternatives", of_the_same_network)
     x = images(64, seed=2)
     with pytest.raises(ValueError, match="With rescaled=False it is"):
         from_ncsnv2(trained_checkpoint, rescaled=True, check=x)

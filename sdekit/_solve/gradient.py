@@ -59,7 +59,7 @@ class Checkpointed(AbstractGradient):
     Example:
         >>> rate = torch.tensor(-1.0, requires_grad=True)
         >>> ode = sdekit.ODE(lambda t, x: rate * x)
-        >>> ts, solver = sdekit.uniform(0.0, 1.0, 100), sdekit.RK4()
+        >>> ts, solver = sdekit.uniform(0.0, 1.0, 20), sdekit.RK4()
         >>> gradient = sdekit.Checkpointed()
         >>> sdekit.solve(ode, torch.ones(1, 1), ts, solver=solver, gradient=gradient).x.backward()
         >>> round(float(rate.grad), 4)  # e^-1
@@ -109,7 +109,7 @@ class Reversible(AbstractGradient):
     Example:
         >>> rate = torch.tensor(-1.0, requires_grad=True)
         >>> ode = sdekit.ODE(lambda t, x: rate * x)
-        >>> ts, solver = sdekit.uniform(0.0, 1.0, 200), sdekit.ReversibleHeun()
+        >>> ts, solver = sdekit.uniform(0.0, 1.0, 50), sdekit.ReversibleHeun()
         >>> gradient = sdekit.Reversible()
         >>> sdekit.solve(ode, torch.ones(1, 1), ts, solver=solver, gradient=gradient).x.backward()
         >>> round(float(rate.grad), 3)  # e^-1

@@ -113,7 +113,7 @@ def sample_posterior(
     Example:
         >>> law = sd.GaussianMixture([0.5, 0.5], [[-1.0, 0.0], [1.0, 0.0]], [0.1, 0.1])
         >>> y = sd.LinearObservation(torch.tensor([[1.0, 0.0]]), torch.tensor([0.2]), 0.1)
-        >>> samples = sd.sample_posterior(law, y, 256, sde="vp", seed=0)
+        >>> samples = sd.sample_posterior(law, y, 256, sde="vp", steps=40, seed=0)
         >>> error = samples.log_evidence - law.log_evidence(y)
         >>> bool(error.abs() < 4 * samples.log_evidence_stderr + 0.05)
         True
@@ -303,8 +303,8 @@ def bayes_factor(a: WeightedSamples, b: WeightedSamples) -> tuple[Tensor, Tensor
     Example:
         >>> y = sd.LinearObservation(torch.tensor([[1.0]]), torch.tensor([1.0]), 1.0)
         >>> near, far = (sd.GaussianMixture([1.0], [[m]], [1.0]) for m in (0.0, 3.0))
-        >>> a = sd.sample_posterior(near, y, 256, sde="vp", steps=50, seed=0)
-        >>> b = sd.sample_posterior(far, y, 256, sde="vp", steps=50, seed=1)
+        >>> a = sd.sample_posterior(near, y, 256, sde="vp", steps=20, seed=0)
+        >>> b = sd.sample_posterior(far, y, 256, sde="vp", steps=20, seed=1)
         >>> value, stderr = sd.bayes_factor(a, b)
         >>> bool((value - 0.75).abs() < 4 * stderr + 0.05)  # (2^2 - 1^2) / (2 * 2)
         True

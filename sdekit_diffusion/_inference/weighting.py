@@ -115,7 +115,7 @@ class Particles(AbstractWeighting):
     Example:
         >>> law = sd.GaussianMixture([0.5, 0.5], [[-1.0, 0.0], [1.0, 0.0]], [0.1, 0.1])
         >>> y = sd.LinearObservation(torch.tensor([[1.0, 0.0]]), torch.tensor([0.2]), 0.1)
-        >>> method = sd.Particles(particles=64, steps=50)
+        >>> method = sd.Particles(particles=64, steps=20)
         >>> samples = sd.sample_posterior(law, y, 256, sde="vp", method=method, seed=0)
         >>> samples.clouds, bool((samples.mean() - law.given(y).mean()).norm() < 0.3)
         (4, True)
@@ -189,7 +189,7 @@ class FlowWeights(AbstractWeighting):
     Example:
         >>> law = sd.GaussianMixture([0.5, 0.5], [[-1.0, 0.0], [1.0, 0.0]], [0.1, 0.1])
         >>> y = sd.LinearObservation(torch.tensor([[1.0, 0.0]]), torch.tensor([0.2]), 0.1)
-        >>> samples = sd.sample_posterior(law, y, 100, sde="vp", method="flow", seed=0)
+        >>> samples = sd.sample_posterior(law, y, 50, sde="vp", method="flow", seed=0)
         >>> bool((samples.log_evidence - law.log_evidence(y)).abs() < 0.3)
         True
     """

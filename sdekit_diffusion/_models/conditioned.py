@@ -58,7 +58,7 @@ class AbstractPosterior(AbstractDerivedModel):
         ...         return sd.Conditioned(data, data, self.observation.log_prob(data).double())
         >>> law = sd.GaussianMixture([1.0], [[0.0]], [1.0])
         >>> y = sd.LinearObservation(torch.tensor([[1.0]]), torch.tensor([1.0]), 1.0)
-        >>> sd.sample(Unmoved(law, y), 4, sde="vp", seed=0).shape
+        >>> sd.sample(Unmoved(law, y), 4, sde="vp", steps=5, seed=0).shape
         torch.Size([4, 1])
     """
 
@@ -202,7 +202,7 @@ class Laplace(AbstractPosterior):
     Example:
         >>> law = sd.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
         >>> squares = sd.Observation(torch.tensor([1.0]), lambda x, y: -((x**2 - y) ** 2).sum(1))
-        >>> sd.sample(sd.Laplace(law, squares), 4, sde="vp", steps=20).shape
+        >>> sd.sample(sd.Laplace(law, squares), 4, sde="vp", steps=5).shape
         torch.Size([4, 1])
 
     References:
@@ -292,7 +292,7 @@ class DPS(AbstractPosterior):
     Example:
         >>> law = sd.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
         >>> squares = sd.Observation(torch.tensor([1.0]), lambda x, y: -((x**2 - y) ** 2).sum(1))
-        >>> sd.sample(sd.DPS(law, squares), 4, sde="vp", steps=20).shape
+        >>> sd.sample(sd.DPS(law, squares), 4, sde="vp", steps=5).shape
         torch.Size([4, 1])
 
     References:

@@ -67,7 +67,7 @@ def fitted_grid(
 
     Example:
         >>> model = sd.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
-        >>> grid = sd.fitted_grid(model, 3, n=16, sde="vp")
+        >>> grid = sd.fitted_grid(model, 2, n=16, sde="vp")
         >>> sd.sample(model, 4, sde="vp", grid=grid, seed=0).shape
         torch.Size([4, 1])
 

@@ -38,11 +38,11 @@ def loss(run: str | Path | Sequence[Record], *, ax: "Axes | None" = None) -> "Ax
     Example:
         >>> from sdekit_diffusion import plot
         >>> model = sd.ScoreModel(sd.nets.MLP(shape=(2,), width=8), "vp", shape=(2,))
-        >>> recipe = sd.Recipe(steps=40, batch_size=8)
+        >>> recipe = sd.Recipe(steps=10, batch_size=8)
         >>> records = sd.fit(model, torch.randn(32, 2), recipe, progress=False)
         >>> ax = plot.loss(records)
         >>> len(ax.lines[0].get_xdata())
-        40
+        10
     """
     if isinstance(run, str | Path):
         step, values, validation = _read(Path(run) / METRICS)
