@@ -15,8 +15,8 @@ from sdekit_diffusion._training.profiles import LARGEST_WIDTH, Profile, combinat
 from sdekit_diffusion._training.snapshots import FOLDER
 
 DATA = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
-RECIPE = Recipe(steps=200, batch_size=10, warmup=3, schedule="constant", widths=(0.05, 0.1))
-LOG = Log(log_every=50, save_every=60, snapshots=25)
+RECIPE = Recipe(steps=100, batch_size=10, warmup=3, schedule="constant", widths=(0.05, 0.1))
+LOG = Log(log_every=25, save_every=30, snapshots=25)
 
 
 def model():
@@ -111,11 +111,11 @@ def test_an_average_of_any_width_after_the_run(finished):
     """
     widths = (0.05, 0.1, 0.03, 0.07, 0.15, 0.2)
     run, records = finished
-    plain = Recipe(**{**vars(RECIPE), "widths": (), "steps": 50})
+    plain = Recipe(**{**vars(RECIPE), "widths": (), "steps": 20})
     same = fit(model(), DATA, plain, progress=False)
-    assert [r.loss for r in records[:50]] == [r.loss for r in same]  # averages change nothing
+    assert [r.loss for r in records[:20]] == [r.loss for r in same]  # averages change nothing
     training = Training(model(), DATA, Recipe(**{**vars(RECIPE), "widths": widths}))
-    for _ in range(200):
+    for _ in range(100):
         next(training)
     last = flat(training.model)
     for i, (width, bound) in enumerate(
@@ -139,10 +139,10 @@ def test_snapshots_of_a_run_that_was_interrupted(finished, tmp_path):
 
     whole, _ = finished
     run = tmp_path / "run"
-    assert [int(name[:8]) for name in names(whole)] == list(range(8, 201, 8))
+    assert [int(name[:8]) for name in names(whole)] == list(range(4, 101, 4))
 
     def stop(record):
-        if record.step == 110:
+        if record.step == 55:
             raise Stop
 
     with pytest.raises(Stop):
@@ -152,7 +152,7 @@ def test_snapshots_of_a_run_that_was_interrupted(finished, tmp_path):
     (last.parent / "mine.txt").write_text("mine")
     at = load(run, width=0.07)
     half = Training(model(), DATA, Recipe(**{**vars(RECIPE), "widths": (0.07,)}))
-    for _ in range(104):
+    for _ in range(52):
         next(half)
     torch.testing.assert_close(
         flat(at),
@@ -163,10 +163,10 @@ def test_snapshots_of_a_run_that_was_interrupted(finished, tmp_path):
     # Of updates after the checkpoint, as another device might have rounded them, and cut short.
     stale = f"{last.name[:8]}-{'0' * 12}.safetensors"
     shutil.copy(last, last.parent / stale)
-    for part in (stale, stale.replace(stale[:8], "00000008")):
+    for part in (stale, stale.replace(stale[:8], "00000004")):
         (last.parent / f".{part}.part").write_bytes(b"half")
     records = fit(model(), DATA, RECIPE, folder=run, log=LOG, resume=True, progress=False)
-    assert records[0].step == 61
+    assert records[0].step == 31
     assert names(run) == [*names(whole), "mine.txt"]
     (last.parent / "mine.txt").unlink()
     assert torch.equal(flat(load(run, width=0.2)), flat(load(whole, width=0.2)))
@@ -188,11 +188,11 @@ def test_clearing_a_run_removes_its_snapshots_alone(finished, tmp_path):
     shutil.copytree(finished[0], run)
     kept = tmp_path / "kept"
     shutil.copytree(run / FOLDER, kept)
-    (run / FOLDER / "00000008.safetensors").write_text("mine")
+    (run / FOLDER / "00000004.safetensors").write_text("mine")
     clear(run)
-    assert [path.name for path in (run / FOLDER).iterdir()] == ["00000008.safetensors"]
+    assert [path.name for path in (run / FOLDER).iterdir()] == ["00000004.safetensors"]
     shutil.copytree(finished[0], run, dirs_exist_ok=True)
-    (run / FOLDER / "00000008.safetensors").unlink()
+    (run / FOLDER / "00000004.safetensors").unlink()
     clear(run)
     assert not (run / FOLDER).exists()
     fit(model(), DATA, Recipe(steps=2), folder=run, progress=False)

@@ -172,12 +172,14 @@ def test_every_parameter_and_every_input_of_every_layer_is_used(case):
 
 @pytest.mark.parametrize("name", ["mlp", "unet", "ncsnv2", "ncsn", "dit", *OTHERS])
 def test_second_derivatives(name):
+    """Of a small NCSN: its many norms of few pixels would make numerical derivatives inaccurate."""
     build, shape = CASES[name]
+    if name == "ncsn":
+        build = lambda: NCSN(1, 4, (1, 2), (1, 2), levels=5)  # noqa: E731
+        shape = (1, 4, 4)
     torch.manual_seed(0)
     net = awake(build()).double()
-    x, t = inputs(
-        shape if name in ("mlp", "dit", *OTHERS) else (1, 2, 4), batch=1, dtype=torch.float64
-    )
+    x, t = inputs((1, 2, 4) if name in ("unet", "ncsnv2") else shape, batch=1, dtype=torch.float64)
     t = t if name != "ncsn" else t.mul(0).add(0.4)
     fast = {"fast_mode": name not in ("mlp", "unet")}
     assert torch.autograd.gradcheck(net, (x.requires_grad_(), t.requires_grad_()), **fast)
