@@ -1,5 +1,6 @@
 """Tests run on one thread each; pytest-xdist gives every core a process of its own."""
 
+import functools
 import gc
 import multiprocessing
 import sys
@@ -18,6 +19,16 @@ def _closed() -> Iterator[None]:
     yield
     if "matplotlib.pyplot" in sys.modules:
         sys.modules["matplotlib.pyplot"].close("all")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _versions_are_read_once() -> Iterator[None]:
+    """Those of packages, which every checkpoint has in it: a quarter of the time of short runs."""
+    from sdekit_diffusion._models import checkpoint
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "version", functools.cache(checkpoint.version))
+        yield
 
 
 @pytest.fixture(scope="session")

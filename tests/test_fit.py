@@ -4,7 +4,6 @@ writes and measures.
 
 import dataclasses
 import errno
-import functools
 import importlib.metadata
 import itertools
 import json
@@ -44,13 +43,6 @@ RECIPE = Recipe(steps=24, batch_size=10, warmup=3, ema=(0.9, 0.5))
 DATA = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
 LOG = Log(log_every=4, save_every=6)
 RUN = "sdekit_diffusion._training.run"
-
-
-@pytest.fixture(autouse=True)
-def _versions_are_read_once(monkeypatch):
-    """Those of packages, which every checkpoint has in it: a quarter of the time of short runs."""
-    path = "sdekit_diffusion._models.checkpoint.version"
-    monkeypatch.setattr(path, functools.cache(importlib.metadata.version))
 
 
 def together(target, *arguments):
