@@ -197,11 +197,11 @@ class HeunEuler(AbstractEmbeddedRungeKutta):
 
     Example:
         >>> ode = sdekit.ODE(lambda t, x: -x)
-        >>> control = sdekit.PIDController(rtol=1e-4, atol=1e-4)
+        >>> control = sdekit.PIDController(rtol=1e-5, atol=1e-5)
         >>> x0 = torch.ones(1, 1).double()
         >>> x = sdekit.solve(ode, x0, [0.0, 1.0], solver=sdekit.HeunEuler(), control=control).x
-        >>> round(float(x), 3)  # e^-1
-        0.368
+        >>> round(float(x), 4)  # e^-1
+        0.3679
 
     References:
         Heun 1900, "Neue Methoden zur approximativen Integration der Differentialgleichungen".
