@@ -20,7 +20,6 @@ from sdekit_diffusion import (
     save,
 )
 from sdekit_diffusion._models import check
-from sdekit_diffusion._models.conventions import alternatives
 
 SIGMAS = torch.exp(torch.linspace(0.0, math.log(0.05), 8)).float()  # float32, the largest first
 # Published, by the size of the images: names, features in units of the width, dilations of stages;
@@ -281,13 +280,7 @@ def test_a_trained_checkpoint_denoises_and_samples(trained_checkpoint, tmp_path,
     assert torch.equal(again.score(0.3, x), model.score(0.3, x))
 
 
-def test_a_wrong_range_is_named(trained_checkpoint, monkeypatch):
-    """Among the ranges that the check tries of any model."""
-
-    def of_the_same_network(model, x, sde):
-        return (each for each in alternatives(model, x, sde) if each.model is model)
-
-    monkeypatch.setattr(check, "alternatives", of_the_same_network)
+def test_a_wrong_range_is_named(trained_checkpoint):
     x = images(64, seed=2)
     with pytest.raises(ValueError, match="With rescaled=False it is"):
         from_ncsnv2(trained_checkpoint, rescaled=True, check=x)
