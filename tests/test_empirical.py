@@ -15,6 +15,7 @@ from sdekit_diffusion import (
     AdaptiveFlow,
     EmpiricalMixture,
     GaussianMixture,
+    LinearObservation,
     log_likelihood,
     sample,
 )
@@ -180,3 +181,15 @@ def test_shapes_and_empty_batches():
 def test_what_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_samples_of_a_posterior_have_its_law():
+    """Whose components share their variances: means and variances within 6 standard errors."""
+    points = torch.tensor([[-1.0, 0.2], [0.3, 1.0], [1.2, -0.5]], dtype=torch.float64)
+    y = LinearObservation(torch.tensor([[1.0, 0.5]]), torch.tensor([0.4]), 0.5)
+    law = EmpiricalMixture(points, 0.3).given(y)
+    n = 20_000
+    x = law.sample(n, seed=0)
+    variance = law.covariance().diagonal()
+    assert ((x.mean(dim=0) - law.mean()).abs() < 6 * (variance / n).sqrt()).all()
+    assert ((x.var(dim=0) / variance - 1).abs() < 6 * math.sqrt(2 / n)).all()

@@ -532,3 +532,12 @@ def test_functions_of_other_libraries_take_the_time_first(call):
 def test_the_drift_of_y_over_x_is_no_swap():
     """dy/dx = f(x, y)."""
     sdekit.odeint(lambda x, y: -y, X, [0.0, 1.0])
+
+
+@pytest.mark.parametrize("shape", [(2, 2), (3,), (4, 2)])
+def test_times_are_one_for_each_sample(shape):
+    law = sd.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
+    x = torch.zeros(4, 1)
+    with pytest.raises(ValueError, match=f"t has shape {re.escape(str(shape))} for x of shape"):
+        law.score(torch.full(shape, 0.5), x, "vp")
+    assert law.score(torch.full((4, 1), 0.5), x, "vp").shape == x.shape

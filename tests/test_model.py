@@ -10,6 +10,7 @@ from torch import nn
 
 import sdekit
 from sdekit_diffusion import DDPM, NCSN, VESDE, VPSDE, GaussianMixture, ScoreModel, nets
+from sdekit_diffusion._models.model import solved_like
 from sdekit_diffusion._models.score_model import as_model
 
 MIXTURE = GaussianMixture(
@@ -199,3 +200,9 @@ def test_a_plain_score_becomes_a_model():
     assert chosen == sde
     assert model.shape == (2,)
     torch.testing.assert_close(model.denoise(0.5, X), MIXTURE.denoise(0.5, X, sde))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_models_are_solved_in_single_precision_at_least(dtype):
+    net = ScoreModel(nn.Linear(2, 2), "vp", shape=(2,)).to(dtype)
+    assert solved_like(net).dtype == torch.promote_types(dtype, torch.float32)

@@ -187,6 +187,7 @@ def test_moments_and_coverage():
     assert found.mean[:, 0, 0].tolist() == [pytest.approx([2.0, 1.0]), pytest.approx([1.5, 1.0])]
     assert found.std[:, 0, 0, 0].tolist() == pytest.approx([1.0, 1.25**0.5])
     assert found.error == pytest.approx(((4 + 0.25) / 4) ** 0.5)
+    assert found.numbers()["std"] == pytest.approx(((1 + 1.25) / 4) ** 0.5)
     ranks = found.calibration()
     assert ranks.values.shape == (2, 1)
     assert 0 <= ranks.values[0, 0] <= 0.2

@@ -26,6 +26,7 @@ from sdekit_diffusion import (
     sample,
 )
 from sdekit_diffusion._training.recipe_loss import RecipeLoss
+from sdekit_diffusion.data import Dataset, Scale
 from sdekit_diffusion.data._batches import Shuffled
 
 TINY = Recipe(steps=20, batch_size=8, warmup=3)
@@ -334,3 +335,15 @@ def test_sources_yield_as_many_samples_as_they_are_asked_for(times, count):
     with pytest.raises(ValueError, match=f"source gave {count} samples where 8 were asked for"):
         next(training)
     next(Training(model, Other(1), recipe))
+
+
+def test_a_model_has_the_scale_of_a_data_set_unless_another_transform_is_given():
+    images = torch.arange(16, dtype=torch.uint8).reshape(8, 2)
+    data = Dataset(images, images, Scale.quantised(16), "points")
+    recipe = Recipe(steps=1, batch_size=4)
+    own = model()
+    Training(own, data, recipe)
+    assert own.scale == data.scale
+    other = model()
+    Training(other, data, recipe, transform=lambda rows, u: rows / 16)
+    assert other.scale == model().scale != data.scale
