@@ -5,6 +5,7 @@
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -156,14 +157,22 @@ def accepts_swapped(
 
 def _first_two_names(function: Callable[..., Any]) -> tuple[str, str]:
     """The names of the first two parameters in lower case; empty strings if they are unknown."""
+    function = getattr(function, "forward", function)
+    call = vars(type(function)).get("__call__")
+    if isinstance(call, FunctionType) and not hasattr(call, "__wrapped__"):
+        positional = call.__code__.co_varnames[1 : call.__code__.co_argcount]
+    else:  # in ten times the time
+        positional = _positional_names(function)
+    return (positional[0].lower(), positional[1].lower()) if len(positional) > 1 else ("", "")
+
+
+def _positional_names(function: Callable[..., Any]) -> Sequence[str]:
+    """The names of the positional parameters; empty if they are unknown."""
     try:
-        parameters = inspect.signature(getattr(function, "forward", function)).parameters.values()
+        parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):
-        return "", ""
-    positional = [
-        p.name.lower() for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
-    ]
-    return (positional[0], positional[1]) if len(positional) > 1 else ("", "")
+        return ()
+    return [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
 
 
 def has_no_version_counter(x: Tensor) -> bool:

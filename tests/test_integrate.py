@@ -83,7 +83,7 @@ def spoiled(at, row, value=math.nan):
 
 
 @pytest.mark.parametrize("step", [0, 1, 127, 128, 299])
-@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_failure_names_step_time_and_samples(step, value):
     ts = uniform(0.0, 3.0, 300)
     sde = SDE(spoiled(float(ts[step]), 2, value), lambda t, x: torch.ones_like(x), "additive")

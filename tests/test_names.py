@@ -44,6 +44,19 @@ class Timed(nn.Module):
         return -x * t[:, None]
 
 
+class Called:
+    """A score in an object, whose names are those of its method, behind a decorator or not."""
+
+    def __call__(self, x, t):
+        return -x
+
+
+class Decorated:
+    @functools.wraps(Called.__call__)
+    def __call__(self, *args):
+        return -args[0]
+
+
 def unnamed(a, b):
     """A score (x, t) whose names say nothing; with t and x it fails or has another shape."""
     return -a / (1 + torch.as_tensor(b)).reshape(-1, *[1] * (a.ndim - 1))
@@ -55,6 +68,9 @@ def test_a_score_of_x_and_t_is_refused_where_t_and_x_are_given(kind):
         lambda x, t: -x / (1 + t),
         lambda x_t, time: -x_t / (1 + time),
         functools.partial(lambda x, t, k: -x, k=1),
+        Called(),
+        Called().__call__,
+        Decorated(),
     ):
         with pytest.raises(
             TypeError,
@@ -94,6 +110,7 @@ def test_names_that_say_nothing_are_not_judged():
         torch.add,
         nn.Linear(2, 2),
         lambda x: x,
+        functools.lru_cache(unnamed),
         None,
     ):
         for order in ("t, x", "x, t"):

@@ -551,6 +551,15 @@ def test_plans_follow_fields_that_can_change(held):
     assert not torch.equal(drawn(0.5), drawn(1.0))
 
 
+def test_a_given_rule_integrates_what_suits_the_model():
+    law = GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.2])
+    methods = [
+        OnClock(AdamsBashforth(1), integrand=name, steps=10) for name in ("model", "velocity")
+    ]
+    first, second = (sample(law, 4, sde="vp", method=method, seed=0) for method in methods)
+    assert torch.equal(first, second)
+
+
 @pytest.mark.parametrize("c", [0.5, 1.0, 2.0])
 def test_the_velocity_of_any_scale_has_the_flow_of_the_data(c):
     """c changes what rules interpolate, not where the flow goes: solved finely, both ends agree."""

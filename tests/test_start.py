@@ -231,3 +231,18 @@ def test_false_alarms(n, size):
     # than they have.
     assert count < 579
     assert n > 1 or count > 72
+
+
+def test_a_diffusion_that_can_change_has_the_range_that_it_has_now():
+    class Shortened(VPSDE):  # not a frozen dataclass of its own, so it may change
+        last = 1.0
+
+        @property
+        def T(self):
+            return self.last
+
+    sde = Shortened()
+    law = GaussianMixture([1.0], torch.zeros(1, 2), [1.0])
+    for last in (1.0, 0.5):
+        object.__setattr__(sde, "last", last)
+        assert Coordinates.of(law, sde).span(law, 1e-3)[0] == sde.log_snr(last)

@@ -104,9 +104,8 @@ def require_kinds(
         ("gradient", gradient, AbstractGradient, "Checkpointed() or Reversible()"),
     ]
     for name, value, kind, remedy in expected:
-        if not isinstance(value, kind) and (
-            value is not None or name in ("the equation", "solver")
-        ):
+        optional = name not in ("the equation", "solver")
+        if not (value is None and optional) and not isinstance(value, kind):
             description = (
                 f"the class {value.__name__}"
                 if isinstance(value, type)

@@ -1,5 +1,6 @@
 """The loop over a fixed grid, and its solution."""
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -157,8 +158,8 @@ def points(
     """The states of a solve: of every step, or only the first and the last.
 
     On the CPU every check whether the state is finite is read at once. Elsewhere a read waits for
-    all queued work, so the flags are collected on the device and read once, at the end: an error is
-    raised later, but names the same step.
+    all queued work, so the largest values are collected on the device and read once, at the end: an
+    error is raised later, but names the same step.
     """
     ts = steps.ts
     n = len(steps)
@@ -169,7 +170,7 @@ def points(
     state = steps.init(x)
     output = x
     checkpoint = (0, x, state)
-    finite_flags = []
+    sizes = []
     step = steps.solver.step
     problem = steps.problem
     for i, increment in enumerate(steps.increments(x, 0, n), 1):
@@ -184,15 +185,15 @@ def points(
                 yield from (Point(j, ts[j], x) for j in range(i if every else n, n + 1))
                 return
         if check and (i % _CHECK_INTERVAL == 0 or i == n):
-            finite_flags.append(torch.isfinite(x).all())
+            sizes.append(_largest(x))
             if x.device.type == "cpu" or i == n:
-                if not _all_true(finite_flags):
+                if not _all_finite(sizes):
                     failure = Point(i, ts[i], x)
                     if search is not None:  # a repetition would not stop
                         raise _named(failure)
                     raise _locate_failure(steps, *checkpoint, failure)
                 checkpoint = (i, x, state)
-                finite_flags = []
+                sizes = []
         if i == n:
             problem.require_unchanged()
         if every or i == n:
@@ -255,12 +256,19 @@ def _within(
     return partial(cubic, cubic_data(some, t0, t1, x0[rows], step.x[rows]))
 
 
-def _all_true(flags: Sequence[Tensor]) -> bool:
-    """Whether all flags are set, with one synchronisation; True under `torch.func.vmap`, which
+def _largest(x: Tensor) -> Tensor:
+    """The largest absolute value, which is not finite if any value is not: a fifth of the time of
+    `torch.isfinite`.
+    """
+    return x.detach().abs().amax() if x.numel() else x.new_zeros(())
+
+
+def _all_finite(sizes: Sequence[Tensor]) -> bool:
+    """Whether all numbers are finite, with one synchronisation; True under `torch.func.vmap`, which
     hides values.
     """
-    flag = flags[0] if len(flags) == 1 else torch.stack(list(flags)).all()
-    return has_hidden_values(flag) or bool(flag)
+    size = sizes[0] if len(sizes) == 1 else torch.stack(list(sizes)).amax()
+    return has_hidden_values(size) or math.isfinite(float(size))
 
 
 def _locate_failure(steps: Steps, i: int, x: Tensor, state: Tree, failure: Point) -> NotFiniteError:

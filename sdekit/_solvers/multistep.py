@@ -1,9 +1,11 @@
 """Multistep methods: rules for the weights, in time or on a clock."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from enum import Enum
+from functools import cache
+from operator import attrgetter
 from typing import ClassVar, Literal, Self, get_args
 
 import numpy as np
@@ -112,9 +114,7 @@ class AbstractMultistep(AbstractPlanned):
         """
 
     def plan(self, problem: AbstractSDE, ts: Sequence[float]) -> Self:
-        settings = tuple(
-            getattr(self, part.name) for part in fields(self) if part.name != "planned"
-        )
+        settings = _settings_of(type(self))(self)
         if problem.plans is None or not _is_constant(settings):
             return replace(self, planned=self._compute_plan(problem, ts))
         key = type(self), settings, problem.noise_type, tuple(ts)
@@ -226,13 +226,22 @@ def _corrected_rows(
     ]
 
 
+@cache
+def _settings_of(kind: type[AbstractMultistep]) -> Callable[[AbstractMultistep], object]:
+    """The function that returns the fields of a rule of this class, all but the plan."""
+    return attrgetter(*[part.name for part in fields(kind) if part.name != "planned"])
+
+
 def _is_constant(value: object) -> bool:
     """Whether a value is immutable, so that its hash identifies it: numbers, strings and tuples of
     them; tensors, arrays and lists may be changed in place.
     """
     if isinstance(value, tuple):
-        return all(map(_is_constant, value))
+        return {*map(type, value)} <= _CONSTANT or all(map(_is_constant, value))
     return value is None or isinstance(value, bool | int | float | complex | str | Enum)
+
+
+_CONSTANT = {bool, int, float, str}
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from operator import attrgetter
 from typing import Any, Literal, Self, cast
 
 import torch
@@ -470,10 +471,7 @@ class ScoreModel(nn.Module, AbstractModel):
         )
 
     def network_call(self) -> NetworkCall | None:
-        methods = (
-            getattr(type(self), name) for name in ("predict_data", "predict_noise", "forward")
-        )
-        if (*methods,) != (ScoreModel.predict_data, ScoreModel.predict_noise, ScoreModel.forward):
+        if _PREDICTIONS(type(self)) != _PREDICTIONS(ScoreModel):
             return None  # of a subclass, which may predict anything
         parameter = next(self.parameters(), None)
         if self._forward_hooks or self._forward_pre_hooks:
@@ -484,7 +482,7 @@ class ScoreModel(nn.Module, AbstractModel):
             network = partial(self._call_network, None if parameter is None else parameter.dtype)
         key = (self.sde, self.predicts, self.conditioning, self._unit())
         key = key if is_immutable(self.sde) else None
-        dtype, device = (None, None) if parameter is None else self.place()
+        dtype, device = (None, None) if parameter is None else (parameter.dtype, parameter.device)
         return NetworkCall(network, dtype, device, key)
 
     def affine(self, l: Time, prediction: Literal["data", "noise"]) -> Affine:
@@ -547,6 +545,9 @@ class ScoreModel(nn.Module, AbstractModel):
         if isinstance(self.conditioning, tuple):
             return self.conditioning[0] * t + self.conditioning[1]
         return sigma if self.conditioning == "sigma" else t
+
+
+_PREDICTIONS = attrgetter("predict_data", "predict_noise", "forward")
 
 
 class _Output(threading.local):

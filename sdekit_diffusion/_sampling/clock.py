@@ -143,8 +143,11 @@ def velocity_on_angle(
 
         return prepared(model, ("angle", c, *ts), len(ts), numbers)
 
+    def scale(l: Time) -> Time:
+        return 1.0 if c == 1 else radius(l)[2] / c
+
     settings = {"own": own, "smooth": smooth_of(model), "prepare": prepare, "plans": plans}
-    return AngleClocked(velocity, lambda l: radius(l)[2] / c, c=c, **settings)
+    return AngleClocked(velocity, scale, c=c, **settings)
 
 
 def smooth_of(model: AbstractModel) -> Callable[[Time], Time]:

@@ -4,6 +4,7 @@ of any scale.
 
 import math
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from sdekit import NotFiniteError, Point, Solution, UnfinishedError, computed
 from sdekit.elementary import Time, broadcast, scaled, sqrt, sum_of_sample
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
-from sdekit_diffusion._models.affine import Affine, NetworkCall
+from sdekit_diffusion._models.affine import Affine, NetworkCall, is_immutable
 from sdekit_diffusion._models.data_scale import data_scale
 from sdekit_diffusion._models.derived import AbstractDerivedModel
 from sdekit_diffusion._models.model import AbstractModel, noise_scale, signal_scale
@@ -231,32 +232,26 @@ class Coordinates:
                 "end is sigma / alpha where the solve stops, a positive number such as 1e-3; not "
                 f"{end}"
             )
-        start, noisiest = self.start(model)
-        stop = min(
-            -math.log(end),
-            *(float(self.under(sde).log_snr(0.0)) for sde in self._shared(model)),
-            math.inf,
-        )
+        starts, stops = zip(*map(self._range, self._shared(model)), strict=True)
+        start = max(starts)
+        stop = min(-math.log(end), *stops)
         if not start < stop:
             description = "" if model.sde is None else f" with a model of {model.sde}"
             raise ValueError(
                 f"nothing to solve: sigma / alpha runs from {self.std * math.exp(-start):.3g} to "
                 f"{self.std * math.exp(-stop):.3g} under {self.sde}{description}; choose a smaller "
-                f"end{noisiest.more_noise} or another diffusion"
+                f"end{self.start(model)[1].more_noise} or another diffusion"
             )
         return start, stop
 
     def start(self, model: AbstractModel) -> tuple[float, AbstractDiffusion]:
         """l at the noisy end of a solve, and the diffusion, of those in `_shared`, that sets it."""
-        ends = [
-            (float(self.under(sde).log_snr(sde.latest(self.std))), sde)
-            for sde in self._shared(model)
-        ]
+        ends = [(self._range(sde)[0], sde) for sde in self._shared(model)]
         return max(ends, key=lambda end: end[0])
 
-    def under(self, sde: AbstractDiffusion) -> "Coordinates":
-        """The coordinates of the same data under another diffusion."""
-        return self if sde is self.sde else replace(self, sde=sde)
+    def _range(self, sde: AbstractDiffusion) -> Span:
+        """l at the noisy and at the clean end of a diffusion."""
+        return (_cached_range if is_immutable(sde) else _range)(sde, self.std)
 
     def _shared(self, model: AbstractModel) -> list[AbstractDiffusion]:
         """The diffusions whose ranges limit a solve: this one and those of the model."""
@@ -297,3 +292,12 @@ class Coordinates:
         return UnfinishedError(
             solution, torch.as_tensor(self.time(error.reached)), after, error.advice
         )
+
+
+def _range(sde: AbstractDiffusion, std: float) -> Span:
+    """log(alpha std / sigma) where a solve may begin at the earliest, and at the data."""
+    shift = math.log(std)
+    return float(sde.log_snr(sde.latest(std))) + shift, float(sde.log_snr(0.0)) + shift
+
+
+_cached_range = lru_cache(maxsize=64)(_range)

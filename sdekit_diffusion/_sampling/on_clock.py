@@ -223,12 +223,15 @@ class OnClock(AbstractGridMethod):
             return None
         return default_reach(self.steps, model.stiffness)
 
+    def _choice(self, model: AbstractModel) -> tuple[Integrand, AbstractSolver]:
+        """The integrand and the rule for a model."""
+        if self.integrand != "model":
+            return self.integrand, self.rule
+        choice = default_choice(self.grid, self.steps, model.predicts_noise, model.stiffness)
+        return choice.integrand, self.solver or choice.rule
+
     def transformed(self, problem: ReverseProblem, grid: Tensor) -> Transformed:
-        if self.integrand == "model":
-            model = problem.model
-            choice = default_choice(self.grid, self.steps, model.predicts_noise, model.stiffness)
-            own = replace(self, integrand=choice.integrand, solver=self.solver or choice.rule)
-            return own.transformed(problem, grid)
+        integrand, rule = self._choice(problem.model)
         eta = self.noise_level
         coordinates = problem.coordinates
         if callable(eta):
@@ -236,10 +239,9 @@ class OnClock(AbstractGridMethod):
             equation = piecewise_on_clock(problem.model, in_coordinates, grid, coordinates.time)
             require_clock(problem, equation.log_q[0], equation.log_q[-1])
         else:
-            plans = _plans(coordinates, eta, self.integrand)
-            equation = on_clock(problem.model, eta, self.integrand, coordinates.time, plans)
+            plans = _plans(coordinates, eta, integrand)
+            equation = on_clock(problem.model, eta, integrand, coordinates.time, plans)
             require_clock(problem, *(2 * eta**2 * l for l in problem.span))
-        rule = self.rule
         if self.grid.denoises and isinstance(rule, AbstractMultistep):
             rule = replace(rule, steps_after=1)
         return Transformed(
