@@ -16,6 +16,7 @@ from _bench import RESULTS, environment, publish, save
 from matplotlib.figure import Figure
 
 from sdekit_diffusion import (
+    EDMSDE,
     VESDE,
     VPSDE,
     AdaptiveFlow,
@@ -67,13 +68,13 @@ def accuracy() -> list[dict[str, Any]]:
                     seed=SEED,
                     return_solution=True,
                 )
+                noise = math.exp(-float(kernel.log_snr(solution.ts[-1])))
+                law = mixture.marginal(noise, EDMSDE())  # of x_t / alpha
                 row = {
                     "method": name,
                     "sde": sde,
                     "evaluations": round(float(solution.evaluations.double().mean())),
-                    "worst": modes(
-                        solution.x, mixture.marginal(float(solution.ts[-1]), kernel)
-                    ).worst,
+                    "worst": modes(solution.x, law).worst,
                 }
                 rows.append({**row, "seconds": time.perf_counter() - start})
                 print(

@@ -138,7 +138,7 @@ TABLES: dict[str, Table] = {
     "report": crossed("figure", "set", MEANS),
     "report_tests": crossed("figure", "set", MEANS),
     "samplers": crossed("problem, sde", "evaluations", RATIOS),
-    "samplers_laws": crossed("method", "problem", "{weights:.1f}, {means:.1f}, {covariances:.1f}"),
+    "samplers_laws": crossed("law, method", "samples", "{over the floor:.2g}"),
     "work_precision": solvers,
 }  # fmt: skip
 

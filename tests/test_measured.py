@@ -1,6 +1,7 @@
 """Tables of the pages that are made from docs/results, and the decisions of docs/choosing.md."""
 
 import json
+import math
 import re
 
 import _bench
@@ -16,9 +17,12 @@ import pytest
 import samplers
 import scale
 import throughput
+import torch
 from matplotlib.figure import Figure
 from outputs import PAGES, ROOT
 from registered import completed
+
+from sdekit_diffusion import AdaptiveFlow, GaussianMixture, SubVPSDE, UniformInLogSNR
 
 
 def test_tables_of_measurements_are_made_from_what_the_commands_wrote():
@@ -188,9 +192,9 @@ def test_deviations_of_the_law_are_the_largest_over_the_seeds():
     found = samplers.over_seeds("sde", [*rows, {"method": "sa"}])
     assert (found["seeds"], found["weights"], found["means / floor"]) == (2, 2, 1.5)
     cell = {"problem": "d = 2", "n": 20_000, "evaluations": 25, **found}
-    (row,) = samplers.deviations([cell | {"sde": "vp"}, cell | {"sde": "ve"}])
-    expected = {"problem": "d = 2", "method": "sde", "evaluations": 25}
-    assert row == expected | {"weights": 2, "means": 3.0, "covariances": 2.0}
+    rows = samplers.deviations([cell | {"sde": "vp"}, cell | {"sde": "ve", "n": 1_000}])
+    expected = {"law": "d = 2", "method": "sde", "samples": "20,000 after 25, vp"}
+    assert rows == [expected | {"over the floor": 1.5}]
 
 
 def test_rows_of_grids_have_the_geometric_mean_over_the_networks():
@@ -283,3 +287,16 @@ def test_published_numbers_have_six_digits(tmp_path, monkeypatch):
     expected = {"n": 1234567, "errors": [0.333333, 3.33333e-10], "best": {"ratio": 66.6667}}
     assert found == {"environment": {"command": "b"}, "rows": [expected | {"name": "a"}] * 2}
     assert sum("ratio" in line for line in text.splitlines()) == 2
+
+
+def test_all_samplers_are_compared_at_x_over_alpha():
+    """Under sub-VP alpha is 0.9995 at the end, where `sample` returns x_t / alpha."""
+    down = samplers.start(samplers.mixture(7, 2, 1, 0.5, 0.5), SubVPSDE(), 4)
+    exact = down.sampled(AdaptiveFlow(1e-9, 1e-9))
+    grid = UniformInLogSNR()
+    theirs = samplers.with_torchdiffeq(down, "rk4", 4, grid)(800)
+    torch.testing.assert_close(theirs, exact, rtol=1e-6, atol=1e-6)
+    law = GaussianMixture([1.0], [[1.0, 2.0]], [0.5])
+    noisy = samplers.start(law, SubVPSDE(), 4).law()
+    assert noisy.mean().tolist() == pytest.approx([1.0, 2.0])  # not alpha times it
+    assert noisy.data_std == pytest.approx(math.hypot(1.0, 1e-3) * law.data_std)
