@@ -234,8 +234,8 @@ def likelihood(
         given = labels.required(run, model, source, labelling)
         labels.require_guidance(run, model, given, guidance)
         x = source.test[:n]
-        arrays = {"x": x} | ({} if given is None else dict(given.values))
-        settings = {"data": digest("", arrays), **asdict(estimate), "sde": sde, "seed": seed}
+        data_digest = labels.digest_of(x, given)
+        settings = {"data": data_digest, **asdict(estimate), "sde": sde, "seed": seed}
         settings |= trained.result_identity(run, model) | guidance.settings()
         folder = run if csv is None else csv.parent
         folder /= f"likelihood-{digest([settings, len(x), batch_size])}.shards"
@@ -272,10 +272,13 @@ def restore(
     out: Path | None = None,
     seed: int = 0,
     first: int = 0,
+    labelling: Labelling = Labelling(),  # noqa: B008 - frozen
     loading: Loading = Loading(),  # noqa: B008 - frozen
 ) -> None:
     """Restore held-out images from degraded observations: weighted samples of the posterior, a
     picture with maps of their mean and standard deviation, and the coverage of credible intervals.
+    With a model with labels each image is restored given its label, and in the same way for other
+    conditions.
 
     The results of each image are stored in a folder beside the output until all are complete: after
     an interruption the same command resumes. With "torchrun --nproc-per-node N -m --
@@ -293,6 +296,7 @@ def restore(
             of the run unless given.
         seed: of the noise of the observations and of the samples.
         first: the number of the first held-out image.
+        labelling: whether each image is given its conditions.
         loading: how to load the model.
     """
     out = run / "restored.png" if out is None else out
@@ -301,23 +305,27 @@ def restore(
     with process_group("cpu"):
         model, recorded_name = trained.opened(run, loading)
         name = trained.data_of(run, data, recorded_name)
-        images = trained.source_of(name, model.scale).test[first : first + n]
+        source = labels.source_of_run(run, model, name, labelling)
+        given = labels.required(run, model, source, labelling)
+        images = source.test[first : first + n]
         degradation.operator(tuple(images.shape[1:]))
         options = {"samples": samples, "particles": particles, "steps": steps, "seed": seed}
-        settings = {**asdict(degradation), **options, "data": digest("", {"x": images})}
+        settings = {**asdict(degradation), **options, "data": labels.digest_of(images, given)}
         settings |= trained.result_identity(run, model)
         shards = Shards(outputs.shards_of(out), len(images), 1, first, settings)
 
         def work(start: int, count: int) -> dict[str, Tensor]:
             rows = images[start - first : start - first + count]
-            return restoring.restored(model, degradation, rows, first=start, **options)
+            of_rows = labels.given(model, given, count, start)
+            return restoring.restored(of_rows, degradation, rows, first=start, **options)
 
         shards.fill(work, "restoring")
         if rank() == 0:
             restoration = restoring.Restoration.of(shards)
             outputs.save_restoration(out, restoration, model.scale)
             shards.remove()
-            print("\n".join([*restoration.sentences(), f"wrote {out}"]))
+            lines = [*restoration.sentences(), *labels.of_restoration(given), f"wrote {out}"]
+            print("\n".join(lines))
         wait()
 
 

@@ -12,7 +12,9 @@ from sdekit_diffusion import Blur, Downsampling, LinearObservation, Mask, load, 
 from sdekit_diffusion import __main__ as command_line
 from sdekit_diffusion.__main__ import main
 from sdekit_diffusion._app import report
-from sdekit_diffusion._app.restoring import Degradation, Restoration
+from sdekit_diffusion._app.labels import Conditions
+from sdekit_diffusion._app.options import Guidance
+from sdekit_diffusion._app.restoring import Degradation, Restoration, restored
 from sdekit_diffusion._training import clear
 from sdekit_diffusion.data import load as load_data
 
@@ -99,6 +101,57 @@ def test_the_command(digits, tmp_path, capsys):
         width, height = image.size
     assert width > 3 * height
     assert sorted(path.name for path in tmp_path.iterdir()) == ["all.npz", "all.png"]
+
+
+@pytest.fixture(scope="module")
+def classes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "classes"
+    argv = ["--data", "digits", "--labels", "--width", "8", "--multipliers", "1"]
+    argv += ["--attention", "False", "--steps", "12", "--batch-size", "16", "--warmup", "2"]
+    assert main(["train", str(folder), *argv]) == 0
+    return folder
+
+
+@UNRELIABLE
+@pytest.mark.parametrize("option", [None, "--unconditional", "--conditions"])
+def test_images_are_restored_given_their_labels(classes, option, tmp_path, capsys):
+    """Each its own, or a given one, or none."""
+    options = {None: [], "--conditions": ["--conditions", "label=7"]}.get(option, [option])
+    out = tmp_path / "all.npz"
+    argv = ["restore", str(classes), "--mask", "top", *FEW, "--first", "3", "--out", str(out)]
+    assert main([*argv, *options]) == 0
+    said = capsys.readouterr().out
+    words = {None: "given the label of the held-out sample", "--conditions": "of --conditions"}
+    assert words.get(option, "held-out images") in said
+    assert ("given the label" in said) == (option != "--unconditional")
+    found = np.load(out)
+    model = load(classes)
+    data = load_data("digits")
+    own = {None: data.test_labels[3:5], "--conditions": torch.tensor([7, 7])}.get(option)
+    for i in range(2):
+        law = model if own is None else model.given(label=own[i : i + 1])
+        one = restored(
+            law, Degradation(mask="top", noise=0.5), data.test[3 + i : 4 + i], samples=16,
+            particles=16, steps=4, seed=0, first=3 + i,
+        )  # fmt: skip
+        np.testing.assert_array_equal(found["samples"][i], one["samples"][0])
+
+
+@UNRELIABLE
+def test_images_of_a_report_are_restored_given_their_labels(classes, monkeypatch):
+    settings = {"samples": 16, "particles": 16, "steps": 4}
+    monkeypatch.setattr(report, "_RESTORING", settings)
+    monkeypatch.setattr(report, "_RESTORED", 2)
+    model = load(classes)
+    data = load_data("digits")
+    conditions = Conditions({"label": data.test_labels}, "label")
+    degradation = Degradation(mask="top", noise=0.5)
+    law = report._Law(model, conditions, Guidance())
+    numbers, _ = report._restored(law, data, degradation, 0)
+    given = model.given(label=data.test_labels[:2])
+    parts = restored(given, degradation, data.test[:2], **settings, seed=0, first=0)
+    expected = Restoration.of([{name: part.numpy() for name, part in parts.items()}])
+    assert numbers["restoration"]["error"] == expected.error
 
 
 @UNRELIABLE

@@ -391,6 +391,19 @@ def of_likelihood(
     return [f"this is log p(x | {', '.join(words)}), {each}"]
 
 
+def digest_of(x: Tensor, conditions: Conditions | None) -> str:
+    """A digest of held-out samples and the conditions that they are given."""
+    return digest("", {"x": x} | ({} if conditions is None else dict(conditions.values)))
+
+
+def of_restoration(conditions: Conditions | None) -> list[str]:
+    """What restored images are given besides their observations, as text."""
+    if conditions is None:
+        return []
+    parts = [f"the {name} {source}" for name, source in conditions.sources().items()]
+    return [f"given {' and '.join(parts)}"]
+
+
 def _require_classes(model: ScoreModel, label: Sequence[int], what: str) -> None:
     """Refuses classes that the network is known not to have."""
     classes = _known_classes(model)

@@ -104,7 +104,7 @@ def write_report(
     device = model.place()[1]
     network = None if inception is None else inception_network(inception, source, device)
     seed = sampler.seed
-    restoration, restorations = _restored(model, source, restore, seed)
+    restoration, restorations = _restored(law, source, restore, seed)
     x, sampling = _draw_samples(law, n, sampler)
     results = _about(run, model, source, seed) | {"sampling": sampling}
     results |= restoration
@@ -199,12 +199,15 @@ def _draw_samples(law: _Law, n: int, sampler: Sampler) -> tuple[Tensor, dict[str
 
 
 def _restored(
-    model: ScoreModel, source: Dataset, degradation: Degradation | None, seed: int
+    law: _Law, source: Dataset, degradation: Degradation | None, seed: int
 ) -> tuple[dict[str, Any], dict[str, tuple[str, str, "Figure"]]]:
-    """The numbers and the picture of restored held-out images; none without a degradation."""
+    """The numbers and the picture of held-out images that are restored given their conditions; none
+    without a degradation.
+    """
     if degradation is None:
         return {}, {}
     levels = source.test[:_RESTORED]
+    model = given(law.model, law.conditions, len(levels))
     parts = restored(model, degradation, levels, **_RESTORING, seed=seed, first=0)
     restoration = Restoration.of([{name: part.cpu() for name, part in parts.items()}])
     numbers = {"degradation": str(degradation), **_RESTORING, **restoration.numbers()}
