@@ -99,7 +99,7 @@ def test_no_method_waits_once_a_step(method):
     """torch warns of each synchronising call: as many at two numbers of steps."""
     net = torch.nn.Conv2d(3, 3, 1).cuda()
     model = ScoreModel(lambda x, t: 0.1 * net(x), "vp", "noise", shape=(3, 32, 32))
-    first = {"ncsn": 2, "ncsnv2": 4, "default": 25, "sde": 25}.get(method, 24)
+    first = {"ncsn": 2, "ncsnv2": 4, "default": 28, "sde": 28}.get(method, 24)
 
     def waits(steps):
         with warnings.catch_warnings(record=True) as caught:

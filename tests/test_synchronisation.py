@@ -276,7 +276,7 @@ def test_the_device_records_what_waits_and_refuses_what_mixes(output):
 # Fewer steps than the benchmark takes: a wait that every step makes shows with one more step.
 FEWER = {
     "ddpm": (20, 40),  # past one look and past two
-    **dict.fromkeys(("default", "sde"), (25, 31)),
+    **dict.fromkeys(("default", "sde"), (28, 34)),
     **dict.fromkeys(("reverse_diffusion", "ancestral"), (24, 30)),
     **dict.fromkeys(("BrownianPath, ShARK", "WhiteNoise, ShARK"), (6, 20)),
     "BrownianPath": (3, 6),

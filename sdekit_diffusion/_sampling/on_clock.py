@@ -33,10 +33,8 @@ from sdekit_diffusion._sampling.method import ReverseProblem
 from sdekit_diffusion._sampling.on_grid import AbstractGridMethod, Transformed
 
 # With noise: the number of steps from which the default rule uses one more past value, and the
-# largest share of `Focused` with which it does so.
-_LONG_RULE_STEPS_WITH_NOISE = 25
-
-
+# largest share of `Focused` with which it does so. Chosen by benchmarks/choice.py --noise.
+_LONG_RULE_STEPS_WITH_NOISE = 28
 _LONG_RULE_SHARE = 0.3
 
 
@@ -177,7 +175,7 @@ class OnClock(AbstractGridMethod):
 
         The defaults are:
 
-        - with noise: `AdamsMoulton(2)`; from 25 steps on a grid `Focused(share)` with a share of
+        - with noise: `AdamsMoulton(2)`; from 28 steps on a grid `Focused(share)` with a share of
           at most 0.3 `AdamsMoulton(3, variable="l")`;
         - "data": `AdamsMoulton(3)`; "noise": `AdamsBashforth(2, variable="l")`;
         - "velocity": `AdamsMoulton(3)` below 9 steps, else `AdamsMoulton(4)`, with fewer values in
