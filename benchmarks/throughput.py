@@ -445,16 +445,15 @@ def heun_loop(f: Score, x: Tensor, ts: list[float]) -> Tensor:
 
 
 def default_loop(f: Score, x: Tensor, ts: list[float]) -> Tensor:
-    """The arithmetic of the default alone, whose numbers are known: a sum of five values, and a
-    value of the output and the point of the network.
+    """The arithmetic of the default alone under VP, whose numbers are known: a sum of five values,
+    and a value of the output and the point of the network.
     """
     weights = (0.5, -0.4, 0.3, -0.2, 0.1)
     zero = torch.zeros(())
     values = [x] * 5
     for t in ts[1:]:
         x = added(x, weights, values)
-        output = f(t, torch.add(zero, x, alpha=0.9))
-        value = torch.add(torch.add(zero, output, alpha=0.1), x, alpha=-0.05)
+        value = torch.add(torch.add(zero, f(t, x), alpha=0.1), x, alpha=-0.05)
         values = [value, *values[:4]]
     return x
 
