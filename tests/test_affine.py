@@ -214,6 +214,10 @@ def test_what_may_be_a_key():
     assert affine.is_immutable(Held(1.0))
     assert not affine.is_immutable(Held(torch.tensor(1.0)))
     assert not affine.is_immutable(Held([1.0]))
+    assert affine.is_immutable(Held((1, ("a", None), VPSDE())))
+    assert not affine.is_immutable(Held((1.0, [])))
+    assert not affine.is_immutable(Held(nn.Linear(1, 1)))  # is hashed by its identity
+    assert not affine.is_immutable(Held(Held(object())))
 
 
 def test_models_that_are_no_such_function_are_asked_as_they_are():

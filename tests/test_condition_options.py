@@ -324,6 +324,11 @@ def test_labels_of_another_name(tmp_path):
     assert model.net.config["classes"] == 3
     assert main(["likelihood", str(tmp_path / "run"), *ESTIMATE]) == 0
     assert main(["report", str(tmp_path / "run"), "--samples", "4", "--steps", "2"]) == 0
+    plain = simulated(tmp_path / "plain.npz")  # without the column
+    argv = ["likelihood", str(tmp_path / "run"), *ESTIMATE, "--data", plain]
+    assert main(argv) == 2
+    assert main([*argv, "--unconditional"]) == 0
+    assert main([*argv, "--conditions", "label=1"]) == 0
     label = torch.tensor([2, 0, 2, 0, 2])
     made = drawn(tmp_path / "run", tmp_path / "b.npz", "--label", "2", "0")
     assert np.allclose(made, expected(model, label=label), atol=1e-5)

@@ -57,6 +57,15 @@ class Decorated:
         return -args[0]
 
 
+class Wrapped:
+    def __init__(self, function):
+        functools.update_wrapper(self, function)
+        self.function = function
+
+    def __call__(self, *args):
+        return self.function(*args)
+
+
 def unnamed(a, b):
     """A score (x, t) whose names say nothing; with t and x it fails or has another shape."""
     return -a / (1 + torch.as_tensor(b)).reshape(-1, *[1] * (a.ndim - 1))
@@ -71,6 +80,7 @@ def test_a_score_of_x_and_t_is_refused_where_t_and_x_are_given(kind):
         Called(),
         Called().__call__,
         Decorated(),
+        Wrapped(lambda x, t: -x),
     ):
         with pytest.raises(
             TypeError,

@@ -257,8 +257,8 @@ def _within(
 
 
 def _largest(x: Tensor) -> Tensor:
-    """The largest absolute value, which is not finite if any value is not: a fifth of the time of
-    `torch.isfinite`.
+    """The largest absolute value, which is not finite if any value is not, in less time than that
+    of `torch.isfinite`.
     """
     return x.detach().abs().amax() if x.numel() else x.new_zeros(())
 

@@ -219,7 +219,8 @@ def source_of_run(run: Path, model: ScoreModel, name: str, labelling: Labelling)
         for key, column in conditions.others.items()
         if not labelling.unconditional and key not in given_values
     }
-    if conditions.label_column:
+    needs_labels = not labelling.unconditional and conditions.label not in given_values
+    if conditions.label_column and needs_labels:
         columns["label"] = conditions.label_column
     return trained.source_of(name, model.scale, columns)
 

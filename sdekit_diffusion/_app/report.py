@@ -27,6 +27,7 @@ from sdekit_diffusion._app.labels import (
     Conditions,
     drawn,
     given,
+    of_restoration,
     require_guidance,
     required,
     source_of_run,
@@ -74,9 +75,9 @@ def write_report(
         out: the page; report.html in the folder unless given.
         data: the name of the data set; the run's own unless given.
         guidance: how closely samples follow their labels and other conditions, where the network
-            takes them; the likelihood is without guidance.
+            takes them; likelihoods and restored images are without guidance.
         labelling: whether the model is given the conditions of held-out samples, or other values,
-            for samples and for likelihoods.
+            for samples, likelihoods and restored images.
         sampler: how to sample. The likelihood uses its sde too, and its seed also determines
             dequantisation, probes, the classifier and the reference sets.
         estimate: how to estimate the likelihood.
@@ -211,7 +212,7 @@ def _restored(
     parts = restored(model, degradation, levels, **_RESTORING, seed=seed, first=0)
     restoration = Restoration.of([{name: part.cpu() for name, part in parts.items()}])
     numbers = {"degradation": str(degradation), **_RESTORING, **restoration.numbers()}
-    sentences = "; ".join(restoration.sentences())
+    sentences = "; ".join([*of_restoration(law.conditions), *restoration.sentences()])
     caption = (
         f"Held-out images, their observations ({degradation}), weighted samples of the posteriors, "
         f"their mean and standard deviation; {sentences}."

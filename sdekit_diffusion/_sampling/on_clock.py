@@ -33,7 +33,8 @@ from sdekit_diffusion._sampling.method import ReverseProblem
 from sdekit_diffusion._sampling.on_grid import AbstractGridMethod, Transformed
 
 # With noise: the number of steps from which the default rule uses one more past value, and the
-# largest share of `Focused` with which it does so. Chosen by benchmarks/choice.py --noise.
+# largest share of `Focused` with which it does so. By benchmarks/choice.py --noise the long rule is
+# worse with 25 steps and better with 30.
 _LONG_RULE_STEPS_WITH_NOISE = 28
 _LONG_RULE_SHARE = 0.3
 
