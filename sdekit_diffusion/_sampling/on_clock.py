@@ -35,7 +35,7 @@ from sdekit_diffusion._sampling.on_grid import AbstractGridMethod, Transformed
 # With noise: the number of steps from which the default rule uses one more past value, and the
 # largest share of `Focused` with which it does so. By benchmarks/choice.py --noise its largest
 # deviation from five laws is larger than that of the short rule with 25 steps (2.1 floors and 1.3),
-# and from 30 on both are near the floor, the long rule on average nearer.
+# and with 30 both are near the floor, the long rule on average nearer.
 _LONG_RULE_STEPS_WITH_NOISE = 28
 _LONG_RULE_SHARE = 0.3
 
