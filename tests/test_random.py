@@ -63,23 +63,30 @@ def unfinalised(word):
     return z ^ (z >> 30) ^ (z >> 60)
 
 
-def from_halves(upper, lower):
-    """The two normals made of a word, from its halves as signed integers."""
+def from_halves(upper, lower, *, recorded):
+    """The two normals made of a word, from its halves as signed integers; recorded programs use
+    torch's operations where others use numpy's.
+    """
     word = unfinalised(((upper << 32) | (lower % 2**32)) & _MASK)
     key = torch.tensor([word - 2**64 if word >= 2**63 else word])
-    return standard_normal(key, torch.tensor([0]), 2).flatten()
+
+    def draw(key):
+        return standard_normal(key, torch.tensor([0]), 2).flatten()
+
+    return make_fx(draw)(key)(key) if recorded else draw(key)
 
 
-def test_radii_of_the_most_extreme_words():
+@pytest.mark.parametrize("recorded", [False, True])
+def test_radii_of_the_most_extreme_words(recorded):
     """|upper + 1/2| / 2^31 is never 0, and the same for upper and -1 - upper."""
     assert unfinalised(finaliser(0x123456789ABCDEF0)) == 0x123456789ABCDEF0
     lower = 123456789
     for upper in (0, 1, 2, 1000, 2**30):
-        found = from_halves(upper, lower)
-        assert torch.equal(found, from_halves(-1 - upper, lower))
+        found = from_halves(upper, lower, recorded=recorded)
+        assert torch.equal(found, from_halves(-1 - upper, lower, recorded=recorded))
         radius = math.sqrt(-2 * math.log((upper + 0.5) / 2**31))
         assert float(found.norm()) == pytest.approx(radius, abs=1e-5)
-    assert float(from_halves(0, lower).norm()) == pytest.approx(
+    assert float(from_halves(0, lower, recorded=recorded).norm()) == pytest.approx(
         math.sqrt(2 * 32 * math.log(2)), abs=1e-5
     )
 

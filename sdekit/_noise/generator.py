@@ -12,6 +12,8 @@ rounding.
 
 import math
 import operator
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,10 +43,13 @@ _SHIFTS = {
 }
 # The same for numpy, whose integers have no sign.
 _MIX_WORDS = tuple(np.uint64(mix % 2**64) for mix in (_MIX_1, _MIX_2))
-_COUNTS = {bits: np.uint64(bits) for bits in (27, 30, 31)}
+_COUNTS = {bits: np.uint64(bits) for bits in (27, 30, 31, 32)}
+_GOLDEN_WORD = np.uint64(GOLDEN % 2**64)
+_NUMBERS = (0.5, 2.0**-31, -2.0, math.pi * 2.0**-31)
 _HALF, _UNIT, _MINUS_TWO, _ANGLE = torch.tensor(
-    (0.5, 2.0**-31, -2.0, math.pi * 2.0**-31), dtype=torch.float32, device="cpu"
+    _NUMBERS, dtype=torch.float32, device="cpu"
 ).unbind()
+_HALF_NUMBER, _UNIT_NUMBER, _, _ANGLE_NUMBER = map(np.float32, _NUMBERS)
 
 # Counters below zero belong to draws outside a solve; between -3 and those of the probes they are
 # free for users of the library.
@@ -73,12 +78,22 @@ def _shifted(word: Tensor, bits: int) -> Tensor:
     return torch.bitwise_right_shift(word, count).bitwise_and_(mask)
 
 
+def _is_array(x: Tensor) -> bool:
+    """Whether numpy can compute with a tensor, in half to a third of torch's time."""
+    return x.device.type == "cpu" and not is_recorded(x)
+
+
+def _words(x: Tensor) -> np.ndarray:
+    """The words of a tensor, as an array that shares its memory."""
+    return x.numpy().view(np.uint64)
+
+
 def _mix(word: Tensor) -> Tensor:
     """SplitMix64's finaliser, in place: a bijection of 64-bit words in which each bit of the input
     flips about half of the bits of the output.
     """
-    if word.device.type == "cpu" and not is_recorded(word):
-        _mix_array(word.numpy().view(np.uint64))
+    if _is_array(word):
+        _mix_array(_words(word))
         return word
     word.bitwise_xor_(_shifted(word, 30)).mul_(_MIX_TENSORS[0])
     word.bitwise_xor_(_shifted(word, 27)).mul_(_MIX_TENSORS[1])
@@ -86,7 +101,7 @@ def _mix(word: Tensor) -> Tensor:
 
 
 def _mix_array(word: np.ndarray) -> None:
-    """`_mix` of an array, in place: numpy takes half to a third of torch's time."""
+    """`_mix` of an array, in place."""
     word ^= word >> _COUNTS[30]
     word *= _MIX_WORDS[0]
     word ^= word >> _COUNTS[27]
@@ -112,10 +127,14 @@ def keys(seed: int | Tensor, index: Tensor) -> Tensor:
     """
     index = index.to(torch.int64)
     if isinstance(seed, Tensor):
-        start = _mix(seed.to(index) ^ _SALT) + _SALT
-    else:
-        start = signed(_mixed(operator.index(seed) ^ _SALT) + _SALT)
-    return _mix(index * _GOLDEN_TENSOR + start)
+        return _mix(index * _GOLDEN_TENSOR + _mix(seed.to(index) ^ _SALT) + _SALT)
+    start = _mixed(operator.index(seed) ^ _SALT) + _SALT
+    if not _is_array(index):
+        return _mix(index * _GOLDEN_TENSOR + signed(start))
+    word = _words(index) * _GOLDEN_WORD
+    word += np.uint64(start % 2**64)
+    _mix_array(word)
+    return torch.from_numpy(word.view(np.int64))
 
 
 def _normals(key: Tensor, offsets: Tensor, out: Tensor) -> None:
@@ -131,26 +150,57 @@ def _normals(key: Tensor, offsets: Tensor, out: Tensor) -> None:
     torch.mul(radius, angle.sin_(), out=second)
 
 
+def _normals_of_words(key: np.ndarray, offsets: np.ndarray, out: np.ndarray) -> None:
+    """`_normals` of arrays, with the same bits: the functions whose rounding may differ are
+    torch's.
+    """
+    word = key[:, np.newaxis] + offsets
+    _mix_array(word)
+    radius = (word >> _COUNTS[32]).astype(np.int32).astype(np.float32)
+    radius += _HALF_NUMBER
+    np.abs(radius, out=radius)
+    radius *= _UNIT_NUMBER
+    torch.from_numpy(radius).log_().mul_(_MINUS_TWO).sqrt_()
+    angle = word.astype(np.int32).astype(np.float32)
+    angle *= _ANGLE_NUMBER
+    angles = torch.from_numpy(angle)
+    np.multiply(radius, angles.cos().numpy(), out=out[:, 0])
+    angles.sin_()
+    np.multiply(radius, angle, out=out[:, 1])
+
+
 def _fill(rows: Tensor, out: Tensor) -> Tensor:
     """Fills out `(rows, 2, words)` from `(rows,)` keys in blocks: of the size of the cache on the
     CPU, limited by memory on an accelerator.
     """
     words = out.shape[-1]
-    limit = _CPU_BLOCK if rows.device.type == "cpu" else _ACCELERATOR_BLOCK
-    offsets = torch.arange(words, device=rows.device) * _GOLDEN_TENSOR
-    if rows.numel() * words <= limit:  # without slices, which cost as much as a call
-        _normals(rows, offsets, out)
-        return out
+    if _is_array(rows):
+        offsets = np.arange(words, dtype=np.uint64) * _GOLDEN_WORD
+        _fill_blocks(_normals_of_words, _words(rows), offsets, out.numpy(), _CPU_BLOCK)
+    else:
+        offsets = torch.arange(words, device=rows.device) * _GOLDEN_TENSOR
+        limit = _CPU_BLOCK if rows.device.type == "cpu" else _ACCELERATOR_BLOCK
+        _fill_blocks(_normals, rows, offsets, out, limit)
+    return out
+
+
+def _fill_blocks(
+    draw: Callable[[Any, Any, Any], None], rows: Any, offsets: Any, out: Any, limit: int
+) -> None:
+    """Fills out by `draw`, of tensors or arrays, with at most `limit` words at once."""
+    words = len(offsets)
+    if len(rows) * words <= limit:  # without slices, which cost as much as a call
+        draw(rows, offsets, out)
+        return
     block_columns = max(1, min(words, limit))
     block_rows = max(1, limit // block_columns)
-    for i in range(0, rows.numel(), block_rows):
+    for i in range(0, len(rows), block_rows):
         for j in range(0, words, block_columns):
-            _normals(
+            draw(
                 rows[i : i + block_rows],
                 offsets[j : j + block_columns],
                 out[i : i + block_rows, :, j : j + block_columns],
             )
-    return out
 
 
 def standard_normal(key: Tensor, counters: Tensor, size: int) -> Tensor:
