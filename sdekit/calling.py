@@ -12,7 +12,12 @@ import torch
 from torch import Tensor
 from torch._C import _get_tracing_state as tracing_state
 from torch._C import _len_torch_dispatch_stack as modes
-from torch._C._functorch import get_unwrapped, is_batchedtensor, is_functorch_wrapped_tensor
+from torch._C._functorch import (
+    get_unwrapped,
+    is_batchedtensor,
+    is_functorch_wrapped_tensor,
+    peek_interpreter_stack,
+)
 from torch.autograd import forward_ad
 
 __all__ = [
@@ -204,6 +209,20 @@ def has_hidden_values(x: Tensor) -> bool:
 def is_differentiating() -> bool:
     """Whether torch takes derivatives, in reverse or in forward mode."""
     return torch.is_grad_enabled() or forward_ad._current_level >= 0
+
+
+def is_differentiated(value: Tensor) -> bool:
+    """Whether torch may take derivatives of a value, in any mode."""
+    return value.requires_grad or forward_ad._current_level >= 0 or is_transformed()
+
+
+def is_transformed() -> bool:
+    """Whether torch.func transforms what is called, or torch.compile or a trace records it."""
+    return (
+        torch.compiler.is_compiling()
+        or tracing_state() is not None
+        or peek_interpreter_stack() is not None
+    )
 
 
 def is_recorded(x: Tensor) -> bool:

@@ -55,8 +55,9 @@ def radau(rates, x0, end, **settings):
     )
 
 
+@pytest.mark.parametrize("enabled", [True, False], ids=["with gradients", "without"])
 @pytest.mark.parametrize("event", [(), (3,), (2, 2)], ids=str)
-def test_jacobians(event):
+def test_jacobians(event, enabled):
     """Of each sample, against a loop with reverse-mode derivatives; and the derivative by t."""
     size = max(1, math.prod(event))
     weights = torch.randn(size, size, generator=torch.Generator().manual_seed(0), dtype=F64)
@@ -68,7 +69,8 @@ def test_jacobians(event):
 
     x = torch.randn(4, *event, generator=torch.Generator().manual_seed(1), dtype=F64)
     t = torch.linspace(0, 1, 4, dtype=F64)
-    jacobian, rate = ODE(f).jacobian(t, x)
+    with torch.set_grad_enabled(enabled):
+        jacobian, rate = ODE(f).jacobian(t, x)
     assert jacobian.shape == (4, size, size)
     for i in range(4):
         one = torch.autograd.functional.jacobian(
@@ -77,6 +79,39 @@ def test_jacobians(event):
         torch.testing.assert_close(jacobian[i], one.reshape(size, size))
         by_t = torch.autograd.functional.jacobian(lambda s, i=i: f(s[None], x[i : i + 1])[0], t[i])
         torch.testing.assert_close(rate[i], by_t)
+
+
+@pytest.mark.parametrize("enabled", [True, False], ids=["with gradients", "without"])
+def test_jacobians_of_drifts_without_t_or_without_x(enabled):
+    x = torch.randn(4, 2, generator=torch.Generator().manual_seed(1), dtype=F64)
+    t = torch.linspace(0, 1, 4, dtype=F64)
+    parameter = torch.ones(2, dtype=F64, requires_grad=True)
+    with torch.set_grad_enabled(enabled):
+        jacobian, rate = ODE(lambda t, x: -3 * x).jacobian(t, x)
+        by_t = ODE(lambda t, x: (t + parameter).expand(x.shape)).jacobian(t, x)
+        with pytest.raises(ValueError, match="does not depend on x in a way that autograd"):
+            ODE(lambda t, x: torch.zeros_like(x) + parameter).jacobian(t, x)
+    assert torch.equal(jacobian, -3 * torch.eye(2, dtype=F64).expand(4, 2, 2))
+    assert torch.equal(rate, torch.zeros_like(x))
+    assert torch.equal(by_t[0], torch.zeros(4, 2, 2, dtype=F64))
+    assert torch.equal(by_t[1], torch.ones_like(x))
+
+
+def test_what_is_not_differentiated_costs_no_transforms():
+    """A solve whose derivatives nobody asks for has none, and the same bits."""
+    x0 = torch.tensor([[2.0, 0.0]], dtype=F64)
+    wrapped = []
+
+    def drift(t, x):
+        wrapped.append(is_functorch_wrapped_tensor(x))
+        return torch.stack([x[:, 1], 5 * (1 - x[:, 0] ** 2) * x[:, 1] - x[:, 0]], dim=1)
+
+    plain = solve(ODE(drift), x0, uniform(0.0, 1.0, 20), solver=Rodas4())
+    assert not any(wrapped)
+    assert not plain.x.requires_grad
+    followed = solve(ODE(drift), x0.requires_grad_(), uniform(0.0, 1.0, 20), solver=Rodas4())
+    assert any(wrapped)
+    torch.testing.assert_close(followed.x.detach(), plain.x, rtol=0, atol=1e-13)
 
 
 @pytest.mark.parametrize("ends", [(0.0, 2.0), (2.0, 0.0)], ids=["forwards", "backwards"])
@@ -170,7 +205,7 @@ def test_rejected_steps_keep_their_jacobian(stiffness):
     jacobians = []
 
     def counting(t, x):
-        if is_functorch_wrapped_tensor(x):  # it is differentiated
+        if x.requires_grad or is_functorch_wrapped_tensor(x):  # it is differentiated
             jacobians.append(len(x))
         return equation.drift(t, x)
 

@@ -13,13 +13,15 @@ rounding.
 import math
 import operator
 from collections.abc import Callable
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sdekit.calling import is_recorded
+
+Words = TypeVar("Words", Tensor, np.ndarray)
 
 GOLDEN = 0x9E3779B97F4A7C15 - 2**64
 _MIX_1 = 0xBF58476D1CE4E5B9 - 2**64
@@ -185,7 +187,11 @@ def _fill(rows: Tensor, out: Tensor) -> Tensor:
 
 
 def _fill_blocks(
-    draw: Callable[[Any, Any, Any], None], rows: Any, offsets: Any, out: Any, limit: int
+    draw: Callable[[Words, Words, Words], None],
+    rows: Words,
+    offsets: Words,
+    out: Words,
+    limit: int,
 ) -> None:
     """Fills out by `draw`, of tensors or arrays, with at most `limit` words at once."""
     words = len(offsets)

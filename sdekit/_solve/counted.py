@@ -90,7 +90,9 @@ class Counted(AbstractSDE):
         self, method: Callable[[Tensor, Tensor], Result], t: Tensor, x: Tensor
     ) -> Result:
         """What a method of the equation returns that differentiates the drift."""
-        with torch.inference_mode(False):
+        enabled = torch.is_grad_enabled()
+        # Leaving inference mode alone would enable gradients.
+        with torch.inference_mode(False), torch.set_grad_enabled(enabled):
             t = t.clone()
             x = x.clone()
             version = x._version

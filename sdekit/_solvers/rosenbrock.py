@@ -4,6 +4,7 @@ no iteration.
 
 import math
 from abc import ABC
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -14,7 +15,8 @@ from sdekit._equations.sde import AbstractSDE
 from sdekit._noise.white import Increment
 from sdekit._solvers.contract import AbstractSolver, Order, Step, Tree
 from sdekit._solvers.linear_systems import fits, linear_solver, no_derivatives, per_sample
-from sdekit._solvers.runge_kutta import combine
+from sdekit._solvers.runge_kutta import combine, weighted
+from sdekit.calling import is_differentiated
 from sdekit.elementary import Time, broadcast
 
 
@@ -113,10 +115,12 @@ class AbstractRosenbrock(AbstractSolver, ABC):
         tableau = self.tableau
         start = per_sample(t0, x)
         length = per_sample(t1, x) - start
-        solved, rate, derivatives = linear_solver(
-            problem, start, x, tableau.gamma * length, direct=self.direct, residual=self.residual,
-            kept=state,
-        )  # fmt: skip
+        first = problem.drift(start, x)
+        with nullcontext() if is_differentiated(first) else torch.no_grad():
+            solved, rate, derivatives = linear_solver(
+                problem, start, x, tableau.gamma * length, direct=self.direct,
+                residual=self.residual, kept=state,
+            )  # fmt: skip
         h = broadcast(length, x)
         increments: list[Tensor] = []
         point = x
@@ -125,10 +129,10 @@ class AbstractRosenbrock(AbstractSolver, ABC):
                 # The last stage begins where the one before it ended.
                 last = i == len(tableau.times) - 1
                 point = point + increments[-1] if last else combine(x, tableau.a[i - 1], increments)
-            value = problem.drift(torch.lerp(start, start + length, time), point)
-            if i:
-                rest = combine(torch.zeros_like(x), tableau.c[i - 1], increments)
-                value = value + rest / h
+                rest = weighted(tableau.c[i - 1], increments)
+                value = problem.drift(torch.lerp(start, start + length, time), point) + rest / h
+            else:
+                value = first
             if tableau.rates[i]:
                 value = value + tableau.rates[i] * h * rate
             increments.append(solved(value))
