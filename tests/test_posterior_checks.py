@@ -8,6 +8,7 @@ import torch
 
 from sdekit_diffusion import GaussianMixture, LinearObservation, sample_posterior
 from sdekit_diffusion.metrics import Calibration, c2st, predictive, sbc, tarp
+from sdekit_diffusion.metrics._calibration import _of_others
 
 N = 1000
 LAW = GaussianMixture([0.4, 0.6], torch.tensor([[-1.0, 0.5], [1.0, 0.0]]).double(), [0.3, 0.8])
@@ -151,6 +152,71 @@ def test_the_distribution_and_its_band():
     assert float(np.max(line.get_ydata())) == pytest.approx(0.5, abs=0.01)
     assert ax.get_xlabel() == "credibility"
     assert uniform.plot(ax) is ax
+
+
+def test_exact_posteriors_of_many_coordinates_pass_with_few_observations():
+    """Of 100 tests of exact posteriors 22 or more have p < .05 with probability 1e-9; where each
+    truth had a part in the box and the units, 98 had.
+    """
+    generator = torch.Generator().manual_seed(0)
+    small = 0
+    for _ in range(100):
+        samples = torch.randn(20, 10, 200, generator=generator)
+        small += float(tarp(samples, torch.randn(20, 200, generator=generator)).p_value) < 0.05
+    assert small < 22
+
+
+def test_the_box_and_the_units_of_the_other_truths():
+    theta = np.random.default_rng(0).normal([3.0, -1.0, 0.0], [2.0, 0.1, 1.0], size=(6, 3))
+    theta[:, 2] = 7.0
+    low, high, std = _of_others(theta)
+    for i in range(6):
+        others = np.delete(theta, i, axis=0)
+        np.testing.assert_array_equal(low[i], others.min(axis=0))
+        np.testing.assert_array_equal(high[i], others.max(axis=0))
+        np.testing.assert_allclose(std[i, :2], others.std(axis=0)[:2], rtol=1e-12)
+    assert (std[:, 2] == 1).all()
+
+
+@pytest.mark.parametrize("test", [sbc, tarp])
+def test_collapsed_weights_are_told(test):
+    """Posteriors 50 times too narrow and far off the truth, by weights of one sample."""
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.randn(300, 2, generator=generator)
+    samples = 4.0 + 0.02 * torch.randn(300, 100, 2, generator=generator)
+    log_weights = torch.zeros(300, 100)
+    log_weights[:, 0] = 50.0
+    collapsed = test(samples, truth, log_weights)
+    assert collapsed.size == pytest.approx(1.0)
+    with pytest.warns(UserWarning, match="effectively 1 samples, too few for regions of 95 %"):
+        covered = collapsed.coverage([0.5, 0.95])
+    assert covered == collapsed.coverage([0.5, 0.95], quiet=True)
+    assert covered[0.95][0] > 0.8
+    equal = test(samples, truth)
+    assert equal.size == 100
+    assert equal.coverage([0.95])[0.95][0] < 0.2 or not equal.central
+
+
+def test_the_share_of_outer_truths_that_counts_as_covered():
+    """Nine samples below each truth: its rank is (9 + U) / 10."""
+    outer = sbc(torch.zeros(4000, 9, 1), torch.ones(4000, 1))
+    for level in (0.85, 0.95):
+        share, stderr = outer.coverage([level], quiet=True)[level]
+        assert abs(share - outer.hidden(level)) < 5.5 * stderr
+    assert outer.hidden(0.95) == pytest.approx(0.75)
+    assert outer.hidden(0.7) == 0.0
+    one_sided = Calibration(outer.values, central=False, size=9.0)
+    assert one_sided.hidden(0.95) == pytest.approx(0.5)
+
+
+def test_p_values_are_shown_for_all_coordinates_together():
+    values = np.random.default_rng(0).random((200, 8))
+    shown = Calibration(values)
+    corrected = 8 * shown.p_value.min()
+    assert f"p-value {min(1.0, corrected):.2g}, 8 times the least of 8)" in repr(shown)
+    assert repr(Calibration(values[:, 0])).endswith(
+        f"p-value {Calibration(values[:, 0]).p_value:.2g})"
+    )
 
 
 def test_coordinates_that_do_not_vary_are_not_scaled():

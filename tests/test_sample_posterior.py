@@ -1,7 +1,8 @@
 """Weighted posteriors: evidences and moments against exact ones; what numbers depend on."""
 
 import math
-from dataclasses import dataclass, field
+import warnings
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
@@ -28,6 +29,8 @@ from sdekit_diffusion import (
 )
 from sdekit_diffusion._inference.particles import Cloud, CloudSolve
 from sdekit_diffusion._inference.weighted import systematic
+
+pytestmark = pytest.mark.filterwarnings("ignore:.* steps are few for AdamsMoulton")
 
 Z = 5.6  # standard errors: a false alarm once in 40 million comparisons
 
@@ -384,8 +387,8 @@ def test_factors_of_models():
     law, given = problem(2)
     other = GaussianMixture([1.0], torch.zeros(1, 2).double(), [2.0])
     a, b = (
-        sample_posterior(p, given, 8 * 64, sde="vp", seed=0, particles=64, steps=40)
-        for p in (law, other)
+        sample_posterior(p, given, 8 * 64, sde="vp", seed=seed, particles=64, steps=40)
+        for seed, p in enumerate((law, other))
     )
     value, stderr = bayes_factor(a, b)
     exact = law.log_evidence(given) - other.log_evidence(given)
@@ -395,6 +398,41 @@ def test_factors_of_models():
     for pair in ((many, one), (a, many)):
         with pytest.raises(ValueError, match="as the numbers of observations"):
             bayes_factor(*pair)
+    with pytest.warns(UserWarning, match=r"drawn with the same seed, 0, so their errors are not"):
+        bayes_factor(a, replace(b, seed=0))
+    with pytest.raises(TypeError, match=r"two results of sample_posterior, .* not -2\.0"):
+        bayes_factor(a, -2.0)
+
+
+def test_the_error_of_a_few_clouds():
+    """The larger of that by their spread, which is often too small by chance, and that by the
+    families of each.
+    """
+    x = torch.zeros(4, 1)
+    log_weights = torch.tensor([0.2, 0.8, 0.4, 0.6], dtype=torch.float64).log()
+    equal = WeightedSamples(x, log_weights, clouds=2)  # both of mean 1/2
+    variances = [2 * (0.04 + 0.64) - 1, 2 * (0.16 + 0.36) - 1]
+    assert float(equal.log_evidence_stderr) == pytest.approx(math.sqrt(sum(variances) / 4))
+    related = replace(equal, ancestors=torch.tensor([0, 1, 2, 2]))
+    assert float(related.log_evidence_stderr) == pytest.approx(math.sqrt((variances[0] + 1) / 4))
+    other = torch.tensor([0.2, 0.8, 1.2, 1.8], dtype=torch.float64).log()  # of mean 3/2
+    spread = float(WeightedSamples(x, other, clouds=2).log_evidence_stderr)
+    assert spread == pytest.approx(0.5)
+    many = WeightedSamples(x.repeat(4, 1), log_weights.repeat(4), clouds=8)
+    assert float(many.log_evidence_stderr) < 1e-12
+
+
+def test_few_steps_are_said():
+    """Of rules with several values; one value per step has an error of its own order."""
+    law, given = problem(2)
+    settings = {"n": 16, "sde": "vp", "seed": 0}
+    with pytest.warns(UserWarning, match=r"15 steps are few for AdamsMoulton: log p\(y\) may be"):
+        sample_posterior(law, given, **settings, particles=16, steps=15)
+    rule = OnClock(AdamsBashforth(1), eta=1.0, steps=15)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sample_posterior(law, given, **settings, particles=16, steps=16)
+        sample_posterior(law, given, **settings, method=Particles(16, method=rule))
 
 
 def test_resampling():

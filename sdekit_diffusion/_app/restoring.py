@@ -7,7 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sdekit import uniform01
 from sdekit_diffusion._app import figures
+from sdekit_diffusion._common.counters import DEQUANTISATION
 from sdekit_diffusion._inference.sample_posterior import sample_posterior
 from sdekit_diffusion._models.data_scale import data_scale
 from sdekit_diffusion._models.observation import LinearObservation
@@ -129,7 +131,10 @@ def restored(
     """
     scale: Scale = model.scale
     dtype, device = model.place()
-    x = scale.encode(levels, 0.5 if scale.levels else 0.0).to(device, dtype)
+    # The model is one of dequantised images: the middles of levels are not among its samples.
+    index = torch.arange(first, first + len(levels))
+    u = uniform01(seed, index, tuple(levels.shape[1:]), counter=DEQUANTISATION)
+    x = scale.encode(levels, u).to(device, dtype)
     operator = degradation.operator(tuple(x.shape[1:]))
     std = data_scale(model, tuple(x.shape[1:])).std
     variance = (degradation.noise * std) ** 2
@@ -198,12 +203,16 @@ class Restoration:
         their posteriors, and its standard error; the root mean square error of the posterior mean,
         and the root mean square of the posterior standard deviation.
         """
+        calibration = self.calibration()
         coverage = {
-            f"{level:g}": {"share": share, "stderr": stderr}
-            for level, (share, stderr) in self.calibration().coverage().items()
+            f"{level:g}": {"share": share, "stderr": stderr, "hidden": calibration.hidden(level)}
+            for level, (share, stderr) in calibration.coverage(quiet=True).items()
         }
         std = float(self.std.square().mean().sqrt())
-        return {"images": len(self.x), "coverage": coverage, "error": self.error, "std": std}
+        return {
+            "images": len(self.x), "coverage": coverage, "error": self.error, "std": std,
+            "effective": calibration.size,
+        }  # fmt: skip
 
     def sentences(self) -> list[str]:
         """Coverage and error, as text."""
@@ -212,9 +221,14 @@ class Restoration:
             f"{100 * row['share']:.1f} ± {100 * row['stderr']:.1f} % at {100 * float(level):g} %"
             for level, row in numbers["coverage"].items()
         )
+        hidden = max(row["hidden"] for row in numbers["coverage"].values()) > 0.5
+        caution = (
+            f"; this says nothing, because an image has effectively {numbers['effective']:.2g} "
+            "samples: take more particles"
+        )
         return [
             f"pixels of {numbers['images']} held-out images within the intervals of their "
-            f"posteriors: {covered}",
+            f"posteriors: {covered}{caution if hidden else ''}",
             f"root mean square error of the posterior mean {numbers['error']:.3g}, their own "
             f"standard deviation {numbers['std']:.3g}",
         ]

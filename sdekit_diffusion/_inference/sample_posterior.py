@@ -14,6 +14,7 @@ from sdekit_diffusion._common.inputs import available_device, is_whole, seed_giv
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._inference.weighted import WeightedSamples
 from sdekit_diffusion._inference.weighting import (
+    FEW_STEPS,
     POSTERIOR_METHODS,
     AbstractWeighting,
     Particles,
@@ -105,10 +106,11 @@ def sample_posterior(
             of range, a missing diffusion, particles that are not finite, or weights that are all 0.
 
     Warns:
-        UserWarning: where the effective sample size is below 10 (or a quarter of fewer than 40
-            samples), log p(y) of the clouds has a standard deviation of more than 1 nat, or the
-            samples of a single cloud effectively descend from fewer than 4 initial particles: then
-            neither the samples nor log p(y) are reliable.
+        UserWarning: for particles with fewer than 16 steps of a rule of several values, whose
+            log p(y) is not reliable. Where the effective sample size is below 10 (or a quarter of
+            fewer than 40 samples), log p(y) of the clouds has a standard deviation of more than 1
+            nat, or the samples of a single cloud effectively descend from fewer than 4 initial
+            particles: then neither the samples nor log p(y) are reliable.
 
     Example:
         >>> law = sd.GaussianMixture([0.5, 0.5], [[-1.0, 0.0], [1.0, 0.0]], [0.1, 0.1])
@@ -127,6 +129,13 @@ def sample_posterior(
     weighting = _weighting(method, particles, steps)
     if not is_whole(n, 1) or not is_whole(first, 0):
         raise ValueError(f"n counts samples from 1 on, and first from 0; not {n!r} and {first!r}")
+    if isinstance(weighting, Particles) and weighting.takes_few_steps:
+        warnings.warn(
+            f"{weighting.number_of_steps} steps are few for {type(weighting.method.rule).__name__}: "
+            "log p(y) may be wrong by more than its standard error, which does not contain the "
+            f"error of the steps; take {FEW_STEPS} or more",
+            stacklevel=2,
+        )
     default = "isotropic" if isinstance(weighting, Particles) else "jacobian"
     posterior, diffusion = _posterior(model, observation, sde, shape, proposal, default)
     if isinstance(posterior.observation, LinearObservation):
@@ -298,7 +307,11 @@ def bayes_factor(a: WeightedSamples, b: WeightedSamples) -> tuple[Tensor, Tensor
     different seeds: their errors are taken as independent.
 
     Raises:
+        TypeError: for anything but weighted samples.
         ValueError: for other numbers of observations.
+
+    Warns:
+        UserWarning: where both were drawn with the same seed.
 
     Example:
         >>> y = sd.LinearObservation(torch.tensor([[1.0]]), torch.tensor([1.0]), 1.0)
@@ -309,6 +322,18 @@ def bayes_factor(a: WeightedSamples, b: WeightedSamples) -> tuple[Tensor, Tensor
         >>> bool((value - 0.75).abs() < 4 * stderr + 0.05)  # (2^2 - 1^2) / (2 * 2)
         True
     """
+    for samples in (a, b):
+        if not isinstance(samples, WeightedSamples):
+            raise TypeError(
+                "a Bayes factor is of two results of sample_posterior, WeightedSamples; not "
+                f"{samples!r:.60}"
+            )
+    if a.seed is not None and a.seed == b.seed:
+        warnings.warn(
+            f"a and b were drawn with the same seed, {a.seed}, so their errors are not independent "
+            "and the standard error of the Bayes factor is not known: draw one with another seed",
+            stacklevel=2,
+        )
     if a.rows != b.rows:
         raise ValueError(
             f"a and b have {a.rows} and {b.rows} as the numbers of observations; give samples of "

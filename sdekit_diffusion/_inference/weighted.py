@@ -10,6 +10,8 @@ from sdekit import uniform01
 from sdekit_diffusion._common.counters import RESAMPLING
 from sdekit_diffusion._common.inputs import seed_given
 
+_MANY_CLOUDS = 8  # whose spread is a standard error; that of fewer is often too small by chance
+
 
 @dataclass(frozen=True, eq=False)
 class WeightedSamples:
@@ -77,14 +79,7 @@ class WeightedSamples:
         weight of the samples that descend from initial particle f; `ess` where samples are
         independent.
         """
-        if self.ancestors is None:
-            return self.ess
-        ancestors, order = self.ancestors.sort(dim=-1)
-        family = (ancestors.diff(dim=-1) != 0).cumsum(dim=-1)
-        family = torch.cat([torch.zeros_like(ancestors[..., :1]), family], dim=-1)
-        shares = torch.zeros_like(self.weights)
-        shares = shares.scatter_add(-1, family, self.weights.gather(-1, order))
-        return 1 / shares.square().sum(dim=-1)
+        return self.ess if self.ancestors is None else _families(self.weights, self.ancestors)
 
     @property
     def log_evidence(self) -> Tensor:
@@ -100,7 +95,8 @@ class WeightedSamples:
     @property
     def log_evidence_stderr(self) -> Tensor:
         """The standard error of `log_evidence`, in nats: from the spread of the clouds, or of the
-        weights where each sample is a cloud; for a single cloud from its `families`.
+        weights where each sample is a cloud; for a single cloud from its `families`, and for two to
+        seven the larger of the two.
 
         It is the standard error of the mean weight divided by the mean weight (the delta method),
         and does not contain the error of the discretisation in time. NaN for one sample.
@@ -109,12 +105,30 @@ class WeightedSamples:
             Lee and Whiteley 2018, "Variance estimation in the particle filter", without their
             correction for multinomial resampling.
         """
-        parts = self.log_evidence_by_cloud
         if self.clouds == 1:
-            n = self.log_weights.shape[-1]
-            return ((n / self.families - 1) / (n - 1)).clamp_min(0.0).sqrt()
+            return self._stderr_by_families()
+        by_spread = self._stderr_by_spread()
+        if self.clouds >= _MANY_CLOUDS or self.clouds == self.log_weights.shape[-1]:
+            return by_spread
+        return torch.maximum(by_spread, self._stderr_by_families())
+
+    def _stderr_by_spread(self) -> Tensor:
+        parts = self.log_evidence_by_cloud
         relative = torch.exp(parts - parts.amax(dim=-1, keepdim=True))
         return relative.std(dim=-1) / relative.mean(dim=-1) / math.sqrt(self.clouds)
+
+    def _stderr_by_families(self) -> Tensor:
+        """From the families of each cloud."""
+        parts = self.log_weights.unflatten(-1, (self.clouds, -1))
+        weights = torch.softmax(parts, dim=-1)
+        k = parts.shape[-1]
+        ancestors = None if self.ancestors is None else self.ancestors.unflatten(-1, (-1, k))
+        families = (
+            1 / weights.square().sum(dim=-1) if ancestors is None else _families(weights, ancestors)
+        )
+        variances = ((k / families - 1) / (k - 1)).clamp_min(0.0)
+        shares = torch.softmax(self.log_evidence_by_cloud, dim=-1)
+        return (shares.square() * variances).sum(dim=-1).sqrt()
 
     def resampled(self, n: int, *, seed: int | None = None) -> Tensor:
         """n samples of equal weight, `(n, *shape)`, by systematic resampling: samples of large
@@ -150,6 +164,15 @@ class WeightedSamples:
         at = len(self.rows)
         shape = (*self.weights.shape, *[1] * (values.ndim - at - 1))
         return (values * self.weights.to(values).reshape(shape)).sum(dim=at)
+
+
+def _families(weights: Tensor, ancestors: Tensor) -> Tensor:
+    """1 / sum_f W_f^2 along the last dimension, W_f being the sum of the weights with ancestor f."""
+    ancestors, order = ancestors.sort(dim=-1)
+    family = (ancestors.diff(dim=-1) != 0).cumsum(dim=-1)
+    family = torch.cat([torch.zeros_like(ancestors[..., :1]), family], dim=-1)
+    shares = torch.zeros_like(weights).scatter_add(-1, family, weights.gather(-1, order))
+    return 1 / shares.square().sum(dim=-1)
 
 
 def systematic(weights: Tensor, u: Tensor, n: int) -> Tensor:

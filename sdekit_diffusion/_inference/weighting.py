@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from sdekit import AbstractTrace, AdamsMoulton, normal
+from sdekit import AbstractMultistep, AbstractTrace, AdamsMoulton, normal
 from sdekit_diffusion._common.inputs import is_whole
 from sdekit_diffusion._inference.flow_map import FlowMap
 from sdekit_diffusion._inference.particles import CloudSolve
@@ -22,6 +22,7 @@ from sdekit_diffusion._sampling.start import centre
 _OTHER_PROBES = 1 << 40  # added to the indices of samples, for independent probes
 _MAX_PROBE_VARIANCE = 0.3  # nats^2; above it e^{v/2} depends on the law of the probes' noise
 _LARGEST_TOLERANCE = 1e-4
+FEW_STEPS = 16  # of rules of order two; `benchmarks/posterior_error.py` prints the errors
 # In units of the noise of y; `benchmarks/posterior.py --calibrate` prints the errors.
 _TOLERANCE = 3e-3
 
@@ -53,7 +54,7 @@ class PosteriorProblem:
         ...         return self.weighting.run(problem)
         >>> law = sd.GaussianMixture([1.0], [[0.0]], [1.0])
         >>> y = sd.LinearObservation(torch.tensor([[1.0]]), torch.tensor([1.0]), 1.0)
-        >>> method = Reporting(sd.Particles(particles=8, steps=10))
+        >>> method = Reporting(sd.Particles(particles=8, steps=20))
         >>> x = sd.sample_posterior(law, y, 16, sde="vp", method=method, seed=0).x
         16 0
     """
@@ -145,9 +146,23 @@ class Particles(AbstractWeighting):
                 f"eta > 0, not {self.method!r:.60}"
             )
 
+    @property
+    def number_of_steps(self) -> int:
+        """The number of steps of the reverse process."""
+        return self.steps or self.method.steps
+
+    @property
+    def takes_few_steps(self) -> bool:
+        """Whether the steps are too few for a rule with several values: p(y) of the discretised
+        process is then far from that of the model.
+        """
+        rule = self.method.rule
+        several = isinstance(rule, AbstractMultistep) and rule.k > 1
+        return several and self.number_of_steps < FEW_STEPS
+
     def run(self, problem: PosteriorProblem) -> WeightedSamples:
         count = -(-problem.n // self.particles)
-        steps = self.steps or self.method.steps
+        steps = self.number_of_steps
         method = replace(self.method, steps=steps)
         solve = CloudSolve(
             problem.of(self.particles), problem.coordinates, problem.span, method, self.threshold,

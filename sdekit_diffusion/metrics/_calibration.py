@@ -1,6 +1,7 @@
 """Calibration of posteriors, classifier two-sample tests and posterior-predictive p-values."""
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -27,6 +28,8 @@ class Calibration:
         values: float64, `(n,)` for n observations, or `(n, d)` with a column for each coordinate.
         central: whether the credible region of level c is the central interval
             [(1 - c) / 2, (1 + c) / 2] of the values, as for ranks; else it is [0, c].
+        size: the number of samples of each posterior; with weights the median of their effective
+            numbers.
 
     Example:
         >>> import numpy as np
@@ -37,24 +40,46 @@ class Calibration:
 
     values: NDArray[np.float64]
     central: bool = True
+    size: float = math.inf
 
     def __repr__(self) -> str:
         shown = ", ".join(
             f"{100 * level:g} %: {100 * share:.1f} +- {100 * stderr:.1f}"
-            for level, (share, stderr) in self.coverage((0.5, 0.8, 0.95)).items()
+            for level, (share, stderr) in self.coverage(quiet=True).items()
         )
-        worst = float(np.min(self.p_value))
+        columns = self.p_value.size
+        corrected = min(1.0, columns * float(np.min(self.p_value)))
+        least = f", {columns} times the least of {columns}" if columns > 1 else ""
         return (
-            f"Calibration({len(self.values)} observations; covered at {shown}; least p-value "
-            f"{worst:.2g})"
+            f"Calibration({len(self.values)} observations; covered at {shown}; p-value "
+            f"{corrected:.2g}{least})"
         )
 
     def coverage(
-        self, levels: Sequence[float] = (0.5, 0.8, 0.95)
+        self, levels: Sequence[float] = (0.5, 0.8, 0.95), *, quiet: bool = False
     ) -> dict[float, tuple[float, float]]:
         """The empirical coverage for each credibility level: the share of observations whose truth
         is within the credible region, averaged over the coordinates, and its standard error.
+
+        Arguments:
+            levels: the credibility levels.
+            quiet: no warning, for callers that show what `hidden` returns.
+
+        Warns:
+            UserWarning: where posteriors have so few samples, or weights so small an effective
+                number of them, that most truths outside all samples would count as within the
+                region: then even wrong posteriors are covered.
         """
+        unresolved = [level for level in levels if self.hidden(level) > 0.5]
+        if unresolved and not quiet:
+            level = max(unresolved)
+            warnings.warn(
+                f"each posterior has effectively {self.size:.3g} samples, too few for regions of "
+                f"{100 * level:g} %: of the truths outside all samples "
+                f"{100 * self.hidden(level):.0f} % count as within. Coverage says nothing here; "
+                "take more samples, or weights with a larger effective sample size",
+                stacklevel=2,
+            )
         columns = self.values.reshape(len(self.values), -1)
         distance = 2 * np.abs(columns - 0.5) if self.central else columns
         coverage = {}
@@ -65,6 +90,14 @@ class Calibration:
             stderr = binomial if columns.shape[1] == 1 else max(spread, binomial / columns.shape[1])
             coverage[level] = (float(inside.mean()), stderr)
         return coverage
+
+    def hidden(self, level: float) -> float:
+        """The share of the truths outside all samples of their posteriors that `coverage` counts as
+        within the region: ranks among few samples are mostly the random numbers that make them
+        uniform.
+        """
+        tail = (1 - level) / 2 if self.central else 1 - level
+        return max(0.0, 1 - tail * (self.size + 1))
 
     @property
     def p_value(self) -> NDArray[np.float64]:
@@ -155,7 +188,7 @@ def sbc(
     x, theta, weights = _checked(samples, truth, log_weights)
     below = (weights[:, :, None] * (x < theta[:, None])).sum(axis=1)
     equal = (weights[:, :, None] * (x == theta[:, None])).sum(axis=1)
-    return Calibration(_with_ties(below, equal, weights, seed))
+    return Calibration(_with_ties(below, equal, weights, seed), size=_size(weights))
 
 
 def tarp(
@@ -175,12 +208,13 @@ def tarp(
     Arguments:
         samples, truth, log_weights: as in `sbc`.
         references: the reference points, `(n, *shape)`, which may depend on y; unless given,
-            uniform in the bounding box of the truths.
+            uniform in the bounding box of the truths of the other observations.
         seed: of the reference points and of the uniform numbers that break ties.
 
     Returns:
         a `Calibration` with values `(n,)`. Distances are taken in units of the standard deviation
-        of each coordinate of the truths, and of 1 where they are all equal.
+        of each coordinate of the truths of the other observations, and of 1 where these are all
+        equal.
 
     Raises:
         ValueError: for shapes that do not fit, log_weights of an observation that are all -inf, or
@@ -198,22 +232,22 @@ def tarp(
     """
     x, theta, weights = _checked(samples, truth, log_weights)
     rng = np.random.default_rng(seed)
+    low, high, scale = _of_others(theta)
     if references is None:
         if not np.ptp(theta, axis=0).any():
             raise ValueError(
                 "all truths are equal, as one alone is, so that they have no bounding box to draw "
                 "reference points from: give references="
             )
-        low = theta.min(axis=0)
-        point = low + (theta.max(axis=0) - low) * rng.random(theta.shape)
+        point = low + (high - low) * rng.random(theta.shape)
     else:
         point, _ = pair(references, truth, ("references", "truth"))
-    scale = units(theta)
     to_truth = np.square((theta - point) / scale).sum(axis=1)
-    to_samples = np.square((x - point[:, None]) / scale).sum(axis=2)
+    to_samples = np.square((x - point[:, None]) / scale[:, None]).sum(axis=2)
     inside = (weights * (to_samples < to_truth[:, None])).sum(axis=1)
     equal = (weights * (to_samples == to_truth[:, None])).sum(axis=1)
-    return Calibration(_with_ties(inside, equal, weights, seed), central=False)
+    values = _with_ties(inside, equal, weights, seed)
+    return Calibration(values, central=False, size=_size(weights))
 
 
 def predictive(
@@ -395,6 +429,37 @@ def _discrepancies(values: Tensor, count: int, of: str) -> Tensor:
     return values.reshape(count)
 
 
+def _of_others(
+    theta: NDArray[np.float64],
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """For each observation the smallest and the largest value and the standard deviation of each
+    coordinate of the truths of all others, `(n, d)`; the deviation is 1 where these do not vary.
+
+    A box or a unit that a truth itself takes part in would treat it unlike its posterior samples.
+    """
+    n = len(theta)
+    if n == 1:
+        return theta, theta, np.ones_like(theta)
+    ordered = np.sort(theta, axis=0)
+    low = np.where(theta == ordered[0], ordered[1], ordered[0])
+    high = np.where(theta == ordered[-1], ordered[-2], ordered[-1])
+    centred = theta - theta.mean(axis=0)
+    squares = np.square(centred)
+    variance = (squares.sum(axis=0) - squares) / (n - 1) - squares / (n - 1) ** 2
+    std = np.sqrt(np.maximum(variance, 0.0))
+    return low, high, np.where(high > low, std, 1.0)
+
+
+def _effective(weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The effective number of samples of each observation."""
+    return 1 / np.square(weights).sum(axis=1)
+
+
+def _size(weights: NDArray[np.float64]) -> float:
+    """The median of the effective numbers of samples."""
+    return float(np.median(_effective(weights)))
+
+
 def _with_ties(
     below: NDArray[np.float64],
     equal: NDArray[np.float64],
@@ -404,7 +469,6 @@ def _with_ties(
     """A number from the shares of L samples below and equal to the truth that is uniform where the
     truth is exchangeable with the samples.
     """
-    count = 1 / np.square(weights).sum(axis=1)
-    count = count.reshape(-1, *[1] * (below.ndim - 1))
+    count = _effective(weights).reshape(-1, *[1] * (below.ndim - 1))
     u = np.random.default_rng([seed, len(below)]).random(below.shape)
     return ((below + u * equal) * count + u) / (count + 1)
