@@ -776,6 +776,17 @@ def test_the_divergence_from_a_prior_is_torchsdes(kind):
     close(more[1][0], ours[1].sum(dim=0), 1e-10)
 
 
+def test_the_divergence_of_decreasing_times():
+    """|f - h|^2 / (2 g^2) times the length, 1/4 for each coordinate in each half."""
+    sde = Equation("diagonal")
+    sde.f = lambda t, y: torch.ones_like(y)
+    sde.h = lambda t, y: torch.zeros_like(y)
+    sde.g = lambda t, y: torch.ones_like(y)
+    for ts in ([0.0, 0.5, 1.0], [1.0, 0.5, 0.0]):
+        _, divergence = sdeint(sde, start(), ts, method="euler", dt=1 / 8, logqp=True)
+        torch.testing.assert_close(divergence, torch.full_like(divergence, 0.25 * start().shape[1]))
+
+
 def test_the_divergence_divides_by_no_zero():
     """g of one coordinate is 0, where both drifts agree."""
     sde = Prior("diagonal")

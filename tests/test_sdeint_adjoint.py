@@ -86,6 +86,26 @@ def test_the_backward_method_may_be_another(kind, calculus, method):
         close(a, b, 1e-11)
 
 
+@pytest.mark.parametrize("kind", ["diagonal", "scalar", "general"])
+def test_decreasing_times(kind):
+    """Those of the steps themselves, up to the error of the backward solve: the correction of an
+    Ito equation has the other sign.
+    """
+    arguments = {"method": "euler", "ts": TS.flip(0), "dt": 1 / 1024}
+    differences = []
+    for dt in (1 / 64, 1 / 1024):
+        arguments["dt"] = dt
+        found, exact = (
+            gradients(solve, Equation(kind, "ito"), bm=BrownianPath(3), **arguments)
+            for solve in (sdeint_adjoint, sdeint)
+        )
+        close(found[0], exact[0], 1e-12)
+        relative = [(a - b).norm() / b.norm() for a, b in zip(found[1:], exact[1:], strict=True)]
+        differences.append(float(max(relative)))
+    assert differences[1] < 0.05
+    assert differences[1] < 0.5 * differences[0]
+
+
 def test_adaptive_steps_both_ways():
     arguments = {"adaptive": True, "adjoint_adaptive": True, "rtol": 1e-3, "atol": 1e-3}
     arguments |= {"adjoint_rtol": 1e-3, "adjoint_atol": 1e-3, "method": "heun"}

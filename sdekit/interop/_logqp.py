@@ -11,18 +11,23 @@ _KEYS = {"drift": "f", "diffusion": "g", "prior_drift": "h"}
 
 
 class WithDivergence:
-    """A torchsde equation with a further coordinate l, dl = |g^{-1} (f - h)|^2 / 2 dt, without
-    noise.
+    """A torchsde equation with a further coordinate l, dl = |g^{-1} (f - h)|^2 / 2 |dt|, without
+    noise; direction is that of time, 1 or -1.
 
     For general, additive and scalar noise g^{-1} is the pseudoinverse.
     """
 
     def __init__(
-        self, methods: Mapping[str, Callable[..., Tensor]], noise_type: str, sde_type: str
+        self,
+        methods: Mapping[str, Callable[..., Tensor]],
+        noise_type: str,
+        sde_type: str,
+        direction: float,
     ) -> None:
         self.methods = methods
         self.noise_type = noise_type
         self.sde_type = sde_type
+        self.direction = direction
 
     def f(self, t: Tensor, y: Tensor) -> Tensor:
         return self.f_and_g(t, y)[0]
@@ -38,7 +43,7 @@ class WithDivergence:
             u = (f - h) / torch.where(g.abs() > _EPSILON, g, small)
         else:
             u = torch.einsum("bmd,bd->bm", torch.linalg.pinv(g), f - h)
-        rate = 0.5 * u.square().sum(dim=1, keepdim=True)
+        rate = 0.5 * self.direction * u.square().sum(dim=1, keepdim=True)
         return torch.cat([f, rate], dim=1), self._enlarged(g)
 
     @staticmethod
@@ -46,8 +51,10 @@ class WithDivergence:
         return torch.cat([g, g.new_zeros(len(g), 1, *g.shape[2:])], dim=1)
 
 
-def with_divergence(sde: object, names: Mapping[str, str] | None) -> WithDivergence:
-    """The equation with its divergence.
+def with_divergence(
+    sde: object, names: Mapping[str, str] | None, direction: float
+) -> WithDivergence:
+    """The equation with its divergence, for increasing times, direction 1, or decreasing ones, -1.
 
     Raises:
         ValueError: when the object lacks one of the three functions.
@@ -64,4 +71,4 @@ def with_divergence(sde: object, names: Mapping[str, str] | None) -> WithDiverge
             "sdekit.path_kl"
         )
     kinds: list[Any] = [getattr(sde, name, None) for name in ("noise_type", "sde_type")]
-    return WithDivergence(methods, *kinds)
+    return WithDivergence(methods, *kinds, direction)

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from sdekit._grid import times
 from sdekit.calling import require_call, require_order
@@ -23,6 +22,7 @@ from sdekit.interop._odeint_methods import (
     tolerances,
 )
 from sdekit.interop._odeint_steps import rms
+from sdekit.interop._odeint_times import differentiated_once
 from sdekit.interop._originals import original, torchdiffeq_adjoint
 from sdekit.interop._system import State, System
 
@@ -284,8 +284,20 @@ class _Adjoint(torch.autograd.Function):
         return xs, when.clone()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor, by_when: Tensor) -> Any:  # noqa: ANN401 # pyright: ignore[reportIncompatibleMethodOverride]
+        with torch.no_grad():
+            a, by_t, gradients = _Adjoint.solved(ctx, grad, by_when)
+        name = "derivatives by the adjoint equation"
+        a, by_t, *gradients = differentiated_once(name, ctx.saved_tensors[0], a, by_t, *gradients)
+        return None, a, by_t if ctx.needs_input_grad[2] else None, *gradients
+
+    @staticmethod
+    def solved(
+        ctx: Any,  # noqa: ANN401
+        grad: Tensor,
+        by_when: Tensor,
+    ) -> tuple[Tensor, Tensor, Sequence[Tensor]]:
+        """The derivatives with respect to x0, the times, and the parameters."""
         problem: _Problem = ctx.problem
         system = problem.system
         ends: list[float] = ctx.ends
@@ -313,7 +325,7 @@ class _Adjoint(torch.autograd.Function):
             gradients = there[1 + 2 * parts :]
         if problem.event_fn is not None:
             by_t[1] = 0.0
-        return None, a, by_t.to(t) if ctx.needs_input_grad[2] else None, *gradients
+        return a, by_t.to(t), gradients
 
 
 def _of_event(problem: _Problem, ends: Sequence[float], xs: Tensor) -> Tensor:

@@ -172,6 +172,7 @@ def adaptive_steps(
     ahead = sorted((s for s in control.stops if sign * t < sign * s < sign * end), reverse=sign < 0)
     length = 0.0
     tried = 0
+    rejected = False
     state: Tree = None
     notify = callback or _no_callback
     problem = Counted.of(system, x)
@@ -182,13 +183,14 @@ def adaptive_steps(
             state = solver.init(problem, t, x)
         while t != stop:
             step_length = min(max(length, control.shortest), control.longest)
-            t1 = _end(control, t, stop, step_length, x.dtype)
+            t1 = _end(control, t, stop, step_length, x.dtype, stretches=not rejected)
             tried += 1
             notify("callback_step", t, x, abs(t1 - t))
             step = solver.step(problem, t, t1, x, Increment(), state)
             q = _quotient(control, solver, x, step.x, step.error)
             proposed = abs(t1 - t) * control.factor(q, solver.embedded)
-            if (q > 1 and step_length > control.shortest) or math.isinf(q):
+            rejected = (q > 1 and step_length > control.shortest) or math.isinf(q)
+            if rejected:
                 notify("callback_reject_step", t, x, abs(t1 - t))
                 _require_shortenable(control, x, t, step_length, q, tried)
                 length = proposed
@@ -207,13 +209,16 @@ def adaptive_steps(
     problem.require_unchanged()
 
 
-def _end(control: Control, t: float, stop: float, length: float, dtype: torch.dtype) -> float:
-    """The end of a step. A step to the stop may be a tenth longer, to avoid a tiny one after it.
+def _end(
+    control: Control, t: float, stop: float, length: float, dtype: torch.dtype, *, stretches: bool
+) -> float:
+    """The end of a step. A step to the stop may be a tenth longer, to avoid a tiny one after it,
+    unless it is tried again: it would be the same step.
 
     Raises:
         ValueError: for an end beyond the largest times of the dtype.
     """
-    stretch = 1.1 if length < control.longest / 1.1 else 1.0
+    stretch = 1.1 if stretches and length < control.longest / 1.1 else 1.0
     end = stop if abs(stop - t) <= stretch * length else t + math.copysign(length, stop - t)
     if abs(end) > _LATEST * torch.finfo(dtype).max:
         raise ValueError(f"event_fn(t, y) has not changed its sign up to t = {t:.3g}")

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from sdekit._grid import times
 from sdekit.calling import checked_call
@@ -59,10 +58,37 @@ class _Shifted(torch.autograd.Function):
         return x.clone()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:  # noqa: ANN401 # pyright: ignore[reportIncompatibleMethodOverride]
         slope, t = ctx.saved_tensors
-        return grad, None, (grad * slope).sum().to(t).reshape(t.shape)
+        by_t = (grad * slope).sum().to(t).reshape(t.shape)
+        return grad, None, differentiated_once("derivatives with respect to t", t, by_t)[0]
+
+
+def differentiated_once(name: str, anchor: Tensor, *values: Tensor) -> tuple[Tensor, ...]:
+    """First derivatives, as they are; those of higher order through them are refused. Unless these
+    are asked for, that is with create_graph=True, the values are returned unchanged.
+
+    Arguments:
+        name: what the values are, for the error.
+        anchor: a tensor that requires a gradient.
+    """
+    return _Once.apply(name, anchor, *values) if torch.is_grad_enabled() else values
+
+
+class _Once(torch.autograd.Function):
+    """Values that cannot be differentiated."""
+
+    @staticmethod
+    def forward(ctx: Any, name: str, anchor: Tensor, *values: Tensor) -> tuple[Tensor, ...]:  # noqa: ANN401
+        ctx.name = name
+        return tuple(value.clone() for value in values)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:  # noqa: ANN401
+        raise RuntimeError(
+            f"{ctx.name} are of first order only: for second ones take odeint, and times that "
+            "require no gradient"
+        )
 
 
 def outputs(ts: Times, taken: Iterator[AcceptedStep]) -> Iterator[Tensor]:

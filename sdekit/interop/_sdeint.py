@@ -230,7 +230,8 @@ class Call:
         _require(sde, y0, ts)
         start = y0.clone(memory_format=torch.contiguous_format)
         if logqp:
-            sde = with_divergence(sde, names)
+            direction = -1.0 if float(ts[-1]) < float(ts[0]) else 1.0
+            sde = with_divergence(sde, names, direction)
             names = None
             start = torch.cat([start, start.new_zeros(len(start), 1)], dim=1)
         if not isinstance(sde, AbstractSDE):

@@ -286,7 +286,8 @@ class _Adjoint(torch.autograd.Function):
         (grad,) = grads
         solve: Solve = ctx.solve
         xs, *params = ctx.saved_tensors
-        adjoint = AdjointSDE(solve.problem, params, xs.shape[1:])
+        direction = math.copysign(1.0, solve.ts[-1] - solve.ts[0])
+        adjoint = AdjointSDE(solve.problem, params, xs.shape[1:], direction)
         a = grad[-1]
         gradients = tuple(torch.zeros_like(param) for param in params)
         for i in range(len(xs) - 1, 0, -1):
@@ -302,6 +303,11 @@ class AdjointSDE(AbstractSDE):
     """The adjoint equation: y, a and the gradients of parameters as one state, `(1, n)`, with the
     noise of y.
 
+    Arguments:
+        shape: that of y.
+        direction: that of the time in which the equation of y was solved, 1 or -1. The noise of an
+            Ito equation has g at the start of each step, so both have other corrections.
+
     Raises:
         RuntimeError: in `diffusion`, because only products of g and dW are available.
     """
@@ -309,10 +315,15 @@ class AdjointSDE(AbstractSDE):
     noise_type = "general"
 
     def __init__(
-        self, problem: AbstractSDE, params: Sequence[Tensor], shape: Sequence[int]
+        self,
+        problem: AbstractSDE,
+        params: Sequence[Tensor],
+        shape: Sequence[int],
+        direction: float,
     ) -> None:
         self.problem = problem
         self.params = params
+        self.direction = direction
         self.shape = torch.Size(shape)
         self.sizes = [self.shape.numel()] * 2 + [param.numel() for param in params]
 
@@ -357,14 +368,15 @@ class AdjointSDE(AbstractSDE):
             more = [torch.zeros_like(tensor) for tensor in (y, *self.params)]
             if self.sde_type == "ito" and self.problem.noise_type != "additive":
                 correction, more = self._of_ito(t, y, a, recorded)
-                f = f - correction
+                f = f - self.direction * correction
             pulled = self._pulled(f, y, a, recorded)
-        pulled = [-(p + m) for p, m in zip(pulled, more, strict=True)]
+        pulled = [-(p + self.direction * m) for p, m in zip(pulled, more, strict=True)]
         return self.joined(f if recorded else f.detach(), *pulled)
 
     def _of_ito(self, t: Time, y: Tensor, a: Tensor, recorded: bool) -> tuple[Tensor, list[Tensor]]:
         """sum_j D g^j[g^j], which is subtracted from the drift of an Ito equation that is solved
-        backwards, and the corresponding terms of a and of the gradients.
+        back from a later time, and added to that of one that is solved back from an earlier time;
+        and the corresponding terms of a and of the gradients.
         """
         g: Any = self.problem.diffusion(t, y)
         if self.problem.noise_type == "general":
