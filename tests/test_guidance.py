@@ -166,6 +166,42 @@ def test_other_conditions_in_one_call():
     torch.testing.assert_close(one, reference + 3 * (own - reference), rtol=1e-6, atol=1e-6)
 
 
+class Scaled(nn.Module):
+    """A network whose output is its condition, in floating point."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(1, 1, bias=False)
+        nn.init.ones_(self.linear.weight)
+
+    def forward(self, x, t, c=None):
+        return self.linear(c.to(x)[:, None]).expand_as(x)
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_fractions_stay_fractions_beside_whole_numbers(together):
+    """A number, and numbers beside integers of the other model, were truncated."""
+    asked = ScoreModel(Scaled(), "vp", "data", shape=(1,), null={"c": 0}, data_std=1.0)
+    u = torch.zeros(3, 1)
+    number = Guided(asked.given(c=0.7), 2.0, together=together).predict_data(0.0, u)
+    torch.testing.assert_close(number, torch.full((3, 1), 1.4))
+    whole = asked.given(c=torch.tensor([1, 2, 3]))
+    by = Guided(whole, 2.0, by=asked.given(c=0.5), together=together).predict_data(0.0, u)
+    torch.testing.assert_close(by, torch.tensor([[1.5], [3.5], [5.5]]))
+
+
+def test_unknown_values_have_the_dtype_of_what_was_given():
+    """A network that multiplies its condition by weights was given integers."""
+
+    class Strict(Scaled):
+        def forward(self, x, t, c=None):
+            return self.linear(c[:, None]).expand_as(x)
+
+    asked = ScoreModel(Strict(), "vp", "data", shape=(1,), null={"c": 0}, data_std=1.0)
+    given = asked.given(c=torch.rand(3))
+    assert torch.equal(Guided(given, 0.0).predict_data(0.0, torch.ones(3, 1)), torch.zeros(3, 1))
+
+
 def test_the_interval_per_sample():
     """sigma / alpha = e^-l; outside the interval the conditional model."""
     conditional = model().given(label=LABELS)

@@ -293,9 +293,11 @@ class ScoreModel(nn.Module, AbstractModel):
     def _unknown(self, name: str, null: float | None) -> float | Tensor | None:
         """The value that stands for an unknown condition, in the shape of the one given."""
         value = self.conditions.get(name)
-        if null is None or not isinstance(value, Tensor) or value.ndim < 2:
+        if null is None or not isinstance(value, Tensor):
             return null
-        return unknown_like(value, null)
+        if value.ndim >= 2:
+            return unknown_like(value, null)
+        return float(null) if value.is_floating_point() else null
 
     def warn_of_missing(self, given: Mapping[str, Any], *, stacklevel: int = 2) -> None:
         """Warns if conditions that training never dropped are not given."""
