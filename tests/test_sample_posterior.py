@@ -450,6 +450,10 @@ def test_resampling():
     assert drawn.shape == (2, 10, 1)
     assert set(drawn[0].flatten().tolist()) == {0.0, 2.0, 3.0}
     assert torch.equal(drawn, samples.resampled(10, seed=1))
+    assert samples.resampled(0).shape == (2, 0, 1)
+    for wrong in (-1, 2.5):
+        with pytest.raises(ValueError, match=f"from 0 on; not {wrong}"):
+            samples.resampled(wrong)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

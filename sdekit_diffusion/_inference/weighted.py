@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sdekit import uniform01
 from sdekit_diffusion._common.counters import RESAMPLING
-from sdekit_diffusion._common.inputs import seed_given
+from sdekit_diffusion._common.inputs import is_whole, seed_given
 
 _MANY_CLOUDS = 8  # whose spread is a standard error; that of fewer is often too small by chance
 
@@ -136,7 +136,10 @@ class WeightedSamples:
 
         Raises:
             TypeError: for a seed that is not a whole number.
+            ValueError: for an n that is not a whole number from 0 on.
         """
+        if not is_whole(n, 0):
+            raise ValueError(f"n counts samples, from 0 on; not {n!r}")
         seed = seed_given(seed)
         weights = self.weights.reshape(-1, self.log_weights.shape[-1])
         index = torch.arange(len(weights), device=weights.device)
