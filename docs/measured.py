@@ -102,6 +102,38 @@ def solvers(rows: Rows) -> list[str]:
     return lines(heads, body)
 
 
+def posteriors(rows: Rows) -> list[str]:
+    """A line for each method, first with the distances of its samples, then with its log p(y)."""
+    distances = [
+        row | {"of": f"{title}, {cell(row)}", "shown": both(row[title], row[f"{title}, largest"])}
+        for row in rows
+        for title in ("W1", "max-W2")
+    ]
+    evidence = [
+        row
+        | {
+            "of": cell(row),
+            "shown": f"{row['error of log p(y)']:.3f}, {row['standard error']:.3f}, "
+            f"{row['within three']}/{row['of']}",
+        }
+        for row in rows
+        if "within three" in row
+    ]
+    times = [row | {"of": f"time, {cell(row)}", "shown": f"{row['time']:.2g}"} for row in rows]
+    made = crossed("method", "of", "{shown}")
+    return [*made([*distances, *times]), "", *made(evidence)]
+
+
+def cell(row: dict[str, Any]) -> str:
+    """Which problems a row is of."""
+    return f"d = {row['d']}, m = {row['m']}"
+
+
+def both(median: float, largest: float) -> str:
+    """A median, and the largest value in brackets."""
+    return f"{median:.2f} ({f'{largest:.1f}' if math.isfinite(largest) else 'diverged'})"
+
+
 def called(solver: str) -> str:
     """`Tsit5`, adaptive."""
     name, _, steps = solver.partition(", ")
@@ -129,6 +161,7 @@ TABLES: dict[str, Table] = {
     "networks_guided": crossed("network", "evaluations", "{ratio:.2f}"),
     "order": crossed("problem", "library, direction", "{error:.1e} (`{method}`)"),
     "overhead_samplers": named(plain, "method"),
+    "posterior": posteriors,
     "prior": crossed("prior", "sde", "{mean error:.1e}"),
     "probability_flow": crossed("diffusion, direction, solver", "error", "{evaluations}"),
     "recipes_averages": crossed("snapshots", "width", "{error:.1g}"),
