@@ -821,8 +821,33 @@ def test_interpolation_ends_at_its_ends():
     torch.testing.assert_close(between[-1], b, rtol=0, atol=1e-4)
     single = interpolate(MIXTURE, a[1:2], b[1:2], 5, sde="subvp", method=method)
     torch.testing.assert_close(between[:, 1:2], single, rtol=0, atol=1e-10)
-    with pytest.raises(ValueError, match="from 2 on, and a and b have one shape"):
+    with pytest.raises(ValueError, match="whole number from 2 on, and a and b have one shape"):
         interpolate(MIXTURE, a, b[:2], sde="vp")
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_interpolation_is_about_the_mean_of_the_latents(given):
+    """Data far from 0: a midpoint about 0 would have the standard deviation 0.75, and about the
+    mean of the data for a posterior elsewhere 0.8.
+    """
+    law = GaussianMixture([1.0], torch.full((1, 200), 100.0), [1.0])
+    model = law
+    mean = 100.0
+    if given:
+        shift = LinearObservation(torch.eye(200), torch.full((200,), 200.0), 1e-2)
+        model = MomentMatched(law, shift)
+        mean = 100.0 + 100.0 / 1.01
+    std = 1.0 if not given else math.sqrt(0.01 / 1.01)
+    normals = torch.randn(2, 50, 200, generator=torch.Generator().manual_seed(0))
+    a, b = mean + std * normals
+    method = AdaptiveFlow(1e-4, 1e-4)
+    between = interpolate(model, a, b, 5, sde="ve", method=method)
+    for points in between:
+        assert float((points - mean).std()) == pytest.approx(std, rel=0.02)
+    torch.testing.assert_close(between[0], a, rtol=0, atol=0.02 * std)
+    torch.testing.assert_close(between[-1], b, rtol=0, atol=0.02 * std)
+    with pytest.raises(ValueError, match=r"a whole number from 2 on, .* not 2\.5"):
+        interpolate(law, a, b, 2.5, sde="ve")
 
 
 # Several dequantisations

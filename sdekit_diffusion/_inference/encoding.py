@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sdekit import AbstractTrace, Likelihood
-from sdekit_diffusion._common.inputs import require_tensor
+from sdekit_diffusion._common.inputs import is_whole, require_tensor
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._inference.flow_map import FlowMap
 from sdekit_diffusion._models.evaluating import evaluating
@@ -142,16 +142,17 @@ def interpolate(
 ) -> Tensor:
     """n points between each sample of a and that of b, both included, `(n, batch, *shape)`.
 
-    The latents z_a and z_b are interpolated on the great circle between them (slerp),
+    The latents z_a and z_b are interpolated on the great circle about the mean c of the latents
+    (slerp),
 
-        (sin((1 - u) phi) z_a + sin(u phi) z_b) / sin(phi),
+        c + (sin((1 - u) phi) (z_a - c) + sin(u phi) (z_b - c)) / sin(phi),
 
-    with phi the angle between them and u from 0 to 1, so that the points in between are typical of
-    the prior, too.
+    with phi the angle between z_a - c and z_b - c and u from 0 to 1, so that the points in between
+    are typical of the prior, too.
 
     Arguments:
         a, b: data, `(batch, *shape)`.
-        n: the number of points, both ends included, from 2 on.
+        n: the number of points, both ends included, a whole number from 2 on.
         sde, end, method, batch_size: as in `log_likelihood`.
 
     Raises:
@@ -170,17 +171,35 @@ def interpolate(
     """
     require_tensor("a", a)
     require_tensor("b", b)
-    if n < 2 or a.shape != b.shape:
+    if not is_whole(n, 2) or a.shape != b.shape:
         shapes = f"{tuple(a.shape)} and {tuple(b.shape)}"
         raise ValueError(
-            f"n counts points with both ends, from 2 on, and a and b have one shape; not {n}, "
-            f"{shapes}"
+            "n counts points with both ends, a whole number from 2 on, and a and b have one shape; "
+            f"not {n!r:.60}, {shapes}"
         )
     settings = {"sde": sde, "end": end, "method": method, "batch_size": batch_size}
     u = torch.linspace(0, 1, n, dtype=torch.float64, device=a.device)
-    z = slerp(encode(model, a, **settings), encode(model, b, **settings), u)
+    first = encode(model, a, **settings)
+    last = encode(model, b, **settings)
+    mean = _latent_mean(model, first, sde, end)
+    inner = slerp(first.double() - mean, last.double() - mean, u[1:-1]) + mean
+    z = torch.cat([first[None], inner.to(first), last[None]])
     rows_model = as_model(model, sde)[0].rows(torch.arange(len(a), device=a.device).repeat(n))
     return decode(rows_model, z.flatten(0, 1), **settings).unflatten(0, (n, len(a)))
+
+
+def _latent_mean(
+    model: Model, latent: Tensor, sde: AbstractDiffusion | str | None, end: float
+) -> Tensor:
+    """The mean of the prior of some latents, `(batch, *event)` in float64."""
+    model, diffusion = as_model(model, sde)
+    coordinates = Coordinates.of(model, diffusion, event_of(latent))
+    low, high = coordinates.span(model, end)
+    flow_map = FlowMap(model, coordinates, (high, low), AdaptiveFlow(), None)
+    with torch.no_grad(), evaluating(model, len(latent)):
+        shift = flow_map.prior_shift(model, latent)
+    mean = coordinates.leave((high, low), torch.zeros_like(latent, dtype=torch.float64))
+    return mean if shift is None else mean + shift
 
 
 def slerp(a: Tensor, b: Tensor, u: Tensor) -> Tensor:

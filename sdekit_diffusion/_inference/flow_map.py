@@ -134,12 +134,20 @@ class FlowMap:
         where the model starts there.
         """
         log_prior = partial(self.coordinates.log_prior, self.span)
-        if not model.starts_at_mean:
+        shift = self.prior_shift(model, like)
+        if shift is None:
             return log_prior
+        return lambda x: log_prior(x - shift)
+
+    def prior_shift(self, model: AbstractModel, like: Tensor) -> Tensor | None:
+        """The shift of the prior of x_T, for samples `like` these; None for models whose prior is
+        not shifted.
+        """
+        if not model.starts_at_mean:
+            return None
         l = min(self.span)
         shift = centre(self.coordinates.standardised(model), l, like)
-        moved = shift * float(self.coordinates.radius(self.coordinates.time(l)))
-        return lambda x: log_prior(x - moved)
+        return shift * float(self.coordinates.radius(self.coordinates.time(l)))
 
     def _log_density_at_end(
         self, log_end: Callable[[Tensor], Tensor], dimension: int
