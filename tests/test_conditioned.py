@@ -2,7 +2,7 @@
 
 import functools
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -11,6 +11,7 @@ from sdekit_diffusion import (
     DPS,
     VPSDE,
     AbstractModel,
+    AbstractOperator,
     AdaptiveFlow,
     Conditioned,
     DataCovariance,
@@ -466,26 +467,56 @@ def test_results_of_another_shape_are_refused(wrong):
         sample(Wrong(ROUND, observation(1)), 4, sde="vp", steps=5)
 
 
-def test_a_covariance_is_not_confused_by_another_thread():
-    """Which uses it for another operator between the comparison of operators and the use of what
-    is kept.
+def test_a_covariance_knows_when_an_operator_has_changed():
+    """Its matrix in place, or operators that can not be compared: what is kept belongs to one
+    observation, and is computed again for another covariance.
     """
     covariance = DataCovariance(C)
-    model = MomentMatched(NORMAL, observation(3), covariance)
-    other = MomentMatched(NORMAL, replace(observation(3), operator=-FACTOR[:3]), covariance)
-    expected = model.predict_data(0.3, U)
+    operator = observation(3).operator
+    operator = replace(operator, matrix=operator.matrix.clone())
+    y = observation(3).y
+    for _ in range(2):
+        given = LinearObservation(operator, y, 0.1)
+        found = MomentMatched(NORMAL, given, covariance).predict_data(0.3, U)
+        torch.testing.assert_close(found, NORMAL.given(given).predict_data(0.3, U))
+        operator.matrix.mul_(-2.0)
+    for factor in (1.0, 2.0):
+        given = LinearObservation(Rows(operator.matrix * factor), y, 0.1)
+        model = MomentMatched(NORMAL, given, covariance)
+        torch.testing.assert_close(
+            model.predict_data(0.3, U), NORMAL.given(given).predict_data(0.3, U)
+        )
+    wide = GaussianMixture([1.0], MEAN[None], 4 * C[None])
+    other = MomentMatched(wide, model.observation, DataCovariance(4 * C.flip(0, 1)))
+    alone = MomentMatched(wide, given, DataCovariance(4 * C.flip(0, 1)))
+    torch.testing.assert_close(other.predict_data(0.3, U), alone.predict_data(0.3, U))
 
-    class Interrupted(list):
-        def __getitem__(self, key):
-            value = super().__getitem__(key)
-            if isinstance(key, slice):
-                object.__setattr__(covariance, "_last", kept)
-                other.predict_data(0.3, U)
-            return value
 
-    kept = list(covariance._last)
-    object.__setattr__(covariance, "_last", Interrupted(covariance._last))
-    torch.testing.assert_close(model.predict_data(0.3, U), expected)
+@dataclass(frozen=True)
+class Rows(AbstractOperator):
+    """Whose comparison fails: that of its tensors has no single value."""
+
+    matrix: torch.Tensor
+
+    def __call__(self, x):
+        return x @ self.matrix.T
+
+
+def test_images_of_the_axes_are_computed_once():
+    """For the rows of a model, too."""
+    calls = []
+
+    def measured(x):
+        calls.append(len(x))
+        return x @ FACTOR[:3].T
+
+    model = MomentMatched(NORMAL, LinearObservation(measured, observation(3).y, 0.1))
+    model = replace(model, covariance=DataCovariance(C))
+    model.predict_data(0.3, U)
+    first = calls.count(D)
+    model.predict_data(0.3, U)
+    model.rows(torch.arange(2)).predict_data(0.3, U[:2])
+    assert first == calls.count(D) == 1
 
 
 def test_conjugate_gradients():

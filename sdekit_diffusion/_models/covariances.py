@@ -4,7 +4,7 @@ import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -125,8 +125,6 @@ class DataCovariance(AbstractCovariance):
     """
 
     covariance: Tensor
-    # A Q of the last operator, with the operator and the shape of samples.
-    _last: list[Any] = field(default_factory=list, init=False, repr=False)
 
     def __post_init__(self) -> None:
         require_tensor("covariance", self.covariance, "(d, d)")
@@ -174,7 +172,7 @@ class DataCovariance(AbstractCovariance):
         return Conditioned(data, data + move.to(u).reshape(u.shape), log_psi)
 
     def _measured(self, observation: LinearObservation, axes: Tensor) -> Tensor:
-        """L^{-1} A Q, `(m, d)`, with the eigenvectors Q of C; A Q is kept for later calls."""
+        """L^{-1} A Q, `(m, d)`, with the eigenvectors Q of C; the observation keeps A Q."""
         event = observation.event
         assert event is not None
         if math.prod(event) != len(axes):
@@ -182,12 +180,7 @@ class DataCovariance(AbstractCovariance):
                 f"covariance has shape {tuple(self.covariance.shape)} and a sample has "
                 f"{math.prod(event)} coordinates"
             )
-        known = list(self._last)  # a copy: other threads may replace it
-        if known[:2] != [observation.operator, event]:
-            columns = axes.T.reshape(-1, *event).to(observation.y)
-            known = [observation.operator, event, observation.apply(columns).to(axes)]
-            self._last[:] = known
-        return _whitened(observation, known[2]).T
+        return _whitened(observation, observation.applied(self._spectrum[1], axes.device)).T
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,14 @@ from sdekit_diffusion._models.operators import MAX_GRAM, gram, operator_of, requ
 
 _ROUNDING = 1e-12  # of elements of A A^T off the diagonal, relative to the largest on it
 # Cached values that do not depend on y, which `rows` keeps.
-_INDEPENDENT_OF_Y = ("spectrum", "log_volume", "noise_covariance", "_factor", "largest_gain")
+_INDEPENDENT_OF_Y = (
+    "spectrum",
+    "log_volume",
+    "noise_covariance",
+    "_factor",
+    "largest_gain",
+    "_applied",
+)
 _POWER_ITERATIONS = 30
 
 
@@ -250,6 +257,18 @@ class LinearObservation(AbstractObservation):
     def apply(self, x: Tensor) -> Tensor:
         """A x, `(batch, m)`."""
         return self.operator(x).reshape(len(x), -1)
+
+    def applied(self, matrix: Tensor, device: torch.device) -> Tensor:
+        """A times the columns of a matrix `(d, k)`, as rows `(k, m)` on a device, in the dtype of
+        the matrix. The result for the last matrix is kept, as `spectrum` is.
+        """
+        assert self.event is not None
+        known = vars(self).get("_applied")  # read once: other threads may replace it
+        if known is None or known[0] is not matrix or known[1].device != device:
+            columns = matrix.T.reshape(-1, *self.event).to(self.y)
+            known = (matrix, self.apply(columns).to(device, matrix.dtype))
+            vars(self)["_applied"] = known
+        return known[1]
 
     def adjoint(self, v: Tensor) -> Tensor:
         """A^T v of v `(batch, m)`."""
