@@ -107,6 +107,40 @@ def test_round_trip(tmp_path, dtype):
 
 
 @pytest.mark.filterwarnings("error")
+class Mixed(nn.Module):
+    """Layers in two dtypes and constants in others."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(2, 4, dtype=torch.bfloat16)
+        self.second = nn.Linear(4, 2)
+        self.register_buffer("nodes", torch.linspace(0, 1, 3, dtype=torch.float64) / 3)
+        self.register_buffer("count", torch.tensor(3))
+        self.register_buffer("fixed", torch.tensor(1 / 3, dtype=torch.float64), persistent=False)
+
+    def forward(self, x, t):
+        hidden = self.first(x.to(torch.bfloat16)).to(x.dtype)
+        return self.second(hidden.to(self.second.weight.dtype)) * self.fixed.to(x)
+
+
+@pytest.mark.parametrize("first", [torch.bfloat16, torch.float32])
+def test_every_tensor_comes_back_in_its_dtype(tmp_path, first):
+    """Of a network with several, also into one that is made in others."""
+    torch.manual_seed(0)
+    net = Mixed()
+    net.first.to(first)
+    save(ScoreModel(net, "vp", shape=(2,)), tmp_path)
+    torch.manual_seed(1)
+    loaded = load(tmp_path, net=Mixed()).net
+    for name, value in net.state_dict().items():
+        again = loaded.state_dict()[name]
+        assert again.dtype == value.dtype, name
+        assert torch.equal(again, value), name
+    assert loaded.first.weight.requires_grad
+    # What is not saved is converted only with the whole network.
+    assert loaded.fixed.dtype == (torch.float64 if first == torch.bfloat16 else first)
+
+
 @pytest.mark.parametrize("of_last_version", [False, True])
 def test_a_compiled_network_is_saved_as_the_network_that_was_compiled(tmp_path, of_last_version):
     compiled = model()

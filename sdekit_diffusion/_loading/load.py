@@ -120,6 +120,7 @@ def load(
             "damaged"
         ) from error
     try:
+        _cast_like(uncompiled(network), weights)
         uncompiled(network).load_state_dict(weights)
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
@@ -184,7 +185,7 @@ def _python_number(value: Any) -> Any:  # noqa: ANN401
 
 
 def _model(config: dict[str, Any], network: nn.Module) -> ScoreModel:
-    """The model that a config describes, around a network, in its dtype."""
+    """The model that a config describes, around a network, whose first parameter has its dtype."""
     sde = dict(config["sde"])
     model = ScoreModel(
         network,
@@ -198,8 +199,18 @@ def _model(config: dict[str, Any], network: nn.Module) -> ScoreModel:
     )
     model.never_dropped = tuple(config.get("never_dropped") or ())
     model.trained_levels = tuple(map(float, config.get("trained_levels") or ()))
-    model.to(_DTYPES[config["dtype"]])
+    if model.place()[0] != _DTYPES[config["dtype"]]:
+        model.to(_DTYPES[config["dtype"]])
     return model
+
+
+def _cast_like(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Converts each parameter and buffer to the dtype in which it was saved: a network may have
+    several.
+    """
+    for name, tensor in network.state_dict(keep_vars=True).items():
+        if isinstance(tensor, Tensor) and name in weights and weights[name].dtype != tensor.dtype:
+            tensor.data = tensor.data.to(weights[name].dtype)
 
 
 def config_folder(folder: str | Path) -> Path:
