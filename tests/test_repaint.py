@@ -216,8 +216,12 @@ def test_the_mask_hides_no_output_that_is_not_finite():
 @pytest.mark.parametrize(
     ("settings", "match"),
     [
-        ({"resamplings": 0}, "resamplings >= 1, .* not 0, 10 and 1.0"),
+        ({"resamplings": 0}, r"resamplings >= 1 .* not 0, 10 and 1.0"),
+        ({"resamplings": 1.5}, r"whole numbers resamplings >= 1 .* not 1\.5, 10 and"),
+        ({"resamplings": math.nan}, "whole numbers resamplings >= 1"),
         ({"jump": 0}, "jump >= 1"),
+        ({"jump": 2.0}, r"whole numbers .* jump >= 1, .* 10, 2\.0 and"),
+        ({"eta": math.nan}, "eta from 0 to 1"),
         ({"eta": 1.5}, "eta from 0 to 1"),
         ({"eta": -0.5}, "eta from 0 to 1"),
     ],
@@ -225,6 +229,14 @@ def test_the_mask_hides_no_output_that_is_not_finite():
 def test_numbers_out_of_range_are_refused(settings, match):
     with pytest.raises(ValueError, match=match):
         RePaint(Y, MASK, **settings)
+
+
+def test_a_return_longer_than_the_grid_is_refused():
+    """It was left out, and with it all resamplings."""
+    with pytest.raises(ValueError, match=r"jump = 10 steps needs more .* there are 10: take a sma"):
+        sample(LAW, 2, sde="vp", method=RePaint(Y, MASK), steps=10)
+    assert sample(LAW, 2, sde="vp", method=RePaint(Y, MASK, 2, 9), steps=10).shape == (2, 2)
+    assert sample(LAW, 2, sde="vp", method=RePaint(Y, MASK, 1, 10), steps=10).shape == (2, 2)
 
 
 def test_values_of_another_shape_are_refused():

@@ -20,6 +20,7 @@ from sdekit import (
     solve,
 )
 from sdekit.elementary import Time, axpy
+from sdekit_diffusion._common.inputs import is_whole
 from sdekit_diffusion._models.known import known_values
 from sdekit_diffusion._models.model import AbstractModel, noise_scale, signal_scale
 from sdekit_diffusion._sampling.grids import AbstractGrid, UniformInLogSNR
@@ -133,7 +134,7 @@ class RePaint(AbstractMethod):
             where mask is False are ignored.
         mask: True where y is known, in a shape that broadcasts against y.
         resamplings: how often each part of the grid is solved, at least 1.
-        jump: the length of a return, in steps.
+        jump: the length of a return, in steps; with returns less than `steps`.
         eta: the noise of DDIM's step, from 0 to 1.
         steps, grid: the number of steps from the noise to the data and their grid, unless `sample`
             receives others; the number of evaluations is at most resamplings times as large.
@@ -141,7 +142,7 @@ class RePaint(AbstractMethod):
     Raises:
         TypeError: for a y that is not a floating tensor, or a mask that is not boolean.
         ValueError: for shapes that do not fit, known values that are not finite, or numbers out of
-            range.
+            range; while sampling, for a jump that is not less than the number of steps.
 
     Example:
         >>> law = sd.GaussianMixture([0.5, 0.5], [[-1.0, -1.0], [1.0, 1.0]], [0.05, 0.05])
@@ -167,10 +168,11 @@ class RePaint(AbstractMethod):
     grid: AbstractGrid = field(default=UniformInLogSNR(), kw_only=True)
 
     def __post_init__(self) -> None:
-        if self.resamplings < 1 or self.jump < 1 or not 0 <= self.eta <= 1:
+        whole = is_whole(self.resamplings, 1) and is_whole(self.jump, 1)
+        if not whole or not 0 <= self.eta <= 1:
             raise ValueError(
-                "RePaint needs resamplings >= 1, jump >= 1 and eta from 0 to 1, not "
-                f"{self.resamplings}, {self.jump} and {self.eta}"
+                "RePaint needs whole numbers resamplings >= 1 and jump >= 1, and eta from 0 to 1, "
+                f"not {self.resamplings!r:.60}, {self.jump!r:.60} and {self.eta!r:.60}"
             )
         y, mask = known_values(self.y, self.mask)
         object.__setattr__(self, "y", y)
@@ -200,6 +202,11 @@ class RePaint(AbstractMethod):
         return replace(self, y=self.y[rows], mask=self.mask[rows])
 
     def run(self, problem: ReverseProblem) -> Solution:
+        if self.resamplings > 1 and self.jump >= self.steps:
+            raise ValueError(
+                f"a return of jump = {self.jump} steps needs more steps than that, and there are "
+                f"{self.steps}: take a smaller jump, more steps, or resamplings=1 for no returns"
+            )
         grid = self.points(problem)
         ts = grid[visited_points(self.steps, self.jump, self.resamplings)]
         levels = ts.tolist()
