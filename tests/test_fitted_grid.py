@@ -45,6 +45,12 @@ def test_the_ends_are_those_of_the_solve():
     assert float(grid.l[-1]) == pytest.approx(-math.log(0.1 * LAW.data_std), abs=1e-6)
 
 
+def test_samples_may_be_single_numbers():
+    law = sd.GaussianMixture([0.5, 0.5], [-1.0, 1.0], [0.1, 0.1])
+    assert law.sample(2).shape == (2,)
+    assert sd.fitted_grid(law, 2, n=16, sde="vp").count == 2
+
+
 def test_the_grid_of_the_method_is_kept_where_it_is_more_accurate(monkeypatch):
     first = float(sd.VPSDE().log_snr(1.0))
     worse = sd.Given(torch.tensor([first, 5.0, 5.5]))

@@ -88,7 +88,7 @@ def fitted_grid(
 
         def errors(grid: AbstractGrid) -> Tensor:
             x = sample(model, n, method=method, grid=grid, first=first, **options)
-            return (x - exact).double().flatten(1).cpu() / math.sqrt(exact[0].numel())
+            return (x - exact).double().reshape(n, -1).cpu() / math.sqrt(exact[0].numel())
 
         return errors
 
