@@ -265,8 +265,42 @@ def test_laplace_is_moment_matching_where_measurements_see_one_coordinate():
     data = found.data
     step = r2 * (counts - data.exp()) / (1 + r2 * data.exp())
     torch.testing.assert_close(early[:2], (data + step)[:2])
-    with pytest.raises(ValueError, match="at least one Newton step"):
-        Laplace(ROUND, poisson, steps=0)
+    for steps in (0, 1.5):
+        with pytest.raises(ValueError, match=f"at least one Newton step, .* not {steps}"):
+            Laplace(ROUND, poisson, steps=steps)
+
+
+@pytest.mark.parametrize("covariance", [IsotropicCovariance(), DataCovariance(C)], ids=["I", "C"])
+def test_measurements_without_noise_that_follow_from_others_are_refused(covariance):
+    """As by the exact law; their likelihood is 0 / 0. Independent ones are not."""
+    rows = torch.eye(D).double()[[0, 0, 1]] * torch.tensor([[1.0], [2.0], [1.0]]).double()
+    y = torch.tensor([1.0, 2.0, 0.5]).double()
+    dependent = LinearObservation(rows, y, 0.0)
+    for call in (
+        lambda: NORMAL.given(dependent),
+        lambda: MomentMatched(NORMAL, dependent, covariance).predict_data(0.3, U),
+    ):
+        with pytest.raises(ValueError, match=r"is singular: with noise 0 the rows of A must be"):
+            call()
+    for part, noise in ((slice(1, 3), 0.0), (slice(0, 3), 0.1)):
+        given = LinearObservation(rows[part], y[part], noise)
+        found = MomentMatched(NORMAL, given, covariance).condition(0.3, U)
+        assert all(bool(value.isfinite().all()) for value in found)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: IsotropicCovariance(std=-1.0), r"a positive number, .* not -1\.0"),
+        (lambda: IsotropicCovariance(std=math.nan), "a positive number, .* not nan"),
+        (lambda: JacobianCovariance(rtol=-1), "a number from 0 on, .* not -1"),
+        (lambda: JacobianCovariance(rtol=math.inf), "a number from 0 on, .* not inf"),
+        (lambda: DPS(NORMAL, observation(3), zeta=math.nan), "zeta is a finite number, .* not nan"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
 
 
 def test_laplace_rises_where_row_sums_say_nothing():

@@ -152,6 +152,25 @@ def test_one_point_at_0_has_no_scale_and_is_found(method):
     assert torch.equal(x, torch.zeros_like(x))
 
 
+def test_the_scale_of_points_that_are_near_each_other_and_far_from_0():
+    """In float32, of which the mean of the squares has a rounding error of 1e-3; and 1 where all
+    points are the same.
+    """
+    generator = torch.Generator().manual_seed(0)
+    points = 100 + 0.01 * torch.randn(500, 4, generator=generator, dtype=torch.float64)
+    law = EmpiricalMixture(points.float())
+    expected = points.float().double()
+    std = float(expected.var(dim=0, correction=0).mean().sqrt())
+    assert law.data_std == pytest.approx(std, rel=1e-9)
+    torch.testing.assert_close(law.data_mean, expected.mean(0).float(), rtol=0, atol=0)
+    weights = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)
+    mean = weights @ points[:3]
+    law = EmpiricalMixture(points[:3], weights=weights)
+    std = float((weights @ (points[:3] - mean).square()).mean().sqrt())
+    assert law.data_std == pytest.approx(std, rel=1e-9)
+    assert EmpiricalMixture(points[:1].expand(7, 4)).data_std == 1.0
+
+
 def test_shapes_and_empty_batches():
     scalars = EmpiricalMixture(torch.tensor([-1.0, 1.0]), 0.1)
     assert scalars.score(0.3, torch.zeros(4), "vp").shape == (4,)

@@ -441,6 +441,9 @@ def test_pairs_of_numbers_are_tensors_and_arrays_too(pair):
         torch.ones(2, 2),
         torch.tensor(1.0),
         torch.ones(2) * 1j,
+        (0.0, math.inf),
+        (-math.inf, 1.0),
+        (math.nan, 1.0),
     ):
         with pytest.raises(ValueError, match="is not a least and a largest value"):
             sd.ScoreModel(NET, "vp", data_range=wrong)

@@ -110,7 +110,9 @@ def test_posterior_sums_to_one_and_finds_the_component():
 def test_what_is_not_a_batch_of_points(x):
     mixture = GaussianMixture(WEIGHTS, MEANS, KINDS["full"])
     for call in (mixture.log_prob, mixture.responsibilities, lambda x: mixture.score(0.5, x, "vp")):
-        with pytest.raises(ValueError, match="points must be floating, of shape"):
+        with pytest.raises(
+            ValueError, match=r"points must be floating, of shape \(batch, 3\), not"
+        ):
             call(x)
 
 
@@ -129,9 +131,27 @@ def test_times_outside_are_refused(t):
         ([1.5, -0.5], [[0.0], [1.0]], [1.0, 1.0], "2 positive numbers"),
         ([0.5, 0.5], [[0.0], [1.0]], [1.0], "covariances must have shape"),
         ([0.5, 0.5], [[0.0], [1.0]], [1.0, -1.0], "positive definite"),
+        ([0.5, 0.5], [[0.0], [math.nan]], [1.0, 1.0], "means must be finite"),
+        ([0.5, 0.5], [[0.0], [-math.inf]], [1.0, 1.0], "means must be finite"),
+        ([0.5, 0.5], [[0.0], [1.0]], [1.0, math.inf], "covariances must be finite"),
+        ([1.0], [[0.0, 0.0]], [[[1.0, 0.0], [0.0, math.nan]]], "covariances must be finite"),
         ([1.0], [[0.0, 0.0]], [[[1.0, 0.5], [0.0, 1.0]]], "symmetric"),
     ],
 )
 def test_what_is_not_a_mixture(weights, means, covariances, message):
     with pytest.raises(ValueError, match=message):
         GaussianMixture(weights, means, covariances)
+
+
+@pytest.mark.parametrize("n", [-1, 2.5, True])
+def test_numbers_of_samples_that_are_not_whole_are_refused(n):
+    law = GaussianMixture(WEIGHTS, MEANS, KINDS["full"])
+    with pytest.raises(ValueError, match=f"n counts samples, a whole number from 0 on; not {n}"):
+        law.sample(n)
+    assert law.sample(0).shape == (0, 3)
+
+
+def test_points_of_another_shape_than_single_numbers():
+    law = GaussianMixture([0.5, 0.5], [-1.0, 1.0], [0.1, 0.1])
+    with pytest.raises(ValueError, match=r"of shape \(batch,\), not"):
+        law.log_prob(torch.zeros(3, 1))

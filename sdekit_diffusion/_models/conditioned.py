@@ -1,5 +1,6 @@
 """Models of x given an observation y, made from models of x."""
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from sdekit import did_you_mean
 from sdekit.elementary import Time, broadcast, sqrt, sum_of_sample
+from sdekit_diffusion._common.inputs import is_whole
 from sdekit_diffusion._diffusions.vp import VPSDE
 from sdekit_diffusion._models.covariances import (
     COVARIANCES,
@@ -197,7 +199,8 @@ class Laplace(AbstractPosterior):
 
     Raises:
         TypeError: for anything but an observation.
-        ValueError: for fewer than one step, or an observation that does not fit the model.
+        ValueError: for steps that are not a whole number from 1 on, or an observation that does not
+            fit the model.
 
     Example:
         >>> law = sd.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
@@ -213,8 +216,10 @@ class Laplace(AbstractPosterior):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.steps < 1:
-            raise ValueError(f"Laplace needs at least one Newton step, not {self.steps}")
+        if not is_whole(self.steps, 1):
+            raise ValueError(
+                f"Laplace needs at least one Newton step, a whole number; not {self.steps!r:.60}"
+            )
 
     def condition(self, l: Time, u: Tensor) -> Conditioned:
         data = self.model.predict_data(l, u)
@@ -286,8 +291,8 @@ class DPS(AbstractPosterior):
     Raises:
         TypeError: for anything but an observation.
         ValueError: for `published` with an observation that is not linear, or with jacobian=False,
-            or for an observation that does not fit the model; while sampling with jacobian=True,
-            for a model that autograd does not see.
+            a zeta that is not finite, or an observation that does not fit the model; while sampling
+            with jacobian=True, for a model that autograd does not see.
 
     Example:
         >>> law = sd.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
@@ -305,6 +310,8 @@ class DPS(AbstractPosterior):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not math.isfinite(self.zeta):
+            raise ValueError(f"zeta is a finite number, 1 unless given; not {self.zeta!r:.60}")
         linear = isinstance(self.observation, LinearObservation)
         if self.published and not (linear and self.jacobian):
             raise ValueError(

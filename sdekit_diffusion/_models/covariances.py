@@ -19,7 +19,7 @@ from sdekit_diffusion._models.model import (
     require_gradient,
     signal_scale,
 )
-from sdekit_diffusion._models.observation import LinearObservation
+from sdekit_diffusion._models.observation import DEPENDENT, LinearObservation
 
 _LOG_2PI = math.log(2 * math.pi)
 _DENSE = 8  # the largest number of measurements for which A V A^T is computed
@@ -74,7 +74,11 @@ class IsotropicCovariance(AbstractCovariance):
     This is PiGDM. The network is not differentiated. A A^T is diagonalised once.
 
     Arguments:
-        std: s; by default the standard deviation of the model's data.
+        std: s, positive; by default the standard deviation of the model's data.
+
+    Raises:
+        ValueError: for a std that is not positive and finite; while sampling, without noise for
+            linearly dependent rows of A.
 
     Example:
         >>> law = sd.GaussianMixture([1.0], [[0.0, 0.0]], [1.0])
@@ -88,6 +92,13 @@ class IsotropicCovariance(AbstractCovariance):
     """
 
     std: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.std is not None and not 0 < self.std < math.inf:
+            raise ValueError(
+                "std is the standard deviation of the data, a positive number, or None for that of "
+                f"the model; not {self.std!r:.60}"
+            )
 
     def condition(
         self, model: AbstractModel, observation: LinearObservation, std: float, l: Time, u: Tensor
@@ -114,7 +125,7 @@ class DataCovariance(AbstractCovariance):
     Raises:
         TypeError: for a covariance that is not a tensor.
         ValueError: for a matrix that is not symmetric and positive semidefinite; while sampling,
-            for samples of another size.
+            for samples of another size, and without noise for linearly dependent rows of A.
 
     Example:
         >>> x = torch.randn(100, 3, generator=torch.Generator().manual_seed(0))
@@ -162,7 +173,9 @@ class DataCovariance(AbstractCovariance):
         matrix = (measured * v.unsqueeze(-2)) @ measured.T
         noise = 0.0 if observation.noiseless else 1.0
         matrix = matrix + noise * torch.eye(len(measured)).to(values)
-        factor = torch.linalg.cholesky(matrix)
+        factor, failed = torch.linalg.cholesky_ex(matrix)
+        if noise == 0 and bool(failed.any()):
+            raise ValueError(f"A V A^T {DEPENDENT}")
         residual = _whitened(observation, observation.residual(data)).to(values)
         solved = _cholesky_solve(residual, factor)
         move = ((solved @ measured) * v) @ axes.T
@@ -230,8 +243,8 @@ class JacobianCovariance(AbstractCovariance):
             is raised if it is not reached in two steps per measurement.
 
     Raises:
-        ValueError: while sampling, for an observation without noise, or a model that autograd does
-            not see.
+        ValueError: for an rtol that is negative or not finite; while sampling, for an observation
+            without noise, or a model that autograd does not see.
 
     Example:
         >>> law = sd.GaussianMixture([0.5, 0.5], [[-1.0, 0.0], [1.0, 0.0]], [0.1, 0.1])
@@ -245,6 +258,13 @@ class JacobianCovariance(AbstractCovariance):
     """
 
     rtol: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rtol < math.inf:
+            raise ValueError(
+                "rtol is the residual of conjugate gradients relative to y - A D, a number from 0 "
+                f"on, such as 1e-3; not {self.rtol!r:.60}"
+            )
 
     def condition(
         self, model: AbstractModel, observation: LinearObservation, std: float, l: Time, u: Tensor

@@ -81,12 +81,10 @@ class EmpiricalMixture(AbstractMixture):
         self.weights = torch.full_like(self._squares, 1 / len(centres))
         if weights is not None:
             self.weights = _checked_weights(weights, len(centres)).to(self._squares)
-        mean = (self.weights @ self._centres.to(torch.float64)).to(self._centres)
-        square = float(self.weights @ self._squares)
-        spread = (square - float(mean.double().square().sum())) / self._centres.shape[1]
-        self.data_mean = mean.reshape(self.shape)
+        mean, variance = self._moments()
+        self.data_mean = mean.to(self._centres).reshape(self.shape)
         # For a single point any value is possible.
-        self.data_std = math.sqrt(max(spread, 0.0) + self.std**2) or 1.0
+        self.data_std = math.sqrt(variance + self.std**2) or 1.0
 
     def __repr__(self) -> str:
         return (
@@ -95,6 +93,21 @@ class EmpiricalMixture(AbstractMixture):
 
     def place(self) -> tuple[torch.dtype, torch.device]:
         return self._centres.dtype, self._centres.device
+
+    def _moments(self) -> tuple[Tensor, float]:
+        """The mean of the centres, `(d,)` in float64, and the mean over the coordinates of their
+        variance: those of their differences to the first, of which all may be 0.
+        """
+        origin = self._centres[0].to(torch.float64)
+        blocks = self._centres.split(self._block_size(1))
+        weights = self.weights.split(self._block_size(1))
+        mean = torch.zeros_like(origin)
+        for w, block in zip(weights, blocks, strict=True):
+            mean += w @ (block - origin)
+        squares = torch.zeros_like(origin)
+        for w, block in zip(weights, blocks, strict=True):
+            squares += w @ (block - origin - mean).square()
+        return origin + mean, float(squares.mean())
 
     @property
     def centres(self) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from sdekit import fresh_seed, normal, uniform01
 from sdekit.elementary import Time, broadcast
 from sdekit_diffusion._common.counters import COMPONENT, POINT
-from sdekit_diffusion._common.inputs import require_tensor
+from sdekit_diffusion._common.inputs import is_whole, require_tensor
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._models.model import (
     AbstractModel,
@@ -22,7 +22,11 @@ from sdekit_diffusion._models.model import (
     solved_like,
     times_of,
 )
-from sdekit_diffusion._models.observation import AbstractObservation, LinearObservation
+from sdekit_diffusion._models.observation import (
+    DEPENDENT,
+    AbstractObservation,
+    LinearObservation,
+)
 
 ROUNDING = 1e-13  # a variance given y is 0 if it is below this share of the variance before
 NEGLIGIBLE = -100.0  # log of a weight over the largest one, below which a component is omitted
@@ -41,7 +45,13 @@ class AbstractMixture(AbstractModel):
     weights: Tensor
 
     def sample(self, n: int = 1, *, seed: int | None = None, first: int = 0) -> Tensor:
-        """n exact samples, `(n, *event)`; sample i depends only on (seed, first + i)."""
+        """n exact samples, `(n, *event)`; sample i depends only on (seed, first + i).
+
+        Raises:
+            ValueError: for an n that is not a whole number from 0 on.
+        """
+        if not is_whole(n, 0):
+            raise ValueError(f"n counts samples, a whole number from 0 on; not {n!r:.60}")
         seed = fresh_seed() if seed is None else seed
         (dtype, device) = self.place()
         index = torch.arange(first, first + n, device=device)
@@ -105,9 +115,9 @@ class AbstractMixture(AbstractModel):
         """
         require_tensor("x", x)
         if not x.is_floating_point() or tuple(x.shape[1:]) != self.shape or not x.ndim:
+            shape = str((0, *self.shape)).replace("0", "batch", 1)
             raise ValueError(
-                f"points must be floating, of shape (batch, *{self.shape}), not {x.dtype} of "
-                f"{tuple(x.shape)}"
+                f"points must be floating, of shape {shape}, not {x.dtype} of {tuple(x.shape)}"
             )
         return x.reshape(len(x), math.prod(self.shape))
 
@@ -142,10 +152,7 @@ class Observed:
         spread = self.matrix @ covariances @ self.matrix.T + self.covariance
         factor, failed = torch.linalg.cholesky_ex(spread)
         if bool(failed.any()):
-            raise ValueError(
-                "A C A^T + R is singular: with noise 0 the rows of A must be independent; leave "
-                "out measurements that follow from others, or give a covariance"
-            )
+            raise ValueError(f"A C A^T + R {DEPENDENT}")
         return factor
 
     def log_normal(self, means: Tensor, factor: Tensor) -> Tensor:
@@ -176,7 +183,8 @@ class GaussianMixture(AbstractMixture):
 
     Raises:
         ValueError: for weights that are not positive or do not have the sum 1, shapes that do not
-            fit, or a covariance that is not symmetric and positive definite.
+            fit, means or covariances that are not finite, or a covariance that is not symmetric and
+            positive definite.
 
     Example:
         >>> model = sd.GaussianMixture([0.3, 0.7], [[-1.0, 0.0], [1.0, 0.0]], [0.05, 0.05])
@@ -196,6 +204,9 @@ class GaussianMixture(AbstractMixture):
         means = means if means.is_floating_point() else means.to(torch.get_default_dtype())
         self.weights = torch.as_tensor(weights).to(means)
         covariances = torch.as_tensor(covariances).to(means)
+        for name, values in (("means", means), ("covariances", covariances)):
+            if not bool(values.isfinite().all()):
+                raise ValueError(f"{name} must be finite; leave out components that are not")
         self.shape = tuple(means.shape[1:])
         self._means = means.reshape(len(means), -1)
         self._variances, self._axes = _spectrum(covariances, *self._means.shape)

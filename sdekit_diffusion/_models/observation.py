@@ -27,6 +27,11 @@ _INDEPENDENT_OF_Y = (
     "_applied",
 )
 _POWER_ITERATIONS = 30
+_SINGULAR = 1e-13  # an eigenvalue of A A^T that is 0 but for rounding, relative to the largest
+DEPENDENT = (
+    "is singular: with noise 0 the rows of A must be independent; leave out measurements that "
+    "follow from others, or give a covariance"
+)
 
 
 class AbstractObservation(ABC):
@@ -455,7 +460,11 @@ class Spectrum:
 
     @staticmethod
     def of(observation: LinearObservation) -> "Spectrum":
-        """The spectrum of an observation that is bound to a shape of samples."""
+        """The spectrum of an observation that is bound to a shape of samples.
+
+        Raises:
+            ValueError: without noise for linearly dependent rows of A.
+        """
         event = observation.event
         assert event is not None
         covariance = observation.noise_covariance
@@ -471,9 +480,19 @@ class Spectrum:
         diagonal = full.diagonal()
         off_diagonal = full - torch.diag(diagonal)
         if float(off_diagonal.abs().max()) <= _ROUNDING * float(diagonal.abs().max()):
-            return Spectrum(observation, diagonal.clone(), noise, None)
+            return Spectrum(observation, diagonal.clone(), noise, None).regular()
         gains, directions = torch.linalg.eigh(0.5 * (full + full.T))
-        return Spectrum(observation, gains.clamp_min(0.0), noise, directions)
+        return Spectrum(observation, gains.clamp_min(0.0), noise, directions).regular()
+
+    def regular(self) -> Self:
+        """This spectrum, unless measurements without noise depend on each other.
+
+        Raises:
+            ValueError: with what to do.
+        """
+        if not self.noise and bool(self.gains.min() <= _SINGULAR * self.gains.max()):
+            raise ValueError(f"A A^T {DEPENDENT}")
+        return self
 
     def project(self, v: Tensor) -> Tensor:
         """U^T L^{-1} v of measurements `(batch, m)`."""

@@ -589,12 +589,13 @@ def _range(given: object) -> tuple[float, float]:
     """The smallest and the largest value of data, as floats.
 
     Raises:
-        ValueError: unless they are two increasing numbers.
+        ValueError: unless they are two increasing finite numbers.
     """
     pair = _pair(given)
-    if pair is None or not pair[0] < pair[1]:
+    if pair is None or not -math.inf < pair[0] < pair[1] < math.inf:
         raise ValueError(
-            f"data_range = {given!r} is not a least and a largest value, such as (-1, 1)"
+            f"data_range = {given!r} is not a least and a largest value, finite numbers such as "
+            "(-1, 1)"
         )
     return pair
 
