@@ -273,6 +273,8 @@ def test_a_failure_names_the_level():
     ("call", "message"),
     [
         (lambda: AnnealedLangevin(0), "moves >= 1"),
+        (lambda: AnnealedLangevin(2.5), r"whole numbers moves >= 1 .* not 2\.5, 232 and None"),
+        (lambda: AnnealedLangevin(steps=9.5), "whole numbers .* steps >= 2"),
         (lambda: AnnealedLangevin(size=2.0), "between 0 and 2"),
         (lambda: AnnealedLangevin(size=0.0), "between 0 and 2"),
         (lambda: AnnealedLangevin(size=4.0, convention="ncsn"), "between 0 and 4"),

@@ -141,6 +141,8 @@ def test_what_is_refused():
         classify(MODELS, X, sde="vp", draws=0)
     with pytest.raises(ValueError, match=r"levels = 1\.5"):
         classify(MODELS, X, sde="vp", levels=1.5)
+    with pytest.raises(ValueError, match="batch_size = 0"):
+        classify(MODELS, X, sde="vp", batch_size=0)
     with pytest.raises(ValueError, match=r"log_weights has shape \(2,\)"):
         classify(MODELS, X, sde="vp", log_weights=torch.zeros(2))
     with pytest.raises(ValueError, match="no diffusion of its own"):

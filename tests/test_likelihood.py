@@ -884,6 +884,12 @@ def test_draws_of_the_dequantisation():
     assert bits_per_dim(model, levels[:0], **settings).parts.keys() == {"probes", "data"}
     with pytest.raises(ValueError, match="draws counts dequantisations of integers"):
         bits_per_dim(model, levels / 8.5 - 1, draws=2, **settings)
+    with pytest.raises(ValueError, match=r"a whole number from 1 on; not 1\.5 of torch\.int64"):
+        bits_per_dim(model, levels, draws=1.5, **settings)
+    with pytest.raises(
+        ValueError, match=r"a whole number of levels from 1 on, not -1, 1 and 17\.5"
+    ):
+        bits_per_dim(model, levels, **(settings | {"levels": 17.5}))
 
 
 def test_a_network_of_the_noise_that_is_wrong_at_the_noisy_end():

@@ -157,6 +157,9 @@ def test_other_wrong_arguments_are_refused():
         CUBIC(np.zeros((5, 2)), np.zeros((5, 2)), bandwidth=1.0)
     with pytest.raises(ValueError, match="the bandwidth is 0; give a positive one"):
         mmd(np.zeros((5, 2)), np.zeros((5, 2)))
+    for wrong in (math.inf, math.nan):
+        with pytest.raises(ValueError, match=f"the bandwidth is {wrong}; give a positive one"):
+            mmd(np.zeros((5, 2)), np.ones((5, 2)), bandwidth=wrong)
     with pytest.raises(ValueError, match="k=0"):
         precision_recall(np.zeros((5, 2)), np.zeros((5, 2)), k=0)
     with pytest.raises(ValueError, match="4 or more samples"):

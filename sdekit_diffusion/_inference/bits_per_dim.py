@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sdekit import AbstractTrace, Likelihood, uniform01
 from sdekit_diffusion._common.counters import DEQUANTISATION
-from sdekit_diffusion._common.inputs import require_tensor, seed_given
+from sdekit_diffusion._common.inputs import is_whole, require_tensor, seed_given
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._inference.code_length import AbstractCodeLength
 from sdekit_diffusion._inference.likelihood import log_likelihood
@@ -128,7 +128,8 @@ def bits_per_dim(
     Raises:
         TypeError: when x is not a tensor, or seed not a whole number.
         ValueError: for values outside the range, floats that look quantised, several draws of
-            floats, or an empty range; and as `log_likelihood`.
+            floats, an empty range, or numbers of levels and draws that are not whole; and as
+            `log_likelihood`.
         sdekit.UnfinishedError: as `log_likelihood`.
 
     Example:
@@ -188,13 +189,15 @@ def _code_lengths(likelihoods: list[Likelihood], dimension: int, width: float) -
 
 def _require_settings(x: Tensor, low: float, high: float, levels: int, draws: int) -> None:
     """Refuses an empty range, no levels, and several draws of data that are not dequantised."""
-    if not (high > low and levels >= 1):
+    if not (high > low and is_whole(levels, 1)):
         raise ValueError(
-            f"bits per dimension need low < high and levels >= 1, not {low}, {high} and {levels}"
+            "bits per dimension need low < high and a whole number of levels from 1 on, not "
+            f"{low}, {high} and {levels}"
         )
-    if draws < 1 or (draws > 1 and x.is_floating_point()):
+    if not is_whole(draws, 1) or (draws > 1 and x.is_floating_point()):
         raise ValueError(
-            f"draws counts dequantisations of integers, from 1 on; not {draws} of {x.dtype}"
+            "draws counts dequantisations of integers, a whole number from 1 on; not "
+            f"{draws} of {x.dtype}"
         )
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from sdekit_diffusion._common.inputs import require_event, require_tensor, seed_given
+from sdekit_diffusion._common.inputs import is_whole, require_event, require_tensor, seed_given
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._inference.chain import Chain, ChainNoise, Variance, times_of
 from sdekit_diffusion._inference.code_length import AbstractCodeLength
@@ -197,8 +197,10 @@ def variational_bound(
 
 def _require(model: AbstractModel, x: Tensor, draws: int, batch_size: int | None) -> None:
     """Refuses numbers out of range, and points of another shape than the model's."""
-    if draws < 1 or (batch_size is not None and batch_size < 1):
-        raise ValueError(f"draws and batch_size count from 1 on; not {draws} and {batch_size}")
+    if not is_whole(draws, 1) or not (batch_size is None or is_whole(batch_size, 1)):
+        raise ValueError(
+            f"draws and batch_size count from 1 on, in whole numbers; not {draws} and {batch_size}"
+        )
     require_event(x, model.shape)
 
 

@@ -226,6 +226,7 @@ def _require(
     if not x.is_floating_point():
         raise TypeError(f"x must be floating, in the scale of the models, not {x.dtype}")
     require_event(x, models[0].shape)
-    for name, value in (("draws", draws), ("levels", levels), ("batch_size", batch_size or 1)):
+    size = 1 if batch_size is None else batch_size
+    for name, value in (("draws", draws), ("levels", levels), ("batch_size", size)):
         if not is_whole(value, 1):
             raise ValueError(f"{name} = {value!r} must be a whole number from 1 on")

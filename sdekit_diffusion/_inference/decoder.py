@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sdekit_diffusion._common.inputs import is_whole
+
 
 @dataclass(frozen=True)
 class Density:
@@ -83,9 +85,10 @@ def decoder_of(
             f"integers, here {x.dtype}, are levels: pass low, high and levels, such as -1.0, 1.0 "
             "and 256"
         )
-    if not (high > low and levels >= 2):
+    if not (high > low and is_whole(levels, 2)):
         raise ValueError(
-            f"levels need low < high and two or more of them, not {low}, {high} and {levels}"
+            "levels need low < high and two or more of them, a whole number; not "
+            f"{low}, {high} and {levels}"
         )
     if len(x) and not (int(x.min()) >= 0 and int(x.max()) < levels):
         raise ValueError(

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sdekit import AbstractSDE, EulerMaruyama, NotFiniteError, Point, Solution, did_you_mean, solve
 from sdekit.elementary import Time
+from sdekit_diffusion._common.inputs import is_whole
 from sdekit_diffusion._models.model import AbstractModel, signal_scale
 from sdekit_diffusion._sampling.grids import AbstractGrid, UniformInLogSNR
 from sdekit_diffusion._sampling.method import AbstractMethod, ReverseProblem
@@ -72,8 +73,8 @@ class AnnealedLangevin(AbstractMethod):
         steps, grid: L, the number of levels, and their grid, unless `sample` receives others.
 
     Raises:
-        ValueError: for moves < 1, steps < 2, an unknown convention, or a size with which the moves
-            diverge.
+        ValueError: for moves < 1, steps < 2 or numbers of them that are not whole, an unknown
+            convention, or a size with which the moves diverge.
 
     Example:
         >>> model = sd.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
@@ -101,15 +102,12 @@ class AnnealedLangevin(AbstractMethod):
                 f"{self.convention!r}{did_you_mean(self.convention, ('ncsnv2', 'ncsn'))}"
             )
         largest = 2 if self.convention == "ncsnv2" else 4
-        if (
-            self.moves < 1
-            or self.steps < 2
-            or not 0 < (1 if self.size is None else self.size) < largest
-        ):
+        whole = is_whole(self.moves, 1) and is_whole(self.steps, 2)
+        if not whole or not 0 < (1 if self.size is None else self.size) < largest:
             raise ValueError(
-                "annealed Langevin dynamics needs moves >= 1, steps >= 2 and a size e / sigma_L^2 "
-                f"between 0 and {largest}, beyond which it diverges; not {self.moves}, "
-                f"{self.steps} and {self.size}"
+                "annealed Langevin dynamics needs whole numbers moves >= 1 and steps >= 2, and a "
+                f"size e / sigma_L^2 between 0 and {largest}, beyond which it diverges; not "
+                f"{self.moves}, {self.steps} and {self.size}"
             )
 
     def run(self, problem: ReverseProblem) -> Solution:

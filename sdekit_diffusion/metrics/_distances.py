@@ -148,7 +148,8 @@ def mmd(
 
     Raises:
         ValueError: for fewer than two samples, values that are not finite, samples of unequal size,
-            an unknown kernel, a bandwidth that is not positive, or one for the polynomial.
+            an unknown kernel, a bandwidth that is not positive and finite, or one for the
+            polynomial.
 
     Example:
         >>> a = torch.randn(100, 2, generator=torch.Generator().manual_seed(0))
@@ -172,7 +173,7 @@ def mmd(
         if bandwidth is None
         else bandwidth
     )
-    if not h > 0:
+    if not 0 < h < np.inf:
         raise ValueError(
             f"the bandwidth is {h:g}; give a positive one, or a reference whose samples differ"
         )
