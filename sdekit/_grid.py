@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
-from operator import gt, lt
+from operator import gt, index, lt
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ def uniform(t0: float, t1: float, steps: int) -> Tensor:
     """A grid of equal steps that begins and ends with exactly t0 and t1, float64, `(steps + 1,)`.
 
     Raises:
+        TypeError: for a number of steps that is not whole.
         ValueError: for fewer than one step.
 
     Example:
@@ -30,6 +31,7 @@ def geometric(t0: float, t1: float, steps: int) -> Tensor:
     float64, `(steps + 1,)`.
 
     Raises:
+        TypeError: for a number of steps that is not whole.
         ValueError: unless t0 and t1 are positive and steps >= 1.
 
     Example:
@@ -48,6 +50,13 @@ def geometric(t0: float, t1: float, steps: int) -> Tensor:
 
 
 def _require_steps(steps: int) -> None:
+    try:
+        index(steps)
+    except TypeError:
+        raise TypeError(
+            f"steps is a whole number, such as 100, not {steps!r:.60}; a grid is given as "
+            "(t0, t1, steps)"
+        ) from None
     if steps < 1:
         raise ValueError(f"a grid needs at least one step, not {steps}")
 

@@ -165,7 +165,7 @@ def test_a_flow_with_known_values_goes_back():
 @pytest.mark.parametrize(
     ("y", "mask", "error", "match"),
     [
-        ([2.0, 0.0], MASK, TypeError, "y must be a tensor of shape shape or"),
+        ([2.0, 0.0], MASK, TypeError, r"y must be a tensor of shape \(\*shape\) or"),
         (Y, [True, False], TypeError, "mask must be a tensor"),
         (Y.int(), MASK, TypeError, r"y must be a floating tensor, not torch.int32; use y.float"),
         (Y, MASK.int(), TypeError, r"mask must be boolean, .* not torch.int32; use mask.bool"),

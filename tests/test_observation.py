@@ -163,3 +163,5 @@ def test_shapes_are_checked():
         LinearObservation(A, Y, 0.0).log_prob(X)
     with pytest.raises(TypeError, match="log_likelihood is a function"):
         Observation(Y, 3)
+    with pytest.raises(TypeError, match=r"y must be a tensor, not ndarray; use torch\.as_tensor"):
+        Observation(Y.numpy(), lambda x, y: x.sum(1))

@@ -153,6 +153,21 @@ def test_arguments_are_checked():
         Blur(0.0)
     with pytest.raises(ValueError, match="is for images"):
         Blur(1.0)(torch.ones(3, 4))
+    for factor in (0, 2.0):
+        with pytest.raises(ValueError, match=f"a whole number from 1 on such as 2; not {factor}"):
+            Downsampling(factor)
+    square = torch.ones(3, 3, dtype=torch.bool)
+    with pytest.raises(ValueError, match=r"shape \(3, 3\) and images have \(4, 4\); give a mask"):
+        FourierSampling(square)(torch.ones(1, 1, 4, 4))
+    with pytest.raises(ValueError, match=r"shape \(1, 3, 3\); give \(height, width\)"):
+        FourierSampling(square[None])
+    with pytest.raises(TypeError, match=r"mask must be a tensor of shape \(height, width\), not"):
+        FourierSampling([[True]])
+    with pytest.raises(TypeError, match=r"mask must be a tensor of shape \(\*shape\), not list"):
+        Mask([True])
+    for angles in ([], [math.inf]):
+        with pytest.raises(ValueError, match="angles are one or more finite numbers"):
+            Radon(angles)
     with pytest.raises(ValueError, match="Radon is for square images, not 4 x 8"):
         Radon([0.0])(torch.ones(1, 1, 4, 8))
     with pytest.raises(ValueError, match="the most are 4096"):

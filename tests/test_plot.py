@@ -143,7 +143,11 @@ def test_points_and_numbers():
         (torch.full((3, 2), math.nan), {}, "NaN"),
         (torch.zeros(4, 3), {}, r"shape \(4, 3\).*x\[:, :2\]"),
         (torch.zeros(4, 2, 8, 8), {}, "1 or 3 channels"),
-        (torch.zeros(4, 8, 8), {}, r"\(n, C, H, W\)"),
+        (torch.zeros(4, 8, 8), {}, r"\(n, C, H, W\).*images \(n, H, W\) as x\[:, None\]"),
+        (torch.zeros(4, 8, 8, 3), {}, r"images \(n, H, W, C\) as x\.permute\(0, 3, 1, 2\)"),
+        (torch.zeros(8, 8, 3), {}, r"an image \(H, W, C\) as x\.permute\(2, 0, 1\)\[None\]"),
+        (torch.zeros(8, 8), {}, r"an image \(H, W\) as x\[None, None\]"),
+        (torch.zeros(()), {}, "no samples"),
         (torch.zeros(4, 2), {"limits": [(0, 1)]}, "each of the 2 coordinates"),
         (torch.zeros(4, 1, 8, 8), {"headings": ["a"]}, "1 texts for 2 columns"),
     ],
@@ -151,6 +155,8 @@ def test_points_and_numbers():
 def test_what_samples_refuses(x, options, message):
     with pytest.raises(ValueError, match=message):
         plot.samples(x, **options)
+    with pytest.raises(TypeError, match="x is a tensor or an array of samples, not 'x'"):
+        plot.samples("x")
 
 
 def test_the_density_of_a_law_and_of_a_score():
@@ -243,6 +249,8 @@ def test_the_loss_of_a_folder_and_of_records(tmp_path):
         plot.loss(tmp_path / "none")
     with pytest.raises(ValueError, match="no records"):
         plot.loss([])
+    with pytest.raises(TypeError, match=r"or the records that fit returned, .* not \[1\.0, 2\.0\]"):
+        plot.loss([1.0, 2.0])
 
 
 def test_calibration_is_the_coverage_with_its_error():

@@ -39,14 +39,16 @@ def seed_given(seed: object, name: str = "seed") -> int:
 
 
 def require_tensor(name: str, value: Any, shape: str = "(batch, *shape)") -> None:  # noqa: ANN401
-    """Refuses values that are not tensors, such as lists and arrays.
+    """Refuses values that are not tensors, such as lists and arrays. The shape is that of the
+    message; it may be empty.
 
     Raises:
         TypeError: with how to convert the value to a tensor.
     """
     if not isinstance(value, Tensor):
+        of_shape = f" of shape {shape}" if shape else ""
         raise TypeError(
-            f"{name} must be a tensor of shape {shape}, not {type(value).__name__}; use "
+            f"{name} must be a tensor{of_shape}, not {type(value).__name__}; use "
             f"torch.as_tensor({name})"
         )
 

@@ -13,8 +13,8 @@ def known_values(y: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         TypeError: for a y that is not a floating tensor, or a mask that is not boolean.
         ValueError: for shapes that do not fit, or known values that are not finite.
     """
-    require_tensor("y", y, "shape or (n, *shape)")
-    require_tensor("mask", mask, "shape or (n, *shape)")
+    require_tensor("y", y, "(*shape) or (n, *shape)")
+    require_tensor("mask", mask, "(*shape) or (n, *shape)")
     if not y.is_floating_point():
         raise TypeError(f"y must be a floating tensor, not {y.dtype}; use y.float()")
     if mask.dtype != torch.bool:

@@ -110,7 +110,7 @@ class Observation(AbstractObservation):
     event: tuple[int, ...] | None = field(default=None, repr=False, kw_only=True)
 
     def __post_init__(self) -> None:
-        require_tensor("y", self.y, "your own")
+        require_tensor("y", self.y, "")
         if not callable(self.log_likelihood):
             raise TypeError(
                 "log_likelihood is a function (x, y) to log p(y | x), not "

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sdekit_diffusion._common.inputs import require_tensor
+from sdekit_diffusion._common.inputs import is_whole, require_tensor
 
 _TOLERANCE = 1e-3  # of the check of linearity, relative to the size of the results
 MAX_GRAM = 4096  # the largest number of measurements for which A A^T is computed
@@ -136,7 +136,7 @@ class Mask(AbstractOperator):
     mask: Tensor
 
     def __post_init__(self) -> None:
-        require_tensor("mask", self.mask, "shape")
+        require_tensor("mask", self.mask, "(*shape)")
         if self.mask.dtype != torch.bool:
             raise TypeError(
                 f"mask must be boolean, True where x is known, not {self.mask.dtype}; use "
@@ -173,7 +173,8 @@ class Downsampling(AbstractOperator):
         factor: the side of a block in pixels, a divisor of both sides of the image.
 
     Raises:
-        ValueError: when applied to samples that are not images, or images with other sides.
+        ValueError: for a factor that is not a whole number from 1 on; when applied to samples that
+            are not images, or images with other sides.
 
     Example:
         >>> sd.Downsampling(2)(torch.ones(3, 1, 8, 8)).shape
@@ -182,9 +183,16 @@ class Downsampling(AbstractOperator):
 
     factor: int
 
+    def __post_init__(self) -> None:
+        if not is_whole(self.factor, 1):
+            raise ValueError(
+                "factor is the side of a block in pixels, a whole number from 1 on such as 2; not "
+                f"{self.factor!r:.60}"
+            )
+
     def __call__(self, x: Tensor) -> Tensor:
         _require_image(x, self)
-        if self.factor < 1 or x.shape[-1] % self.factor or x.shape[-2] % self.factor:
+        if x.shape[-1] % self.factor or x.shape[-2] % self.factor:
             raise ValueError(
                 f"blocks of side {self.factor} do not fill images of {x.shape[-2]} x "
                 f"{x.shape[-1]}; choose a factor of both"
@@ -252,7 +260,8 @@ class FourierSampling(AbstractOperator):
 
     Raises:
         TypeError: for a mask that is not a boolean tensor.
-        ValueError: when applied to samples that are not images.
+        ValueError: for a mask of another shape; when applied to samples that are not images, or
+            images of another size.
 
     Example:
         >>> mask = torch.zeros(8, 8, dtype=torch.bool)
@@ -264,10 +273,21 @@ class FourierSampling(AbstractOperator):
     mask: Tensor
 
     def __post_init__(self) -> None:
+        require_tensor("mask", self.mask, "(height, width)")
         Mask(self.mask)  # the same checks
+        if self.mask.ndim != 2:
+            raise ValueError(
+                f"the mask has shape {tuple(self.mask.shape)}; give (height, width), for the "
+                "coefficients of all channels"
+            )
 
     def __call__(self, x: Tensor) -> Tensor:
         _require_image(x, self)
+        if x.shape[-2:] != self.mask.shape:
+            raise ValueError(
+                f"the mask has shape {tuple(self.mask.shape)} and images have "
+                f"{tuple(x.shape[-2:])}; give a mask of (height, width)"
+            )
         measured = torch.fft.fft2(x, norm="ortho")[..., self.mask.to(x.device)]
         return torch.stack([measured.real, measured.imag], dim=1).flatten(2)
 
@@ -283,7 +303,8 @@ class Radon(AbstractOperator):
         angles: in radians; at 0 each sum is over a column.
 
     Raises:
-        ValueError: when applied to samples that are not square images.
+        ValueError: for no angles, or angles that are not finite; when applied to samples that are
+            not square images.
 
     Example:
         >>> sd.Radon([0.0, 0.5])(torch.ones(3, 1, 8, 8)).shape
@@ -291,6 +312,13 @@ class Radon(AbstractOperator):
     """
 
     angles: Sequence[float]
+
+    def __post_init__(self) -> None:
+        if not len(self.angles) or not all(math.isfinite(angle) for angle in self.angles):
+            raise ValueError(
+                "angles are one or more finite numbers in radians, such as [0.0, 0.5]; not "
+                f"{self.angles!r:.60}"
+            )
 
     def __call__(self, x: Tensor) -> Tensor:
         _require_image(x, self)

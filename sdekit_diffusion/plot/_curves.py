@@ -33,6 +33,7 @@ def loss(run: str | Path | Sequence[Record], *, ax: "Axes | None" = None) -> "Ax
     Raises:
         ImportError: when matplotlib is not installed.
         FileNotFoundError: for a folder without metrics.jsonl.
+        TypeError: for anything but a folder or records.
         ValueError: for no records, or a damaged file.
 
     Example:
@@ -47,7 +48,7 @@ def loss(run: str | Path | Sequence[Record], *, ax: "Axes | None" = None) -> "Ax
     if isinstance(run, str | Path):
         step, values, validation = _read(Path(run) / METRICS)
     else:
-        step, values = (np.array([float(r[i]) for r in run]) for i in (0, 1))
+        step, values = _numbers(run)
         validation = np.empty((0, 2))
     if not len(step):
         raise ValueError("there are no losses to draw: the run has no records")
@@ -64,6 +65,22 @@ def loss(run: str | Path | Sequence[Record], *, ax: "Axes | None" = None) -> "Ax
     ax.yaxis.set_minor_formatter("{x:.2g}")
     ax.legend()
     return ax
+
+
+def _numbers(records: Sequence[Record]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The updates of records, and their losses.
+
+    Raises:
+        TypeError: for anything but records.
+    """
+    try:
+        step, values = (np.array([float(record[i]) for record in records]) for i in (0, 1))
+    except (TypeError, ValueError, LookupError, RuntimeError) as error:
+        raise TypeError(
+            "give the folder of a run, or the records that fit returned, each with the number of "
+            f"an update and its loss; not {records!r:.60}"
+        ) from error
+    return step, values
 
 
 def _read(

@@ -46,6 +46,7 @@ def samples(
 
     Raises:
         ImportError: when matplotlib is not installed.
+        TypeError: for anything but a tensor or an array.
         ValueError: for no samples, values that are not finite, samples of other shapes, limits that
             are not a pair for each coordinate, or another number of texts than columns or rows.
 
@@ -58,8 +59,11 @@ def samples(
         >>> len(ax.collections[0].get_offsets())
         100
     """
-    values = torch.as_tensor(x).detach().cpu()
-    if not len(values):
+    try:
+        values = torch.as_tensor(x).detach().cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"x is a tensor or an array of samples, not {x!r:.60}") from error
+    if not values.ndim or not len(values):
         raise ValueError("there are no samples to draw; give one or more")
     if not bool(values.isfinite().all()):
         raise ValueError("x has NaN or infinite values; leave out those samples")
@@ -75,10 +79,23 @@ def samples(
     if points.ndim != 2 or points.shape[1] > 2:
         raise ValueError(
             f"x has shape {tuple(values.shape)}; give images (n, C, H, W) with 1 or 3 channels, "
-            "points (n, 2) or numbers (n, 1), of more coordinates two: x[:, :2]"
+            f"points (n, 2) or numbers (n, 1){_remedy(values)}"
         )
     ax = new_axes(4, 4 if points.shape[1] == 2 else 3)[0] if ax is None else ax
     return _points(points.double().numpy(), limits, ax)
+
+
+def _remedy(x: Tensor) -> str:
+    """How samples of another shape can be drawn, where that is known."""
+    if x.ndim == 4 and x.shape[3] in (1, 3):
+        return "; images (n, H, W, C) as x.permute(0, 3, 1, 2)"
+    if x.ndim == 3 and x.shape[2] in (1, 3):
+        return "; an image (H, W, C) as x.permute(2, 0, 1)[None]"
+    if x.ndim == 3:
+        return "; images (n, H, W) as x[:, None]"
+    if x.ndim == 2:
+        return "; of more coordinates two, x[:, :2], and an image (H, W) as x[None, None]"
+    return ""
 
 
 def _points(x: "np.ndarray", limits: Sequence[tuple[float, float]] | None, ax: "Axes") -> "Axes":
