@@ -384,13 +384,6 @@ def test_labels_travel_with_their_points():
             ValueError,
             "low < high and two or more",
         ),
-        (
-            {"x": X.long(), "low": -1, "high": 1, "levels": 8.5},
-            ValueError,
-            r"a whole number; not -1, 1 and 8\.5",
-        ),
-        ({"draws": 1.5}, ValueError, r"in whole numbers; not 1\.5 and None"),
-        ({"batch_size": 2.5}, ValueError, r"in whole numbers; not 1 and 2\.5"),
         ({"sde": "vp"}, ValueError, "no discrete noise levels"),
         ({"sde": "vp", "times": [0.0, 1.0]}, ValueError, "sigma > 0, and t = 0 has none"),
         (
@@ -417,6 +410,13 @@ def test_labels_travel_with_their_points():
         ({"decoder_std": 0.0}, ValueError, "decoder_std must be positive"),
         ({"draws": 0}, ValueError, "count from 1"),
         ({"batch_size": 0}, ValueError, "count from 1"),
+        (
+            {"x": X.long(), "low": -1, "high": 1, "levels": 8.5},
+            ValueError,
+            r"a whole number; not -1, 1 and 8\.5",
+        ),
+        ({"draws": 1.5}, ValueError, r"in whole numbers; not 1\.5 and None"),
+        ({"batch_size": 2.5}, ValueError, r"in whole numbers; not 1 and 2\.5"),
     ],
 )
 def test_what_is_refused(settings, error, message):
