@@ -912,6 +912,34 @@ def test_values_of_measures_need_a_folder():
     assert steps == [2, 4]
     with pytest.raises(ValueError, match=r"gives 'validation_loss', .* give folder= too"):
         fit(model(), DATA, short, measures=[(2, validation_loss(DATA))], progress=False)
+    done = []
+    with pytest.raises(ValueError, match="give folder= too"):
+        fit(
+            model(),
+            DATA,
+            RECIPE,
+            measures=[(8, validation_loss(DATA))],
+            callback=done.append,
+            progress=False,
+        )
+    assert not done  # refused before the first update
+
+
+@pytest.mark.parametrize("measures", [[validation_loss(DATA)], [(2, 3)], validation_loss(DATA)])
+def test_measures_are_pairs(measures, tmp_path):
+    with pytest.raises(TypeError, match=r"pairs \(every, function\), such as"):
+        fit(model(), DATA, RECIPE, measures=measures, folder=tmp_path, progress=False)
+
+
+@pytest.mark.parametrize("recipe", [torch.zeros(4), np.zeros(4), 30, {"steps": 30}])
+def test_what_is_no_recipe_is_refused(recipe):
+    for call in (
+        lambda: fit(model(), DATA, recipe, progress=False),
+        lambda: Training(model(), DATA, recipe),
+        lambda: validation_loss(DATA, recipe),
+    ):
+        with pytest.raises(TypeError, match=r"recipe is a Recipe, .* fit\(model, \(X, y\)\)"):
+            call()
 
 
 def test_two_measures_of_one_name_are_refused(tmp_path):

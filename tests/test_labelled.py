@@ -564,3 +564,33 @@ def test_batches():
         Batch.of([X, LABEL])
     with pytest.raises(ValueError, match="'label' needs one entry for each of 40"):
         Batch.of((X, {"label": LABEL[1:]}))
+
+
+class Table:
+    """What training sees of pandas: it takes labels of rows, and names of columns."""
+
+    def __init__(self, values):
+        self.values = values
+
+    def __len__(self):
+        return len(self.values)
+
+    def __getitem__(self, key):
+        raise KeyError(key)
+
+    def to_numpy(self):
+        return self.values
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        (Table(X.numpy()), "data"),
+        ((X, Table(LABEL.numpy())), "label"),
+        ({"x": X, "label": Table(LABEL.numpy())}, "label"),
+    ],
+)
+def test_tables_are_refused(data, name):
+    message = rf"{name} must be a tensor or an array, not a Table, .* \.to_numpy\(\)"
+    with pytest.raises(TypeError, match=message):
+        fit(model(), data, RECIPE, progress=False)

@@ -18,7 +18,7 @@ from sdekit_diffusion._models.score_model import ScoreModel
 from sdekit_diffusion._storage.distributed import rank, wait
 from sdekit_diffusion._training.log import Log
 from sdekit_diffusion._training.loop import Record, Training
-from sdekit_diffusion._training.recipe import Recipe
+from sdekit_diffusion._training.recipe import Recipe, recipe_given
 from sdekit_diffusion._training.recipe_loss import RecipeLoss, Transform
 from sdekit_diffusion._training.run import VALIDATION, run_in
 from sdekit_diffusion._training.trainable import require_floating, require_given, require_gradients
@@ -78,7 +78,8 @@ def fit(
         the records of the updates of this call.
 
     Raises:
-        TypeError, ValueError, ArithmeticError, RuntimeError: as `Training`; ValueError also when
+        TypeError, ValueError, ArithmeticError, RuntimeError: as `Training`; TypeError also for a
+            measure that is not a pair; ValueError also when
             the folder holds a run and resume is false, or the run there has another model, recipe
             or data; for minutes, resume, a log, notes, widths in the recipe or values of measures
             without a folder; or for measures every 0 updates, or with a reserved name or that of
@@ -98,8 +99,9 @@ def fit(
     """
     require_minutes(minutes, folder)
     require_gradients()
+    recipe = recipe_given(recipe)
     if folder is None:
-        _require_nothing_to_store(resume, log, notes, recipe or Recipe())
+        _require_nothing_to_store(resume, log, notes, recipe)
     measured = _Measures(measures, stored=folder is not None)
     training = Training(model, data, recipe, transform=transform)
     records = []
@@ -190,19 +192,19 @@ class _Measures:
         stored: whether the run has a folder for their values.
 
     Raises:
-        ValueError: for numbers of updates below 1, or that are not whole.
+        TypeError: for a measure that is not a pair (every, function).
+        ValueError: for numbers of updates below 1, or that are not whole; for a validation loss
+            without a folder.
     """
 
     def __init__(self, measures: Sequence[tuple[int, Measure]], stored: bool) -> None:
-        for every, _ in measures:
-            if not is_whole(every, 1):
-                raise ValueError(
-                    "the number of updates between two calls of a measure must be a positive "
-                    f"integer; not {every}"
-                )
+        _require_measures(measures)
         self._measures = measures
         self._stored = stored
         self._given_by: dict[str, Measure] = {}
+        if not stored:  # before training, where it is known that there will be values
+            for _, measure in measures:
+                self._require_names(getattr(measure, "gives", ()), measure)
 
     def after_update(self, training: Training) -> dict[str, float]:
         """The values of the measures that are due after this update. The first process takes them,
@@ -248,6 +250,25 @@ class _Measures:
                 )
 
 
+def _require_measures(measures: Any) -> None:  # noqa: ANN401 - what a user gives
+    """Refuses measures that are not pairs of a positive whole number and a function.
+
+    Raises:
+        TypeError, ValueError: says what is allowed.
+    """
+    for pair in measures if isinstance(measures, Sequence) else [measures]:
+        if not (isinstance(pair, tuple | list) and len(pair) == 2 and callable(pair[1])):
+            raise TypeError(
+                "measures are pairs (every, function), such as [(500, validation_loss(x))] to "
+                f"measure every 500 updates; not {pair!r:.60}"
+            )
+        if not is_whole(pair[0], 1):
+            raise ValueError(
+                "the number of updates between two calls of a measure must be a positive "
+                f"integer; not {pair[0]}"
+            )
+
+
 def validation_loss(
     data: Tensor | Labelled, recipe: Recipe | None = None, *, transform: Transform | None = None
 ) -> Measure:
@@ -268,7 +289,8 @@ def validation_loss(
         a function of the model and the number of updates that returns {"validation_loss": loss}.
 
     Raises:
-        TypeError: when the samples are not a tensor, or integers without transform.
+        TypeError: when the samples are not a tensor, or integers without transform; for a recipe
+            that is none.
         ValueError: for no samples, or samples that are not finite; when called, for conditions that
             do not have one entry per sample, or that the network does not take or misses.
 
@@ -278,7 +300,7 @@ def validation_loss(
         >>> sorted(measure(model, 0))
         ['validation_loss']
     """
-    recipe = replace(recipe or Recipe(), flip=False, drop=0.0)
+    recipe = replace(recipe_given(recipe), flip=False, drop=0.0)
     x = _samples(data)
     require_tensor("x", x)
     require_floating(x, transformed=transform is not None)
@@ -300,6 +322,7 @@ def validation_loss(
                 parts.append(RecipeLoss(some, recipe, transform)(some_x, conditions, i).sum())
         return {VALIDATION: float(torch.stack(parts).sum()) / len(x)}
 
+    setattr(measure, "gives", (VALIDATION,))  # noqa: B010 - which `_Measures` reads
     return measure
 
 

@@ -15,7 +15,7 @@ from sdekit_diffusion._training.averages import Averages
 from sdekit_diffusion._training.finite import FiniteCheck
 from sdekit_diffusion._training.loss import require_levels
 from sdekit_diffusion._training.moments import data_moments
-from sdekit_diffusion._training.recipe import Recipe
+from sdekit_diffusion._training.recipe import Recipe, recipe_given
 from sdekit_diffusion._training.recipe_loss import (
     RecipeLoss,
     Transform,
@@ -98,7 +98,8 @@ class Training(Iterator[Record]):
             shaped like the rows, for dequantisation; such as `Scale.encode`.
 
     Raises:
-        TypeError: for integers without transform, a model without weights, or a wrapper of a model.
+        TypeError: for integers without transform, a model without weights, a wrapper of a model, or
+            a recipe that is none.
         ValueError: for a model that was given a condition with one entry per sample, such as
             labels, which belong to the data; for conditions that the network does not take, or
             misses; for no data, data of another shape, flips of data that are not images, or
@@ -133,7 +134,7 @@ class Training(Iterator[Record]):
             "of each batch",
         )
         self.model = model
-        self.recipe = recipe or Recipe()
+        self.recipe = recipe_given(recipe)
         self.step = 0
         require_trainable(model, self.recipe)
         if isinstance(data, Dataset):

@@ -196,3 +196,20 @@ class Recipe:
                 "constant": 1.0,
             }[self.schedule]
         )
+
+
+def recipe_given(recipe: object) -> Recipe:
+    """The recipe that a user passes; `Recipe()` for None.
+
+    Raises:
+        TypeError: for anything else, such as labels.
+    """
+    if recipe is None:
+        return Recipe()
+    if isinstance(recipe, Recipe):
+        return recipe
+    raise TypeError(
+        "recipe is a Recipe, such as Recipe(steps=1500, batch_size=128), not "
+        f"{type(recipe).__name__}: the number of updates is its steps; labels go with the data, as "
+        "in fit(model, (X, y))"
+    )

@@ -199,8 +199,22 @@ def shuffled_numbers(
         first += size
 
 
+def require_no_table(name: str, rows: object) -> None:
+    """Refuses tables and columns, as of pandas, which take labels of rows and not their numbers.
+
+    Raises:
+        TypeError: says how to convert them.
+    """
+    if hasattr(rows, "to_numpy"):
+        raise TypeError(
+            f"{name} must be a tensor or an array, not a {type(rows).__name__}, whose rows are not "
+            "taken by number; use its .to_numpy()"
+        )
+
+
 def _require_rows(name: str, rows: Any) -> None:  # noqa: ANN401 - what a user gives
     """Refuses what is not `Rows`, is empty, or is a tensor that is not finite."""
+    require_no_table(name, rows)
     if isinstance(rows, list | tuple | dict | str) or not (
         hasattr(rows, "__len__") and hasattr(rows, "__getitem__")
     ):

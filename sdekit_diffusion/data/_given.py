@@ -9,7 +9,13 @@ from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.data import Dataset as TorchDataset
 
 from sdekit import did_you_mean
-from sdekit_diffusion.data._batches import AbstractSource, Rows, Shuffled, given_draws
+from sdekit_diffusion.data._batches import (
+    AbstractSource,
+    Rows,
+    Shuffled,
+    given_draws,
+    require_no_table,
+)
 from sdekit_diffusion.data._columns import LABELS
 from sdekit_diffusion.data._dataset import Dataset
 from sdekit_diffusion.data._loader import Loaded
@@ -139,6 +145,7 @@ def _of_mapping(
 
 def _rows(name: str, values: Any) -> Rows:  # noqa: ANN401
     """The entries of a condition; a list of numbers is converted to a tensor."""
+    require_no_table(name, values)
     if isinstance(values, Tensor) or _kind(values) in ("u", "i", "f"):
         return values
     try:
