@@ -3,6 +3,7 @@ run with them resumes bit-identical.
 """
 
 import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -497,12 +498,19 @@ def test_a_condition_that_no_network_takes_is_refused_at_once():
         def forward(self, x, t, class_labels, scale=1.0):
             return x * scale
 
-    own = model(Net(), null={"missing": 0})
+    own = model(Net())
     with pytest.raises(ValueError, match="takes no 'class_label'; its conditions are class_labels"):
         own.given(class_label=LABEL)
     with pytest.raises(ValueError, match="takes no 'y'; its conditions are none"):
         model(lambda x, t: x).given(y=LABEL)
-    own.given(class_labels=LABEL, scale=2.0, missing=1)
+    own.given(class_labels=LABEL, scale=2.0)
+    message = "null has a value for 'class_label', and the network takes no 'class_label'; its "
+    message += "conditions are class_labels, scale; did you mean 'class_labels'?"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        model(Net(), null={"class_label": 0})
+    with pytest.raises(ValueError, match="takes no 'y'; its conditions are none"):
+        model(lambda x, t: x, null={"y": 0})
+    model(lambda x, t, **more: x, null={"y": 0})
     model(lambda x, t, **more: x).given(anything=LABEL)
     assert names_of(Net(), {"missing": 0}) == ("missing", "class_labels", "scale")
 
@@ -594,3 +602,133 @@ def test_tables_are_refused(data, name):
     message = rf"{name} must be a tensor or an array, not a Table, .* \.to_numpy\(\)"
     with pytest.raises(TypeError, match=message):
         fit(model(), data, RECIPE, progress=False)
+
+
+class Aged(nn.Module):
+    """A network whose condition has entries in the dtype of its weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+
+    def forward(self, x, t, age):
+        return self.layer(torch.cat([x, age.reshape(-1, 1)], dim=1))
+
+
+def test_floating_conditions_have_the_dtype_of_x():
+    """As numpy's float64, where x is cast to the dtype of the weights."""
+    own = model(Aged(), null={"age": -1.0})
+    x = X.numpy().astype("float64")
+    fit(own, {"x": x, "age": x[:, :1]}, RECIPE, progress=False)
+    with torch.no_grad():
+        doubled = own.given(age=X[:, 0].double()).predict_data(0.0, X)
+        assert torch.equal(doubled, own.given(age=X[:, 0]).predict_data(0.0, X))
+        own.double().given(age=0.5).predict_data(0.0, X)  # a number, too
+    seen = []
+    plain = model(lambda x, t, age: seen.append(age.dtype) or x)
+    plain.given(age=X[:, 0].double()).predict_data(0.0, X)
+    assert seen == [torch.float64]  # a function has no dtype
+
+
+@pytest.mark.parametrize("drop", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.uint8])
+def test_contexts_of_integers_are_refused(dtype, drop):
+    net = nets.MLP(shape=(2,), width=8, context=1)
+    context = LABEL[:, None].to(dtype)
+    recipe = replace(RECIPE, drop=drop)
+    with pytest.raises(TypeError, match=r"floating-point numbers, .* use context\.float\(\)"):
+        fit(model(net), {"x": X, "context": context}, recipe, progress=False)
+    with pytest.raises(TypeError, match=r"floating-point numbers; use \.float\(\)"):
+        sd.Guided(model(net).given(context=context), 2.0).predict_data(0.0, X)
+
+
+def test_integers_of_other_networks_without_a_whole_null_value_are_refused():
+    own = model(Aged(), null={"age": math.nan})
+    with pytest.raises(TypeError, match=r"torch\.int64 cannot hold nan, .* use \.float\(\)"):
+        fit(own, {"x": X, "age": LABEL}, RECIPE, progress=False)
+
+
+def test_conditions_that_do_not_fit_are_refused_with_the_shape_of_the_data():
+    net = nets.MLP(shape=(2,), width=8, classes=3, context=2)
+    label, context = LABEL, X
+    good = {"x": X, "label": label, "context": context}
+    wrong = {
+        r"context has shape \(40,\), but this MLP needs \(40, 2\)": {"context": X[:, 0]},
+        r"label has shape \(40, 1\), but this MLP needs \(40,\)": {"label": LABEL[:, None]},
+        r"label must hold integers, .* use label\.long\(\)": {"label": LABEL.float()},
+        "label has values from 1 to 3": {"label": (LABEL + 1).numpy()},
+    }
+    Training(model(net), good, RECIPE)
+    for message, values in wrong.items():
+        with pytest.raises((TypeError, ValueError), match=message):
+            Training(model(net), {**good, **values}, RECIPE)
+    with pytest.raises(ValueError, match=r"context has shape \(8,\), but this MLP needs \(8, 2\)"):
+        Training(
+            model(net),
+            DataLoader([{**good, "context": 1.0, "x": x, "label": 0} for x in X]),
+            RECIPE,
+        )
+
+
+def test_dropped_labels_are_not_named_as_the_users():
+    net = nets.MLP(shape=(2,), width=8, classes=3)
+    with pytest.raises(ValueError, match="label has values from 1 to 3, "):
+        net(X, X[:, 0], label=torch.where(X[:, 0] > 1, -1, LABEL + 1))
+
+
+def test_one_entry_for_all_samples_is_expanded():
+    own = model(nets.MLP(shape=(2,), width=8, context=2))
+    for value, n, call in (
+        (torch.zeros(2), 7, "context.expand(7, -1)"),
+        (torch.zeros(1), 7, "context.expand(7)"),
+        (torch.zeros(1, 2), 7, "context.expand(7, -1)"),
+    ):
+        message = f"context has {len(value)} entries for 7 samples; give one entry per sample, or, "
+        message += f"if it is one for all samples, {call}"
+        given = own.given(context=value)
+        with pytest.raises(ValueError, match=re.escape(message)):
+            sd.sample(given, n, steps=2)
+        with pytest.raises(ValueError, match=re.escape(message)):
+            given.predict_data(0.0, torch.zeros(n, 2))
+    for value in (torch.zeros(2), torch.zeros(1, 2)):
+        sd.sample(own.given(context=value.expand(7, -1)), 7, steps=2)
+
+
+def test_infinite_conditions_are_refused_and_unknown_ones_are_not():
+    own = model(nets.MLP(shape=(2,), width=8, context=2))
+    for value in (math.inf, torch.tensor([[0.0, -math.inf]])):
+        with pytest.raises(ValueError, match=r"context has infinite values, .* give finite"):
+            own.given(context=value)
+    own.given(context=torch.tensor([[0.0, math.nan]]))
+    least = model(Aged(), null={"age": -math.inf})
+    least.given(age=-math.inf)
+    least.unconditional()
+
+
+@pytest.mark.parametrize("as_array", [False, True])
+def test_unknown_contexts_are_refused_in_training_by_name(as_array):
+    context = X.clone()
+    context[3, 1] = math.nan
+    data = {"x": X, "context": context.numpy() if as_array else context}
+    own = model(nets.MLP(shape=(2,), width=8, context=2))
+    message = "the condition 'context' of the data has NaN or infinite values in rows 3; "
+    with pytest.raises(ValueError, match=message):
+        Training(own, data, RECIPE)
+
+
+def test_a_source_may_yield_unknown_contexts():
+    """As docs/networks.md says; and labels may be -1 in all data."""
+
+    class Missing(sd.AbstractSource):
+        def batches(self, size, *, seed=0, first=0, part=slice(None)):
+            while True:
+                context = torch.zeros(size, 2)
+                context[::2] = math.nan
+                label = torch.full((size,), -1)
+                yield Batch(torch.ones(size, 2)[part], {"context": context[part], "label": label})
+
+    own = model(nets.MLP(shape=(2,), width=8, context=2, classes=3))
+    before = own.net.conditions.unknown_context.detach().clone()
+    fit(own, Missing(), replace(RECIPE, drop=0.0), progress=False)
+    assert not torch.equal(own.net.conditions.unknown_context, before)
+    fit(own, {"x": X, "context": X, "label": torch.full((N,), -1)}, RECIPE, progress=False)

@@ -7,6 +7,7 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
+from sdekit_diffusion._models.condition_values import require_entries
 from sdekit_diffusion._models.model import AbstractModel
 
 _LOCK = Lock()  # held while flags change, never during a call
@@ -27,10 +28,7 @@ def evaluating(model: AbstractModel, n: int) -> Iterator[None]:
         ValueError: where values per sample of the model are not for n samples.
     """
     for name, value in model.entries().items():
-        if len(value) != n:
-            raise ValueError(
-                f"{name} has {len(value)} entries for {n} samples; give one entry per sample"
-            )
+        require_entries(name, value, n)
     modules = _enter([module for network in model.networks() for module in network.modules()])
     try:
         yield

@@ -36,7 +36,9 @@ from sdekit_diffusion._models.condition_values import (
     expanded,
     names_of,
     null_of,
+    require_entries,
     require_name,
+    require_no_infinity,
     unknown_like,
 )
 from sdekit_diffusion._models.model import (
@@ -131,9 +133,9 @@ class ScoreModel(nn.Module, AbstractModel):
             their own.
 
     Raises:
-        ValueError: for an unknown name, a data_std that is not positive, a data_mean that is not
-            finite or of another shape, or a data_range that is not increasing; when called, for a
-            network that returns another shape than that of x.
+        ValueError: for an unknown name, also in null, a data_std that is not positive, a data_mean
+            that is not finite or of another shape, or a data_range that is not increasing; when
+            called, for a network that returns another shape than that of x.
         TypeError: for a net that is a model itself, is not callable, or takes (t, x), a shape that
             is not one, or a null that does not have numbers.
 
@@ -256,15 +258,19 @@ class ScoreModel(nn.Module, AbstractModel):
     def given(self, **conditions: Any) -> Self:  # noqa: ANN401 - whatever the network takes
         """The same model with conditions, which its network receives as `net(x, t, **conditions)`.
 
-        A tensor of one or more dimensions has one entry per sample, such as labels `(batch,)`. A
-        number is repeated for all samples if the condition has a value in `null`. Everything else
-        is passed unchanged. The result shares the network.
+        A tensor of one or more dimensions has one entry per sample, such as labels `(batch,)`; the
+        network receives it, if floating, in the dtype of x. A number is repeated for all samples if
+        the condition has a value in `null`. Everything else is passed unchanged. The result shares
+        the network.
 
         Raises:
-            ValueError: for a condition that is not in the signature of the network.
+            ValueError: for a condition that is not in the signature of the network, or has infinite
+                values.
         """
         for name in conditions.keys() - self.conditions.keys() - self.null.keys():
             require_name(name, self.net, self.null)
+        for name, value in conditions.items():
+            require_no_infinity(name, value, self.null)
         model = copy.copy(self)  # shares the network, until one of the two is given another
         model._modules = dict(self._modules)
         model.conditions = {**self.conditions, **conditions}
@@ -382,11 +388,7 @@ class ScoreModel(nn.Module, AbstractModel):
                 "a model is called as model(x, t), t the label of its network; here t is missing"
             )
         for name, value in self.entries().items():
-            if len(value) != len(point):
-                raise ValueError(
-                    f"{name} has {len(value)} entries for {len(point)} samples; give one entry per "
-                    "sample"
-                )
+            require_entries(name, value, len(point))
         dtype = next(self.parameters(), point).dtype
         if not isinstance(label, Tensor):
             label = torch.full((len(point),), label, dtype=dtype, device=point.device)
@@ -435,7 +437,9 @@ class ScoreModel(nn.Module, AbstractModel):
 
     def _arguments(self, point: Tensor) -> dict[str, Any]:
         """The conditions as the network receives them for these points."""
-        return expanded(self.conditions, self.null, len(point), point.device)
+        trained = bool(self.conditions) and next(self.parameters(), None) is not None
+        dtype = point.dtype if trained else None  # to which the point is cast
+        return expanded(self.conditions, self.null, len(point), point.device, dtype)
 
     def _explain(self, error: Exception, point: Tensor, label: Tensor) -> None:
         """Raises a more informative error for a call that failed, if there is one."""

@@ -27,8 +27,8 @@ from sdekit_diffusion._training.trainable import (
     never_dropped,
     require_conditions,
     require_count,
+    require_fitting,
     require_gradients,
-    require_labels,
     require_rows,
     require_trainable,
     trained_levels,
@@ -145,7 +145,7 @@ class Training(Iterator[Record]):
         row = Batch.of(next(self.source.batches(1)))
         require_rows(row.x, model, self.recipe, transformed=transform is not None)
         require_conditions(row, model, self.recipe)
-        require_labels(self.source, model)
+        require_fitting(self.source, row, model, self.recipe.batch_size)
         model.trained_levels = trained_levels(self.source, row, model)
         model.never_dropped = never_dropped(row.conditions, model, self.recipe)
         self._transform = transform

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -217,17 +218,28 @@ def has_levels(rows: Batch, model: ScoreModel) -> bool:
     return GIVEN_LEVEL in rows.conditions and GIVEN_LEVEL in given_draws(model.condition_names())
 
 
-def require_labels(source: AbstractSource, model: ScoreModel) -> None:
-    """Refuses labels that are not classes of the network, where all labels are known before the
-    first batch.
+def require_fitting(source: AbstractSource, rows: Batch, model: ScoreModel, count: int) -> None:
+    """Refuses conditions of a dtype or shape that a network of `nets` does not take, and labels
+    that are not its classes, where all labels are known before the first batch. `rows` are some of
+    the source, and `count` is the number of samples that messages name where it is not known.
 
     Raises:
-        ValueError: says which classes there are.
+        TypeError, ValueError: says what the network takes.
     """
-    label = source.conditions.get("label") if isinstance(source, Shuffled) else None
     layers = getattr(model.net, "conditions", None)
-    if isinstance(label, Tensor) and isinstance(layers, Conditions):
-        layers.require_classes(label)
+    if not isinstance(layers, Conditions):
+        return
+    n = len(source.rows) if isinstance(source, Shuffled) else count
+    some = {name: rows.conditions[name] for name in ("label", "context") if name in rows.conditions}
+    shapes = {
+        name: torch.empty((n, *value.shape[1:]), dtype=value.dtype, device="meta")
+        for name, value in some.items()
+    }
+    layers.require(torch.empty((n, 1), device="meta"), **shapes)
+    label = source.conditions.get("label") if isinstance(source, Shuffled) else None
+    if isinstance(label, Tensor | np.ndarray):
+        known = label if isinstance(label, Tensor) else torch.from_numpy(np.array(label))
+        layers.require_classes(known)
 
 
 def never_dropped(

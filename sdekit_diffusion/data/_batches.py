@@ -88,8 +88,11 @@ def _pair(given: Any) -> tuple[Tensor, Mapping[str, Tensor]]:  # noqa: ANN401
     )
 
 
-def require_finite(rows: Tensor, numbers: Sequence[int] | np.ndarray) -> None:
-    """Refuses samples that have NaN or infinite values, by their numbers.
+def require_finite(
+    rows: Tensor, numbers: Sequence[int] | np.ndarray, condition: str | None = None
+) -> None:
+    """Refuses samples that have NaN or infinite values, by their numbers, or such values of one of
+    their conditions.
 
     Raises:
         ValueError: names the first eight.
@@ -102,8 +105,9 @@ def require_finite(rows: Tensor, numbers: Sequence[int] | np.ndarray) -> None:
     row_list = ", ".join(str(int(numbers[i])) for i in bad_rows[:8]) + (
         ", ..." if len(bad_rows) > 8 else ""
     )
+    which = "data have" if condition is None else f"condition {condition!r} of the data has"
     raise ValueError(
-        f"the data have NaN or infinite values in rows {row_list}; remove or repair these samples"
+        f"the {which} NaN or infinite values in rows {row_list}; remove or repair these samples"
     )
 
 
@@ -160,23 +164,23 @@ class Shuffled(AbstractSource):
     def __init__(self, rows: Rows, conditions: Mapping[str, Rows] | None = None) -> None:
         self.rows = rows
         self.conditions = dict(conditions or {})
-        for name, values in {"data": rows, **self.conditions}.items():
-            _require_rows(name, values)
+        _require_rows("data", rows)
         for name, values in self.conditions.items():
+            _require_rows(name, values, condition=name)
             if len(values) != len(rows):
                 raise ValueError(
                     f"{name} has {len(values)} entries for {len(rows)} samples; give one for each"
                 )
         self.fingerprint = _fingerprint(rows)
         for name, values in sorted(self.conditions.items()):
-            self.fingerprint += f"; {name}: {_fingerprint(values)}"
+            self.fingerprint += f"; {name}: {_fingerprint(values, name)}"
 
     def batches(
         self, size: int, *, seed: int = 0, first: int = 0, part: slice = slice(None)
     ) -> Iterator[Tensor | Batch]:
         for numbers in shuffled_numbers(len(self.rows), size, seed=seed, first=first, part=part):
             x = _read(self.rows, numbers)
-            values = {name: _read(rows, numbers) for name, rows in self.conditions.items()}
+            values = {name: _read(rows, numbers, name) for name, rows in self.conditions.items()}
             yield Batch(x, values) if values else x
 
 
@@ -212,7 +216,7 @@ def require_no_table(name: str, rows: object) -> None:
         )
 
 
-def _require_rows(name: str, rows: Any) -> None:  # noqa: ANN401 - what a user gives
+def _require_rows(name: str, rows: Any, condition: str | None = None) -> None:  # noqa: ANN401
     """Refuses what is not `Rows`, is empty, or is a tensor that is not finite."""
     require_no_table(name, rows)
     if isinstance(rows, list | tuple | dict | str) or not (
@@ -226,14 +230,15 @@ def _require_rows(name: str, rows: Any) -> None:  # noqa: ANN401 - what a user g
         raise ValueError(f"there are no data to train on: {len(rows)} samples")
     if isinstance(rows, Tensor):
         for first in range(0, len(rows), _CHECKED_ROWS):
-            require_finite(rows[first : first + _CHECKED_ROWS], range(first, len(rows)))
+            some = rows[first : first + _CHECKED_ROWS]
+            require_finite(some, range(first, len(rows)), condition)
 
 
-def _fingerprint(rows: Rows) -> str:
+def _fingerprint(rows: Rows, condition: str | None = None) -> str:
     """The number of rows, their type and shape, and a hash of some of them."""
     n = len(rows)
     numbers = np.linspace(0, n - 1, min(n, _FINGERPRINT_ROWS)).astype(np.int64)
-    subset = _read(rows, numbers).cpu().contiguous()
+    subset = _read(rows, numbers, condition).cpu().contiguous()
     digest = hashlib.sha256(subset.view(torch.uint8).numpy().tobytes()).hexdigest()
     return (
         f"{n} samples of {subset.dtype} {tuple(subset.shape[1:])}, sha256 of {len(subset)} "
@@ -241,12 +246,12 @@ def _fingerprint(rows: Rows) -> str:
     )
 
 
-def _read(rows: Rows, numbers: np.ndarray) -> Tensor:
+def _read(rows: Rows, numbers: np.ndarray, condition: str | None = None) -> Tensor:
     # an array treats a tensor with one element as a scalar index
     samples = torch.as_tensor(
         rows[numbers if isinstance(rows, np.ndarray) else torch.from_numpy(numbers)]
     )
     # On other devices each check would synchronise.
     if not isinstance(rows, Tensor) and samples.device.type == "cpu":
-        require_finite(samples, numbers)
+        require_finite(samples, numbers, condition)
     return samples

@@ -136,8 +136,9 @@ class Loaded(AbstractSource):
         batch = Batch.of(
             (torch.as_tensor(x), {k: torch.as_tensor(v) for k, v in conditions.items()})
         )
-        for values in (batch.x, *batch.conditions.values()):
-            require_finite(values, range(len(values)))
+        require_finite(batch.x, range(len(batch.x)))
+        for name, values in batch.conditions.items():
+            require_finite(values, range(len(values)), name)
         return batch
 
 

@@ -188,6 +188,8 @@ class Conditions(nn.Module):
         classes = self.sizes["label"]
         least, largest = (int(value) for value in label.aminmax())
         if least < -1 or largest >= classes:
+            if least == -1:  # unknown, or dropped in training
+                least = int(label[label >= 0].min())
             raise ValueError(
                 f"label has values from {least} to {largest}, but the classes of this "
                 f"{self.network} are 0 to {classes - 1}, and -1 where unknown; build "
