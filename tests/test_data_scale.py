@@ -39,6 +39,7 @@ from sdekit_diffusion._models.model import signal_scale
 from sdekit_diffusion._models.score_model import as_model
 from sdekit_diffusion._training.densities import draw_times
 from sdekit_diffusion._training.moments import data_moments
+from sdekit_diffusion.data import Scale
 from sdekit_diffusion.data._given import source_of
 
 SCALES = [(0.0, 1.0), (5.0, 20.0), (-0.02, 0.01)]
@@ -255,6 +256,58 @@ def test_data_in_another_scale_than_that_of_networks_are_warned_of(mean, std, wa
             r"mean 0 and standard deviation 1.*scale them.*transform=.*data\.Scale\(",
             str(warning.message),
         )
+
+
+def normals(mean, std):
+    draws = torch.randn(500, 2, generator=torch.Generator().manual_seed(0))
+    return draws * torch.tensor(std) + torch.tensor(mean)
+
+
+PIXELS = torch.randint(0, 17, (300, 2), generator=torch.Generator().manual_seed(0))
+RAW = {
+    "per coordinate": (normals([100.0, 0.5], [20.0, 0.1]), None),
+    "a mean not far from 0": (normals([1.5, -1.0], [0.8, 0.8]), None),
+    "small": (normals([0.0, 0.0], [0.05, 0.05]), None),
+    "a range": (normals([50.0, 50.0], [10.0, 10.0]), Scale(50.0, 50.0)),
+    "levels": (PIXELS.float(), Scale.quantised(17)),
+    "dark": (torch.where(PIXELS > 15, PIXELS, 0).float(), Scale.quantised(17)),
+}
+
+
+def warnings_of(data, scale, **options):
+    model = ScoreModel(nets.MLP(shape=(2,), width=8), "vp", shape=(2,), scale=scale)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        fit(model, data, Recipe(steps=1, batch_size=16), progress=False, **options)
+    return [warning for warning in seen if "scale of the model" in str(warning.message)]
+
+
+@pytest.mark.parametrize("name", RAW)
+def test_raw_data_of_a_model_with_a_scale_are_warned_of(name):
+    """Samples were decoded to numbers far from the data. Once, and not where they are scaled."""
+    data, scale = RAW[name]
+    scale = scale or Scale.standard(data)
+    (warning,) = warnings_of(data, scale)
+    assert warning.filename == __file__
+    assert "pass transform=model.scale.encode, or a sdekit" in str(warning.message)
+    assert not warnings_of(data, Scale())
+    assert not warnings_of(data, scale, transform=scale.encode)
+    assert not warnings_of(data, scale, transform=lambda x, u: scale.encode(x, u))
+    assert not warnings_of(scale.encode(data), scale)
+
+
+@pytest.mark.parametrize(
+    ("data", "scale"),
+    [
+        (normals([0.0, 0.0], [0.5, 0.5]), Scale(0.0, 0.5)),  # of 0.25, as EDM has them
+        (normals([-0.8, -0.8], [0.3, 0.3]), Scale(127.5, 127.5)),
+        (normals([0.0, 0.0], [1.0, 1.0]), Scale(0.0, 20.0)),
+        (normals([0.0, 0.0], [100.0, 100.0]), Scale(0.0, 0.01)),  # as the model is to have them
+        (normals([0.0, 0.0], [1.0, 1.0]), Scale((1.0, 2.0, 3.0), 1.0)),  # for other vectors
+    ],
+)
+def test_other_data_of_a_model_with_a_scale_are_not(data, scale):
+    assert not warnings_of(data, scale)
 
 
 class Scaled(nn.Module):

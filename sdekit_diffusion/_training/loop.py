@@ -14,7 +14,7 @@ from sdekit_diffusion._storage.distributed import rank, world
 from sdekit_diffusion._training.averages import Averages
 from sdekit_diffusion._training.finite import FiniteCheck
 from sdekit_diffusion._training.loss import require_levels
-from sdekit_diffusion._training.moments import data_moments
+from sdekit_diffusion._training.moments import data_moments, warn_of_raw
 from sdekit_diffusion._training.recipe import Recipe, recipe_given
 from sdekit_diffusion._training.recipe_loss import (
     RecipeLoss,
@@ -64,7 +64,8 @@ class Training(Iterator[Record]):
     """An iterator that trains a model in place, with one record per update; after the last record
     the model has the averaged weights and is in evaluation mode.
 
-    The model's `data_mean` and `data_std` are set to those of the data.
+    The model's `data_mean` and `data_std` are set to those of the data. A warning is raised where
+    the data seem to be those that the model's `scale` was not applied to.
 
     Each sample of the stream of training samples has its own time, noise and dequantisation. Those
     of sample i depend only on (seed, i) and on the standard deviation of the data; i is the epoch
@@ -150,6 +151,8 @@ class Training(Iterator[Record]):
         model.never_dropped = never_dropped(row.conditions, model, self.recipe)
         self._transform = transform
         if not has_levels(row, model):  # else of another law
+            if getattr(transform, "__self__", None) != model.scale:
+                warn_of_raw(self.source, self._encoded, model.scale)
             model.record_scale(*data_moments(self.source, self._encoded))
         self._weights: list[Tensor] = list(model.parameters())
         self._averages = Averages(self._weights, self.recipe.decays, self.recipe.widths)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sdekit_diffusion._training.trainable import require_count
+from sdekit_diffusion.data import Scale
 from sdekit_diffusion.data._batches import AbstractSource, Batch, Shuffled
 from sdekit_diffusion.data._loader import Loaded
 
@@ -36,13 +37,8 @@ def data_moments(
         source: the training data.
         encode: converts rows to inputs of the model.
     """
-    n = _MAX_SAMPLES_READ
-    if isinstance(source, Shuffled):
-        n = min(
-            len(source.rows), _MAX_SAMPLES if isinstance(source.rows, Tensor) else _MAX_SAMPLES_READ
-        )
-    elif isinstance(source, Loaded) and source.length:
-        n = min(source.length, _MAX_SAMPLES_READ)
+    tensor = isinstance(source, Shuffled) and isinstance(source.rows, Tensor)
+    n = _available(source, _MAX_SAMPLES if tensor else _MAX_SAMPLES_READ)
     count = 0
     total = squares = centre = torch.zeros(())
     smallest = math.inf
@@ -86,6 +82,49 @@ def _warn_of_scale(mean: float, std: float) -> None:
         "and decode samples with scale.decode",
         stacklevel=5,  # the caller of fit
     )
+
+
+def warn_of_raw(source: AbstractSource, encode: Callable[[Tensor], Tensor], scale: Scale) -> None:
+    """Warns of data that the scale of the model was not applied to: their mean and standard
+    deviation are those of data that it would bring to the size of model inputs, and far from these.
+
+    Arguments:
+        source, encode: as for `data_moments`.
+        scale: the scale of the model; there is no warning for `Scale()`.
+    """
+    if scale == Scale():
+        return
+    x = encode(next(_first(source, _available(source, _BATCH)))).detach().cpu().double()
+    try:
+        mean, std = _size(scale.encode(x, torch.full_like(x, 0.5)))
+    except ValueError:  # the scale is for other data
+        return
+    mean_given, std_given = _size(x)
+    inputs = mean < 1.5 and 0.05 < std < 2
+    standardised = mean < 0.25 and 0.8 < std < 1.25
+    far = mean_given > 2.5 or std_given > 3
+    near = mean_given > 0.5 or std_given < 0.1
+    if (inputs and far) or (standardised and near):
+        warnings.warn(
+            f"the data have a mean of {mean_given:.3g} (root mean square over the coordinates) and "
+            f"a standard deviation of {std_given:.3g}, as if the scale of the model had not been "
+            "applied to them; model.scale.decode of its samples would then be wrong: pass "
+            "transform=model.scale.encode, or a sdekit_diffusion.data.Dataset with this scale",
+            stacklevel=4,  # the caller of fit
+        )
+
+
+def _size(x: Tensor) -> tuple[float, float]:
+    """The root mean square over the coordinates of the mean, and of the difference from it."""
+    mean = x.mean(dim=0)
+    return float(mean.square().mean().sqrt()), float((x - mean).square().mean().sqrt())
+
+
+def _available(source: AbstractSource, most: int) -> int:
+    """How many samples of a source to read: `most`, or all if it is known to have fewer."""
+    if isinstance(source, Shuffled):
+        return min(len(source.rows), most)
+    return min(source.length, most) if isinstance(source, Loaded) and source.length else most
 
 
 def _first(source: AbstractSource, n: int) -> Iterator[Tensor]:
