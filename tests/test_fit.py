@@ -1248,3 +1248,29 @@ def test_the_command_line_measures_and_goes_on(tmp_path, capsys):
     assert load(tmp_path / "run", ema=0.99)  # as it was
     assert main([*argv, "--overwrite", "--tensorboard"]) == 0
     assert list((tmp_path / "run" / "tensorboard").iterdir())
+
+
+def test_a_run_is_not_made_longer_and_its_model_is(tmp_path):
+    """As the message and docs/training.md say."""
+    run = tmp_path / "run"
+    fit(model(mlp), DATA, RECIPE, folder=run, progress=False)
+    longer = dataclasses.replace(RECIPE, steps=30)
+    with pytest.raises(
+        ValueError, match=r"steps = 24, not 30; .* fit\(sdekit_diffusion\.load\(run"
+    ):
+        fit(model(mlp), DATA, longer, folder=run, resume=True, progress=False)
+    records = fit(load(run), DATA, RECIPE, folder=tmp_path / "longer", progress=False)
+    assert len(records) == RECIPE.steps
+
+
+def test_a_file_in_place_of_a_folder_is_named(tmp_path):
+    fit(model(mlp), DATA, RECIPE, folder=tmp_path / "run", progress=False)
+    config = tmp_path / "run" / "config.json"
+    message = (
+        rf"{re.escape(str(config))} is not a folder; .* such as {re.escape(str(config.parent))}"
+    )
+    with pytest.raises(CheckpointError, match=message):
+        load(config)
+    for folder in (config, config / "below"):
+        with pytest.raises(FileExistsError, match=r"config\.json is a file, and a folder is to be"):
+            fit(model(mlp), DATA, RECIPE, folder=folder, progress=False)

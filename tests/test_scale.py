@@ -267,3 +267,25 @@ def test_continuous_data_far_from_the_origin(tmp_path):
     assert nats.mean() == pytest.approx(
         float(law.log_prob(source.test[:100]).sum(1).mean()), abs=0.15
     )
+
+
+def test_arrays_and_integers_without_levels_are_refused():
+    x = np.zeros((4, 2))
+    for call in (Scale.standard, Scale().encode, Scale().decode):
+        with pytest.raises(TypeError, match=r"must be a tensor .*, not ndarray; use torch\.as_t"):
+            call(x)
+    with pytest.raises(TypeError, match=r"torch\.int64 are not continuous: use values\.float\(\)"):
+        Scale.standard(torch.arange(4))
+
+
+def test_a_transform_takes_two_arguments():
+    net = sd.nets.MLP(shape=(2,), width=8)
+    x = torch.zeros(8, 2)
+    for call in (
+        lambda: sd.Training(sd.ScoreModel(net, "vp"), x, transform=lambda rows: rows),
+        lambda: sd.validation_loss(x, transform=lambda rows: rows),
+    ):
+        message = r"called as transform\(rows, u\), where u .* has the signature \(rows\)"
+        with pytest.raises(TypeError, match=message):
+            call()
+    sd.Training(sd.ScoreModel(net, "vp"), x, transform=torch.add)  # whose signature is not known

@@ -71,6 +71,11 @@ def _config(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} does not exist; give the folder that save() or `sdekit-diffusion train` wrote"
         ) from None
+    except NotADirectoryError:
+        raise CheckpointError(
+            f"{path.parent} is not a folder; give the folder that save() or `sdekit-diffusion "
+            f"train` wrote, such as {path.parent.parent}"
+        ) from None
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{path} is not readable as JSON ({error}); the checkpoint is damaged"

@@ -1,5 +1,6 @@
 """Files that are written atomically, in folders to which one process writes."""
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -44,8 +45,16 @@ def with_file_name(path: Path) -> Iterator[None]:
 
 
 def make_folder(folder: Path) -> Path:
-    """Creates a folder if it is missing, and flushes its name to the disk; returns it."""
+    """Creates a folder if it is missing, and flushes its name to the disk; returns it.
+
+    Raises:
+        OSError: when it cannot be made, such as where a file has its name.
+    """
     if not folder.is_dir():
+        if folder.exists():
+            raise FileExistsError(
+                errno.EEXIST, f"{folder} is a file, and a folder is to be written: give another"
+            )
         make_folder(folder.parent)
         folder.mkdir(exist_ok=True)
         flush(folder.parent)

@@ -19,7 +19,7 @@ from sdekit_diffusion._storage.distributed import rank, wait
 from sdekit_diffusion._training.log import Log
 from sdekit_diffusion._training.loop import Record, Training
 from sdekit_diffusion._training.recipe import Recipe, recipe_given
-from sdekit_diffusion._training.recipe_loss import RecipeLoss, Transform
+from sdekit_diffusion._training.recipe_loss import RecipeLoss, Transform, require_transform
 from sdekit_diffusion._training.run import VALIDATION, run_in
 from sdekit_diffusion._training.trainable import require_floating, require_given, require_gradients
 from sdekit_diffusion.data._batches import Batch, require_finite
@@ -290,7 +290,7 @@ def validation_loss(
 
     Raises:
         TypeError: when the samples are not a tensor, or integers without transform; for a recipe
-            that is none.
+            that is none, or a transform that does not take two arguments.
         ValueError: for no samples, or samples that are not finite; when called, for conditions that
             do not have one entry per sample, or that the network does not take or misses.
 
@@ -303,6 +303,7 @@ def validation_loss(
     recipe = replace(recipe_given(recipe), flip=False, drop=0.0)
     x = _samples(data)
     require_tensor("x", x)
+    require_transform(transform)
     require_floating(x, transformed=transform is not None)
     if len(x) < 1:
         raise ValueError("there are no samples to find a validation loss of; hold some out")

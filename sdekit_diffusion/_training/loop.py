@@ -20,6 +20,7 @@ from sdekit_diffusion._training.recipe_loss import (
     RecipeLoss,
     Transform,
     loss_module,
+    require_transform,
     seeded_dropout,
 )
 from sdekit_diffusion._training.trainable import (
@@ -99,8 +100,8 @@ class Training(Iterator[Record]):
             shaped like the rows, for dequantisation; such as `Scale.encode`.
 
     Raises:
-        TypeError: for integers without transform, a model without weights, a wrapper of a model, or
-            a recipe that is none.
+        TypeError: for integers without transform, a model without weights, a wrapper of a model, a
+            recipe that is none, or a transform that does not take two arguments.
         ValueError: for a model that was given a condition with one entry per sample, such as
             labels, which belong to the data; for conditions that the network does not take, or
             misses; for no data, data of another shape, flips of data that are not images, or
@@ -138,6 +139,7 @@ class Training(Iterator[Record]):
         self.recipe = recipe_given(recipe)
         self.step = 0
         require_trainable(model, self.recipe)
+        require_transform(transform)
         if isinstance(data, Dataset):
             transform = transform or data.scale.encode
             if getattr(transform, "__self__", None) == data.scale:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sdekit import uniform01
+from sdekit.calling import require_call
 from sdekit_diffusion._common.counters import DEQUANTISATION, DROP, FLIP
 from sdekit_diffusion._models.condition_values import dropped
 from sdekit_diffusion._models.score_model import ScoreModel
@@ -19,6 +20,17 @@ from sdekit_diffusion.data._batches import GIVEN_LEVEL, GIVEN_NOISE, Batch, give
 from sdekit_diffusion.data._hashed import hashed
 
 Transform = Callable[[Tensor, Tensor], Tensor]
+
+
+def require_transform(transform: Transform | None) -> None:
+    """Refuses a transform that does not take two arguments.
+
+    Raises:
+        TypeError: says what it receives.
+    """
+    if transform is not None:
+        call = "transform(rows, u), where u is uniform on [0, 1) to dequantise the rows,"
+        require_call(transform, call, None, None)
 
 
 class RecipeLoss(nn.Module):

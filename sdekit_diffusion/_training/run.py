@@ -200,7 +200,7 @@ class Run:
             text = ", ".join(differences)
             raise ValueError(
                 f"the run in {self.folder} was begun with {text}; give the same, or choose another "
-                "folder"
+                "folder, where fit(sdekit_diffusion.load(run), ...) trains the model of this run on"
             )
         if saved["samples"] != self.notes["samples"]:
             raise ValueError(

@@ -7,6 +7,8 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
+from sdekit_diffusion._common.inputs import require_tensor
+
 _DTYPES = {
     str(dtype).removeprefix("torch."): dtype
     for dtype in (torch.float16, torch.float32, torch.float64)
@@ -98,7 +100,16 @@ class Scale:
         """The scale that gives continuous data `(N, ...)` mean 0 and standard deviation 1.
 
         For vectors `(N, d)` this holds for each coordinate.
+
+        Raises:
+            TypeError: for values that are not a floating tensor.
         """
+        require_tensor("values", values, "(N, ...)")
+        if not values.is_floating_point():
+            raise TypeError(
+                f"values of {values.dtype} are not continuous: use values.float(), or for levels "
+                "Scale.quantised"
+            )
         std, mean = torch.std_mean(
             values.double(), dim=0 if values.ndim == 2 else None, correction=0
         )
@@ -135,9 +146,11 @@ class Scale:
             continuous data in that of the data, at least float32.
 
         Raises:
+            TypeError: for data that are not a tensor.
             ValueError: for data that are not vectors, where shift or unit has one number for each
                 coordinate.
         """
+        require_tensor("x", x)
         if x.ndim > 2 and (isinstance(self.shift, tuple) or isinstance(self.unit, tuple)):
             raise ValueError(
                 "a scale with a shift or unit for each coordinate is for vectors, and the data "
@@ -154,9 +167,11 @@ class Scale:
         Levels are rounded down, and clipped to 0, ..., levels - 1.
 
         Raises:
+            TypeError: for an x that is not a tensor.
             ValueError: for an x that is not finite, where the data are levels; or not vectors of
                 the scale's number of coordinates.
         """
+        require_tensor("x", x)
         dtype = _DTYPES[self.dtype]
         x = x.to(torch.promote_types(x.dtype, torch.promote_types(dtype, torch.float32)))
         values = x * self._broadcastable(self.unit, x) + self._broadcastable(self.shift, x)
