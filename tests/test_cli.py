@@ -1588,3 +1588,24 @@ def test_the_help_names_what_labels_need(capsys):
     assert {"--unconditional", "--guidance"} <= said["report"]
     assert {"--unconditional", "--guidance"} <= said["likelihood"]
     assert not {"--label", "--labels"} & said["report"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "end"),
+    [
+        ("sample run --guidence 2", "; did you mean '--guidance'?"),
+        ("sample run --labl 1", "; did you mean '--label'?"),
+        ("train run --data moons --stps=3", "; did you mean '--steps'?"),
+        ("sample run --steps 3 --batch-siz 2", "; did you mean '--batch-size'?"),
+        ("train run --data moons --guidence 2", "see what is allowed"),  # which train does not have
+        ("sample run --zzzz 2", "see what is allowed"),
+        ("--stps 3", "see what is allowed"),
+        (
+            "sampel run",
+            "; 'sampel' is not one of train, sample, likelihood, restore, explore, report; did you "
+            "mean 'sample'?",
+        ),
+    ],
+)
+def test_misspelt_options_and_commands(argv, end, capsys):
+    assert error(capsys, *argv.split()).endswith(end)

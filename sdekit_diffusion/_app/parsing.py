@@ -49,7 +49,7 @@ def parsed(commands: Mapping[str, Command], argv: Sequence[str] | None) -> Calla
             raise
         raise ValueError(
             f"{_message(stderr.getvalue())}; add --help to see what is "
-            f"allowed{_suggestion(commands, argv)}"
+            f"allowed{_suggestion(commands, argv, stderr.getvalue())}"
         ) from None
 
 
@@ -69,10 +69,17 @@ def _message(output: str) -> str:
     return " ".join((text or output).split()).rstrip(".")
 
 
-def _suggestion(commands: Mapping[str, Command], argv: Sequence[str]) -> str:
-    """A hint for a message: the allowed value of an option that is closest to the one given."""
+def _suggestion(commands: Mapping[str, Command], argv: Sequence[str], output: str) -> str:
+    """A hint for a message of tyro: the command, the option or the allowed value of an option that
+    is closest to the one given.
+    """
     if not argv or argv[0] not in commands:
-        return ""
+        unknown = next((word for word in argv[:1] if word[:1] != "-"), None)
+        hint = f"; {unknown!r} is not one of {', '.join(commands)}{did_you_mean(unknown, commands)}"
+        return hint if unknown else ""
+    if options := _options(output, argv[0]):
+        unknown = re.findall(r"--[\w-]+", output.partition("Perhaps")[0])
+        return next(filter(None, (did_you_mean(option, options) for option in unknown)), "")
     choices = _choices(commands[argv[0]])
     words = [word.split("=", 1) if word[:2] == "--" else [word] for word in argv[1:]]
     for option, value in pairwise(chain.from_iterable(words)):
@@ -80,6 +87,20 @@ def _suggestion(commands: Mapping[str, Command], argv: Sequence[str]) -> str:
         if allowed and value not in allowed:
             return did_you_mean(value, allowed)
     return ""
+
+
+def _options(output: str, command: str) -> list[str]:
+    """The options of a command that tyro's message suggests, each above the commands that have
+    it.
+    """
+    found = []
+    option = ""
+    for line in (line.strip("│ ") for line in output.splitlines()):
+        if line[:2] == "--":
+            option = line.split()[0]
+        elif line == f"in sdekit-diffusion {command} --help":
+            found.append(option)
+    return found
 
 
 def _choices(kind: Any) -> dict[str, tuple[str, ...]]:  # noqa: ANN401
