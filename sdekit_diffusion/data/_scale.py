@@ -7,8 +7,6 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
-from sdekit_diffusion._common.inputs import require_tensor
-
 _DTYPES = {
     str(dtype).removeprefix("torch."): dtype
     for dtype in (torch.float16, torch.float32, torch.float64)
@@ -104,7 +102,7 @@ class Scale:
         Raises:
             TypeError: for values that are not a floating tensor.
         """
-        require_tensor("values", values, "(N, ...)")
+        _require_tensor("values", values)
         if not values.is_floating_point():
             raise TypeError(
                 f"values of {values.dtype} are not continuous: use values.float(), or for levels "
@@ -150,7 +148,7 @@ class Scale:
             ValueError: for data that are not vectors, where shift or unit has one number for each
                 coordinate.
         """
-        require_tensor("x", x)
+        _require_tensor("x", x)
         if x.ndim > 2 and (isinstance(self.shift, tuple) or isinstance(self.unit, tuple)):
             raise ValueError(
                 "a scale with a shift or unit for each coordinate is for vectors, and the data "
@@ -171,7 +169,7 @@ class Scale:
             ValueError: for an x that is not finite, where the data are levels; or not vectors of
                 the scale's number of coordinates.
         """
-        require_tensor("x", x)
+        _require_tensor("x", x)
         dtype = _DTYPES[self.dtype]
         x = x.to(torch.promote_types(x.dtype, torch.promote_types(dtype, torch.float32)))
         values = x * self._broadcastable(self.unit, x) + self._broadcastable(self.shift, x)
@@ -219,3 +217,16 @@ class Scale:
                 f"{tuple(like.shape)}"
             )
         return like.new_tensor(value)
+
+
+def _require_tensor(name: str, value: object) -> None:
+    """Refuses data that are not a tensor, such as an array.
+
+    Raises:
+        TypeError: with how to convert them.
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"{name} must be a tensor (N, ...), not {type(value).__name__}; use "
+            f"torch.as_tensor({name})"
+        )
