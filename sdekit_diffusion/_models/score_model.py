@@ -450,8 +450,8 @@ class ScoreModel(nn.Module, AbstractModel):
                 arguments = ", ".join(f"{name}=..." for name in names)
                 raise TypeError(
                     f"the network also needs {', '.join(names)}: pass model.given({arguments}), "
-                    "with one entry per sample, as one vector.expand(n, -1); to train, give the data "
-                    "with them, as in fit(model, (x, labels))"
+                    "with one entry per sample, such as vector.expand(n, -1); to train, give the "
+                    "data with them, as in fit(model, (x, labels))"
                 ) from error
             require_call(
                 self.net,
