@@ -711,7 +711,7 @@ def test_unknown_contexts_are_refused_in_training_by_name(as_array):
     context[3, 1] = math.nan
     data = {"x": X, "context": context.numpy() if as_array else context}
     own = model(nets.MLP(shape=(2,), width=8, context=2))
-    message = "the condition 'context' of the data has NaN or infinite values in rows 3; "
+    message = "the data have NaN or infinite values in rows 3 of 'context'; remove or repair these"
     with pytest.raises(ValueError, match=message):
         Training(own, data, RECIPE)
 

@@ -105,9 +105,10 @@ def require_finite(
     row_list = ", ".join(str(int(numbers[i])) for i in bad_rows[:8]) + (
         ", ..." if len(bad_rows) > 8 else ""
     )
-    which = "data have" if condition is None else f"condition {condition!r} of the data has"
+    where = "" if condition is None else f" of {condition!r}"
     raise ValueError(
-        f"the {which} NaN or infinite values in rows {row_list}; remove or repair these samples"
+        f"the data have NaN or infinite values in rows {row_list}{where}; remove or repair these "
+        "samples"
     )
 
 
