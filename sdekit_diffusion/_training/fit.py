@@ -79,11 +79,10 @@ def fit(
 
     Raises:
         TypeError, ValueError, ArithmeticError, RuntimeError: as `Training`; TypeError also for a
-            measure that is not a pair; ValueError also when
-            the folder holds a run and resume is false, or the run there has another model, recipe
-            or data; for minutes, resume, a log, notes, widths in the recipe or values of measures
-            without a folder; or for measures every 0 updates, or with a reserved name or that of
-            another.
+            measure that is not a pair; ValueError also when the folder holds a run and resume is
+            false, or the run there has another model, recipe or data; for minutes, resume, a log,
+            notes, widths in the recipe or values of measures without a folder; or for measures
+            every 0 updates, or with a reserved name or that of another.
         CheckpointError: when all checkpoints to resume from are damaged.
         OSError: when the folder cannot be written to, or another process trains in it; its
             checkpoints are then as they were.
