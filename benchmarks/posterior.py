@@ -211,13 +211,13 @@ def measure(d: int, m: int, problems: int, chosen: list[str]) -> list[dict[str, 
         for name, run in methods(d).items():
             if chosen and name not in chosen:
                 continue
-            begun = time.perf_counter()
+            begun = time.process_time()
             try:
                 answer = run(problem, n)
             except (ValueError, ArithmeticError) as error:
                 print(f"{name}, problem {seed}: {error}"[:160])
                 answer = Answer(torch.full_like(exact[0], math.inf), STEPS)
-            seconds = time.perf_counter() - begun
+            seconds = time.process_time() - begun
             finite = bool(answer.x.isfinite().all())
             w1, w2 = distances(answer.x, exact[0]) if finite else (math.inf, math.inf)
             error = answer.log_evidence - problem.log_evidence

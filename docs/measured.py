@@ -103,35 +103,38 @@ def solvers(rows: Rows) -> list[str]:
 
 
 def posteriors(rows: Rows) -> list[str]:
-    """A line for each method, first with the distances of its samples, then with its log p(y)."""
-    distances = [
-        row | {"of": f"{title}, {cell(row)}", "shown": both(row[title], row[f"{title}, largest"])}
-        for row in rows
-        for title in ("W1", "max-W2")
-    ]
-    evidence = [
-        row
-        | {
-            "of": cell(row),
-            "shown": f"{row['error of log p(y)']:.3f}, {row['standard error']:.3f}, "
-            f"{row['within three']}/{row['of']}",
-        }
-        for row in rows
-        if "within three" in row
-    ]
-    times = [row | {"of": f"time, {cell(row)}", "shown": f"{row['time']:.2g}"} for row in rows]
-    made = crossed("method", "of", "{shown}")
-    return [*made([*distances, *times]), "", *made(evidence)]
+    """A line for each method: for each kind of problem the distances of its samples, then its
+    log p(y), and the range of its times.
+    """
+    of = {(row["method"], f"d = {row['d']}, m = {row['m']}"): row for row in rows}
+    methods = list(dict.fromkeys(name for name, _ in of))
+    cells = list(dict.fromkeys(cell for _, cell in of))
+    weighted = [f"log p(y), {cell}" for cell in cells]
+    body = []
+    for name in methods:
+        those = [of[name, cell] for cell in cells]
+        times = [f"{row['time']:.2g}" for row in (those[0], those[-1])]
+        body.append(
+            [name, *map(distances, those), *map(evidence, those), " to ".join(dict.fromkeys(times))]
+        )
+    return lines(["method", *cells, *weighted, "time"], body)
 
 
-def cell(row: dict[str, Any]) -> str:
-    """Which problems a row is of."""
-    return f"d = {row['d']}, m = {row['m']}"
+def distances(row: dict[str, Any]) -> str:
+    """W1 and max-W2, each the median and in brackets the largest."""
+    pairs = [(row[name], row[f"{name}, largest"]) for name in ("W1", "max-W2")]
+    return ", ".join(
+        f"{median:.2f} ({f'{largest:.1f}' if math.isfinite(largest) else 'diverged'})"
+        for median, largest in pairs
+    )
 
 
-def both(median: float, largest: float) -> str:
-    """A median, and the largest value in brackets."""
-    return f"{median:.2f} ({f'{largest:.1f}' if math.isfinite(largest) else 'diverged'})"
+def evidence(row: dict[str, Any]) -> str:
+    """Error and standard error of log p(y), and how often it is within three; "" without it."""
+    if "within three" not in row:
+        return ""
+    errors = f"{row['error of log p(y)']:.3f}, {row['standard error']:.3f}"
+    return f"{errors}, {row['within three']}/{row['of']}"
 
 
 def called(solver: str) -> str:
