@@ -265,6 +265,26 @@ def test_a_parameter_without_an_influence_has_the_gradient_zero():
     close(found[1].sum(), torch.linspace(0.5, 1.5, 24, dtype=F64).sum())
 
 
+def test_an_explosion_by_the_reversible_method_is_said():
+    class Explosive(nn.Module):
+        noise_type, sde_type = "diagonal", "stratonovich"
+
+        def f(self, t, y):
+            return 50 * y**3
+
+        def g(self, t, y):
+            return 0.1 * y
+
+    y0 = torch.ones(2, 1, dtype=F64, requires_grad=True)
+    arguments = (Explosive(), y0, [0.0, 1.0])
+    messages = []
+    for solver in (sdeint, sdeint_adjoint):
+        with pytest.raises(NotFiniteError, match="in 2 of 2 samples") as caught:
+            solver(*arguments, bm=WhiteNoise(0), dt=0.1, method="reversible_heun")
+        messages.append(str(caught.value))
+    assert messages[0] == messages[1]
+
+
 def test_a_failure_on_the_way_back_is_said():
     class Once(Equation):
         back = False

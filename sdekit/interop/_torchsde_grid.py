@@ -81,18 +81,22 @@ def fixed(
         gradient: how gradients pass back, see `sdekit.solve`.
 
     Raises:
-        NotFiniteError: for a state that is not finite, checked every 128 steps.
+        NotFiniteError: for a state that is not finite, checked every 128 steps, or with a gradient
+            at the end only.
     """
     ts = steps.ts
+    n = len(steps)
     if gradient is not None:
         yield Reached(0, ts[0], x, ())
+        end = x
         for i, end in gradient.states(steps, x, every=True):
             yield Reached(i, ts[i], end, ())
+        if not has_hidden_values(end) and (failure := not_finite(Point(n, ts[n], end))):
+            raise _first_failure(steps, x, steps.init(x)) or failure
         return
     state = steps.init(x) if state is None else state
     start = (x, state)
     yield Reached(0, ts[0], x, state)
-    n = len(steps)
     for i, increment in enumerate(steps.increments(x, 0, n)):
         x, state = steps.step(i, increment, x, state)
         checked = ((i + 1) % _CHECK_INTERVAL == 0 or i + 1 == n) and not has_hidden_values(x)
