@@ -390,6 +390,16 @@ def test_a_zero_in_the_state_needs_no_absolute_tolerance():
     torch.testing.assert_close(solution.x, x0 / math.e, rtol=1e-5, atol=0)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "atol"), [(torch.float16, 1e-9), (torch.float32, 1e-46), (torch.float64, 0.0)]
+)
+def test_a_tolerance_that_underflows_is_no_division_by_zero(dtype, atol):
+    x0 = torch.tensor([[1.0, 0.0]], dtype=dtype)
+    control = PIDController(1e-2, atol)
+    x = solve(ODE(lambda t, x: -x), x0, [0.0, 1.0], solver=Dopri5(), control=control).x
+    torch.testing.assert_close(x, x0 / math.e, rtol=3e-2, atol=0)
+
+
 # The controller
 
 
@@ -415,6 +425,29 @@ def test_the_factor_is_that_of_the_formula():
         )
         <= 0.9
     ), "a rejected step became longer"
+
+
+@pytest.mark.parametrize("save", ["last", "all"])
+def test_a_step_may_grow_without_limit(save):
+    """Samples without error end in rounds in which others go on; their lengths stay 0."""
+    rate = torch.logspace(0, 3, 16, dtype=torch.float64)
+    x0 = torch.stack([torch.ones_like(rate), torch.where(rate < 10, 0.0, rate)], dim=1)
+    decay = ODE(lambda t, x: torch.stack([-x[:, 0] * x[:, 1], 0 * x[:, 1]], dim=1))
+    found, usual = (
+        solve(decay, x0, [0.0, 0.5, 1.0], solver=Dopri5(), save=save, control=control)
+        for control in (PIDController(largest=math.inf, max_steps=2000), PIDController())
+    )
+    assert bool((found.accepted <= usual.accepted).all())
+    torch.testing.assert_close(found.x, usual.x, rtol=1e-3, atol=1e-4)
+
+
+def test_a_path_without_error_may_take_longer_and_longer_steps():
+    line = SDE(lambda t, x: torch.zeros_like(x), lambda t, x: torch.ones_like(x), "additive")
+    noise = BrownianPath(0)
+    control = PIDController(largest=math.inf)
+    x = solve(line, LINE, [0.0, 1.0], solver=SRA1(), noise=noise, control=control).x
+    (increment,) = noise.increments([0.0, 1.0], LINE, (1,))
+    torch.testing.assert_close(x, LINE + increment.w)
 
 
 def test_the_factor_receives_the_errors_of_the_last_two_accepted_steps(monkeypatch):
@@ -732,6 +765,9 @@ def test_refusals():
         ({"rtol": 0.0, "atol": 0.0}, "not both 0"),
         ({"safety": 1.5}, "order 0 < smallest"),
         ({"max_steps": 0}, "max_steps"),
+        ({"max_steps": 10.5}, "whole number from 1 on.* not 10.5"),
+        ({"max_steps": math.nan}, "whole number from 1 on"),
+        ({"max_steps": math.inf}, "whole number from 1 on"),
         ({"first": 0.0}, "first"),
     ],
 )

@@ -7,6 +7,10 @@ from numbers import Real
 import torch
 from torch import Tensor
 
+# A limit of the factor: with an infinite one a step of length 0, or a length divided by the factor,
+# would become NaN.
+_LARGEST = 1e100
+
 
 @dataclass(frozen=True, eq=False)
 class PIDController:
@@ -36,7 +40,8 @@ class PIDController:
     Raises:
         TypeError: for tolerances that are not numbers.
         ValueError: for tolerances that are negative or both zero, factors out of order,
-            coefficients out of range, max_steps < 1, or a first step that is not positive.
+            coefficients out of range, a max_steps that is not a whole number from 1 on, or a first
+            step that is not positive.
 
     Example:
         >>> ode = sdekit.ODE(lambda t, x: -x)
@@ -82,10 +87,11 @@ class PIDController:
             )
         if not (self.integral > 0 and self.proportional >= 0 and self.derivative >= 0):
             raise ValueError("integral must be positive, proportional and derivative not negative")
-        if self.max_steps < 1 or (self.first is not None and not self.first > 0):
+        whole = self.max_steps >= 1 and self.max_steps % 1 == 0
+        if not whole or (self.first is not None and not self.first > 0):
             raise ValueError(
-                f"max_steps must be from 1 on and first positive, not {self.max_steps} and "
-                f"{self.first}"
+                "max_steps must be a whole number from 1 on, such as 1_000_000, and first "
+                f"positive; not {self.max_steps} and {self.first}"
             )
 
     def require_resolved(self, dtype: torch.dtype) -> None:
@@ -109,10 +115,11 @@ class PIDController:
     def error(self, error: Tensor, x0: Tensor, x1: Tensor) -> Tensor:
         """q of each sample, float64, `(batch,)`; infinite where anything is not finite."""
         # + 0 x1 makes an infinite state NaN: its scale would be infinite too, and the ratio 0.
+        tiny = torch.finfo(x0.dtype).tiny  # atol may be 0 in this dtype
         scale = (
             torch.maximum(x0.abs(), x1.abs())
             .mul_(self.rtol)
-            .add_(self.atol or torch.finfo(x0.dtype).tiny ** 0.5)
+            .add_(max(self.atol, tiny) if self.atol else tiny**0.5)
         )
         ratio = torch.add(error, x1, alpha=0).div_(scale).reshape(len(x1), math.prod(x1.shape[1:]))
         q = torch.linalg.vector_norm(ratio, dim=1, dtype=torch.float64).mul_(
@@ -134,7 +141,7 @@ class PIDController:
         log = q.log().mul_(-(p + i + d))
         if self.uses_history:
             log.add_(previous[:, 0].log(), alpha=p + 2 * d).sub_(previous[:, 1].log(), alpha=d)
-        factor = log.exp_().mul_(self.safety).clamp_(self.smallest, self.largest)
+        factor = log.exp_().mul_(self.safety).clamp_(self.smallest, min(self.largest, _LARGEST))
         return (
             torch.where(q > 1, factor.clamp(max=self.safety), factor)
             if self.uses_history
