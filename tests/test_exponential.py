@@ -204,6 +204,20 @@ def test_the_linear_part_may_be_learnt(solver):
     )
 
 
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_very_stiff_linear_part_has_a_gradient(solver):
+    def gradient(dtype):
+        linear = torch.tensor([-1e4], dtype=dtype, requires_grad=True)
+        ode = ODE(lambda t, x: linear * x + torch.cos(x))
+        x0 = torch.ones(1, 1, dtype=dtype)
+        solve(ode, x0, [0.0, 1.0, 2.0], solver=solver(linear)).x.sum().backward()
+        return linear.grad.double()
+
+    single, double = gradient(torch.float32), gradient(torch.float64)
+    assert float(double) != 0
+    torch.testing.assert_close(single, double, rtol=1e-2, atol=0)
+
+
 def test_other_solvers_see_the_whole_drift():
     problem = SemiLinear(torch.tensor([-2.0, 1.0]), lambda t, x: torch.sin(x) + t)
     plain = ODE(lambda t, x: torch.tensor([-2.0, 1.0]).to(x) * x + torch.sin(x) + t)

@@ -21,13 +21,19 @@ def phi(k: int, z: Time) -> Time:
 
     The quotient of phi_2 loses digits near 0; there the series sum_n z^n / (n + k)! is summed.
     """
+    if not isinstance(z, Tensor):
+        return _series(k, z) if abs(z) < 0.5 else _quotient(k, z)
+    small = z.abs() < 0.5
+    # Where a branch is not taken its argument is one at which it has a finite derivative.
+    series = _series(k, torch.where(small, z, 0))
+    return torch.where(small, series, _quotient(k, torch.where(small, 1, z)))
+
+
+def _series(k: int, z: Time) -> Time:
     series = 0.0 * z + 1 / math.factorial(14 + k)
     for n in reversed(range(14)):
         series = series * z + 1 / math.factorial(n + k)
-    if not isinstance(z, Tensor):
-        return series if abs(z) < 0.5 else _quotient(k, z)
-    small = z.abs() < 0.5
-    return torch.where(small, series, _quotient(k, torch.where(small, 1, z)))
+    return series
 
 
 def _quotient(k: int, z: Time) -> Time:
