@@ -656,6 +656,24 @@ def test_a_function_that_jumps():
         assert float(found.events.t.detach()) == pytest.approx(0.55, abs=1e-8)
 
 
+@pytest.mark.parametrize("control", [None, TIGHT], ids=["grid", "adaptive"])
+def test_a_function_that_jumps_and_requires_a_gradient(control):
+    line = ODE(lambda t, x: torch.ones_like(x))
+    x0 = torch.zeros(1, 1, dtype=torch.float64)
+    p = torch.tensor(0.55, dtype=torch.float64, requires_grad=True)
+    solver = RK4() if control is None else Dopri5()
+    ts = uniform(0.0, 1.0, 4)
+    for function in (
+        lambda t, x: torch.where(x[:, 0] < 0.55, p, -p),
+        lambda t, x: x.detach()[:, 0] - p,
+    ):
+        found = solve(line, x0, ts, solver=solver, event=Event(function), control=control)
+        assert float(found.events.t.detach()) == pytest.approx(0.55, abs=1e-8)
+        if found.events.t.requires_grad:
+            (slope,) = torch.autograd.grad(found.events.t.sum(), p, allow_unused=True)
+            assert slope is None or float(slope) == 0
+
+
 def test_a_function_that_stays_at_zero():
     """One zero, not one a step."""
     line = ODE(lambda t, x: torch.ones_like(x))

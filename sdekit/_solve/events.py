@@ -281,7 +281,9 @@ def _differentiable(function: Callable[[Tensor], Tensor], t: Tensor, length: Ten
     t = t.requires_grad_()
     for _ in range(2):
         value = function(t)
-        (rate,) = torch.autograd.grad(value.sum(), t, create_graph=True)
+        (rate,) = torch.autograd.grad(
+            value.sum(), t, create_graph=True, allow_unused=True, materialize_grads=True
+        )
         smooth = value.abs() <= _LARGEST * (rate * length).abs()
         smooth = smooth & (rate != 0)
         t = t - torch.where(smooth, value / torch.where(smooth, rate, 1.0), 0.0)
