@@ -351,6 +351,14 @@ def test_what_reversible_refuses():
         torch.autograd.grad(found.sum(), x0)
 
 
+def test_reversible_has_gradients_of_states_without_coordinates():
+    x0 = torch.zeros(3, 0, requires_grad=True)
+    ode = ODE(lambda t, x: -x)
+    x = solve(ode, x0, uniform(0, 1, 5), solver=ReversibleHeun(), gradient=Reversible()).x
+    x.sum().backward()
+    assert x0.grad.shape == (3, 0)
+
+
 def test_reversible_refuses_a_way_back_that_does_not_return():
     theta = torch.tensor(6.0, requires_grad=True)
     problem = SDE(
