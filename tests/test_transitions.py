@@ -19,6 +19,7 @@ from sdekit import (
     Clocked,
     EulerMaruyama,
     Increment,
+    NotFiniteError,
     Transitions,
     WhiteNoise,
     path_kl,
@@ -209,6 +210,22 @@ def test_the_divergence_has_gradients():
     (found,) = torch.autograd.grad(mean(rate), rate)
     expected = (mean(rate.detach() + 1e-5) - mean(rate.detach() - 1e-5)) / 2e-5
     torch.testing.assert_close(found, expected, rtol=1e-7, atol=0)
+
+
+@pytest.mark.parametrize("of_paths", [path_weights, path_kl])
+@pytest.mark.parametrize("kind", ["additive", "diagonal"])
+def test_a_proposal_that_explodes_is_refused_as_by_solve(of_paths, kind):
+    q, p = (equation(kind, lambda t, x, k=k: k * x**3) for k in (50.0, 40.0))
+    x0 = torch.cat([X, torch.zeros(1, 2).double()])
+    messages = []
+    for run in (lambda **given: of_paths(p, q, x0, **given), lambda **given: solve(q, x0, **given)):
+        with pytest.raises(NotFiniteError) as caught:
+            run(ts=uniform(0.0, 1.0, 20), solver=EulerMaruyama(), noise=NOISE)
+        messages.append(str(caught.value))
+    assert messages[0] == messages[1]
+    x0[0, 0] = torch.nan
+    with pytest.raises(NotFiniteError, match=r"initial state x0 .* \(rows 0\)"):
+        of_paths(p, q, x0, uniform(0.0, 1.0, 2), solver=EulerMaruyama(), noise=NOISE)
 
 
 def test_divergences_of_different_noise_are_refused():

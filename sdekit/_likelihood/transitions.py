@@ -13,7 +13,7 @@ from sdekit._grid import fixed_times
 from sdekit._noise.white import AbstractNoise, NoiseQuery, WhiteNoise
 from sdekit._solve.arguments import require_kinds, require_pairing
 from sdekit._solve.counted import Counted
-from sdekit._solve.solution import require_state
+from sdekit._solve.solution import NotFiniteError, finite, require_state
 from sdekit._solvers import AbstractSolver
 from sdekit.calling import checked_output, has_hidden_values
 from sdekit.elementary import axpy, sum_of_sample
@@ -279,6 +279,7 @@ def path_weights(
         noise: as in `solve`.
 
     Raises:
+        NotFiniteError: when a state of the proposal is not finite.
         TypeError, ValueError: as `Transitions`, also for a matrix g without an inverse, and for
             equations with different noise types or different g.
 
@@ -338,7 +339,7 @@ def path_kl(
         float64, both with gradients by autograd.
 
     Raises:
-        TypeError, ValueError: as `path_weights`.
+        NotFiniteError, TypeError, ValueError: as `path_weights`.
 
     Example:
         >>> q = sdekit.SDE(lambda t, x: 0 * x, lambda t, x: 1.0)
@@ -385,7 +386,7 @@ def _steps_of_pair(
     """The steps of the proposal, with the means of the target; arguments as of `path_weights`.
 
     Raises:
-        TypeError, ValueError: see there.
+        NotFiniteError, TypeError, ValueError: see there.
     """
     if target.noise_type != proposal.noise_type:
         raise ValueError(
@@ -402,6 +403,7 @@ def _steps_of_pair(
     x = x0
     slopes: list[Tensor] = []
     differences = []
+    finite_samples = [finite(x0)]
     for i, increment in enumerate((noise or WhiteNoise()).answer(NoiseQuery(grid, x, shape))):
         w = increment.w
         assert w is not None
@@ -413,8 +415,27 @@ def _steps_of_pair(
         end, other = steps.mean(i, steps.with_noise(i, x, w), slopes)
         yield _PathStep(end, scale, _width(steps, i), other - end, w)
         x = end
+        finite_samples.append(finite(x))
         slopes = slopes[: steps.memory - 1]
+    _require_finite(finite_samples, grid)
     _require_equal(differences)
+
+
+def _require_finite(finite_samples: Sequence[Tensor], grid: Sequence[float]) -> None:
+    """Refuses paths that are not finite, with one synchronisation.
+
+    Arguments:
+        finite_samples: which samples are finite at each time of the grid, `(batch,)`.
+
+    Raises:
+        NotFiniteError: with the first such time.
+    """
+    failed = ~torch.stack(list(finite_samples))
+    if has_hidden_values(failed) or not bool(failed.any()):
+        return
+    step = int(failed.any(dim=1).nonzero()[0])
+    rows = failed[step].nonzero().flatten().tolist()
+    raise NotFiniteError(step, grid[step], rows, failed.shape[1])
 
 
 def _zeros(x: Tensor) -> Tensor:
