@@ -505,6 +505,41 @@ def test_a_matrix_without_an_inverse_is_refused(g, message):
         steps.log_prob(0, X, [X], END)
 
 
+def test_a_g_is_the_same_up_to_the_rounding_of_its_dtype():
+    """Paths with another g have no density, however near."""
+
+    def weights(g, dtype):
+        target, proposal = (SDE(drift, lambda t, x, g=g: g * (1 + t)) for g in (g, 0.7))
+        return path_weights(target, proposal, X.to(dtype), [0.0, 0.5, 1.0], solver=EulerMaruyama())
+
+    for dtype in (torch.float32, torch.float64):
+        eps = torch.finfo(dtype).eps
+        for g in (0.7, 0.7 * (1 + 50 * eps), (0.7 * 0.3) / 0.3):
+            assert torch.isfinite(weights(g, dtype).log_weight).all()
+        for g in (0.7 * 1.0001, 0.7 * (1 + 2000 * eps)):
+            with pytest.raises(ValueError, match="different g"):
+                weights(g, dtype)
+
+
+def test_steps_that_do_not_exist_and_missing_slopes_are_refused():
+    steps = Transitions(equation("additive"), uniform(0.0, 1.0, 3), AdamsBashforth(2))
+    slopes = [torch.ones_like(X)] * 2
+    for i in (-1, 3):
+        for call in (
+            lambda i: steps.mean(i, X, slopes),
+            lambda i: steps.with_noise(i, X, X),
+            lambda i: steps.log_prob(i, X, slopes, END),
+            lambda i: steps.log_ratio(i, X, X, X),
+        ):
+            with pytest.raises(ValueError, match=f"the steps 0 to 2, and none of the number {i}"):
+                call(i)
+    assert len(steps.mean(0, X, slopes[:1])) == 3
+    with pytest.raises(ValueError, match="drifts at 2 points, and 1 were given"):
+        steps.mean(1, X, slopes[:1])
+    with pytest.raises(ValueError, match=r"end has the shape \(1, 2\) and x \(3, 2\)"):
+        steps.log_prob(0, X, slopes, END[:1])
+
+
 def test_noise_types_must_agree():
     with pytest.raises(ValueError, match="the target has diagonal noise and the proposal additive"):
         path_weights(

@@ -40,8 +40,9 @@ class Transitions:
         TypeError: for a solver with other steps, or times that are not numbers.
         ValueError: for an equation without noise, with scalar noise, with noise that the solver
             does not support or in another calculus than its own; for times that are not strictly
-            monotone; in `log_prob` and `log_ratio`, for a matrix g that is not square or has no
-            inverse.
+            monotone; in methods for a step that the grid does not have, or fewer slopes than it
+            uses; in `log_prob` and `log_ratio`, for a matrix g that is not square or has no
+            inverse, or an end of another shape than x.
 
     Example:
         >>> sde = sdekit.SDE(lambda t, x: -x, lambda t, x: 0.5)
@@ -78,7 +79,7 @@ class Transitions:
         return max(len(self._weights(i)) for i in range(len(self)))
 
     def _weights(self, i: int) -> Sequence[float]:
-        return self.solver.mean_weights(self.ts[i], self.ts[i + 1])
+        return self.solver.mean_weights(*_ends(self, i))
 
     def mean(self, i: int, x: Tensor, slopes: Sequence[Tensor]) -> Tensor:
         """The mean of step i from x.
@@ -90,18 +91,30 @@ class Transitions:
                 step does not need are ignored. They may have further dimensions before those of x,
                 such as one for the drifts of several equations; the mean then has them too.
         """
-        for weight, slope in zip(self._weights(i), slopes, strict=False):
+        weights = self._weights(i)
+        if len(slopes) < len(weights):
+            raise ValueError(
+                f"step {i} of {type(self.solver).__name__} uses the drifts at {len(weights)} "
+                f"points, and {len(slopes)} were given: give those at x and at the points before "
+                "it, the newest first"
+            )
+        for weight, slope in zip(weights, slopes, strict=False):
             x = axpy(weight, slope, x)
         return x
 
     def with_noise(self, i: int, x: Tensor, dw: Tensor) -> Tensor:
         """x plus the noise of step i with the increment dw."""
-        return self.solver.with_noise(self.problem, self.ts[i], self.ts[i + 1], x, dw)
+        return self.solver.with_noise(self.problem, *_ends(self, i), x, dw)
 
     def log_prob(self, i: int, x: Tensor, slopes: Sequence[Tensor], end: Tensor) -> Tensor:
         """The log-density at `end` of the law of x_{i+1} given x_i = x, `(batch,)` in float64;
         arguments as in `mean`.
         """
+        if end.shape != x.shape:
+            raise ValueError(
+                f"end has the shape {tuple(end.shape)} and x {tuple(x.shape)}: give one end for "
+                "each state, of its shape"
+            )
         z, log_volume = _scale(self, i, x).normals(end - self.mean(i, x, slopes))
         constant = 0.5 * math.prod(x.shape[1:]) * math.log(2 * math.pi)
         return -0.5 * sum_of_sample(z.square()) - log_volume - constant
@@ -116,8 +129,22 @@ class Transitions:
         return _log_ratio(_scale(self, i, x), _width(self, i), move, dw)
 
 
+def _ends(steps: Transitions, i: int) -> tuple[float, float]:
+    """The times at which step i begins and ends.
+
+    Raises:
+        ValueError: for a step that the grid does not have.
+    """
+    if not 0 <= i < len(steps):
+        raise ValueError(
+            f"the grid has the steps 0 to {len(steps) - 1}, and none of the number {i}"
+        )
+    return steps.ts[i], steps.ts[i + 1]
+
+
 def _width(steps: Transitions, i: int) -> float:
-    return abs(steps.ts[i + 1] - steps.ts[i])
+    t0, t1 = _ends(steps, i)
+    return abs(t1 - t0)
 
 
 def _scale(steps: Transitions, i: int, x: Tensor) -> "_Scale":
@@ -194,7 +221,9 @@ class _Scale(NamedTuple):
         if a.shape != b.shape:
             return torch.ones((), dtype=torch.bool, device=a.device)
         size = b.abs()
-        return ((a - b).abs() > 2e-4 * size + 1e-6 * size.nanmean()).any()
+        eps = torch.finfo(b.dtype).eps
+        relative = min(500 * eps, 4e-3)  # the latter in half precision
+        return ((a - b).abs() > relative * size + 8 * eps * size.nanmean()).any()
 
 
 def _matrix(g: Tensor, x: Tensor) -> _Scale:
