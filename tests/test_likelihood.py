@@ -558,7 +558,14 @@ def test_bad_input():
         sdekit.log_likelihood(
             sdekit.SDE(lambda t, x: x, lambda t, x: x), X, [0.0, 1.0], lambda x: x[:, 0]
         )
+    for ts in ([0.0, math.nan, 1.0], [0.0, 5.0, 1.0]):
+        with pytest.raises(ValueError, match="not finite|increase strictly"):
+            sdekit.log_likelihood(ODE(lambda t, x: x), X, ts, lambda x: x[:, 0])
     flow = ODE(lambda t, x: x)
+    ts = torch.tensor([0.0, 1.0], requires_grad=True)
+    with pytest.raises(ValueError, match="ts requires a gradient"):
+        sdekit.log_likelihood(flow, X, ts, lambda x: x[:, 0], differentiable=True)
+    assert len(sdekit.log_likelihood(flow, X, ts, lambda x: x[:, 0]).value) == len(X)
     with pytest.raises(ValueError, match="SRA1 does not solve equations without noise"):
         sdekit.log_likelihood(flow, X, [0.0, 1.0], lambda x: x[:, 0], solver=sdekit.SRA1())
     with pytest.raises(TypeError, match="solver must be an object such as"):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sdekit._equations.sde import AbstractSDE
+from sdekit._grid import fixed_times
 from sdekit._likelihood.divergence import AbstractTrace, Exact, by_row, skewness
 from sdekit._likelihood.integral import DivergenceIntegral
 from sdekit._solve.arguments import require_kinds, require_pairing
@@ -141,7 +142,7 @@ def log_likelihood(
         flow: the ordinary equation.
         x: the points, floating-point and finite, `(batch, *event)`; the result of a sample does not
             depend on the rest of the batch.
-        ts: the times; only the first and the last are used.
+        ts: the times, strictly monotone; only the first and the last are used.
         log_prior: the log-density at the last time, `(batch, *event)` to `(batch,)`.
         trace: how the divergence is computed; `Exact()` unless given.
         index: the samples' indices, `(batch,)` int64, on which their probes depend; counted from 0
@@ -163,7 +164,8 @@ def log_likelihood(
         UnfinishedError: when the drift of some samples is not finite; it names these and the times.
         ValueError: for an equation with noise, an x that is not finite, a log_prior that does not
             return one number per sample, a solver without an error estimate or an interpolant, a
-            tolerance that the dtype does not resolve, or equal times.
+            tolerance that the dtype does not resolve, times that are not finite or not monotone,
+            or, with differentiable=True, a ts that requires a gradient.
 
     Example:
         >>> ode = sdekit.ODE(lambda t, x: -x)
@@ -182,7 +184,9 @@ def log_likelihood(
     solver = solver or Dopri5()
     require_kinds(flow, solver, None, control, None)
     require_pairing(flow, solver)
-    ends = [float(t) for t in (ts[0], ts[-1])]
+    with torch.set_grad_enabled(differentiable):
+        grid = fixed_times(ts)
+    ends = [grid[0], grid[-1]]
     flow = flow.within(*ends)
     # In inference mode the derivatives would silently be lost.
     with torch.inference_mode(False), torch.set_grad_enabled(differentiable):
