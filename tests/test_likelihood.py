@@ -559,7 +559,7 @@ def test_bad_input():
             sdekit.SDE(lambda t, x: x, lambda t, x: x), X, [0.0, 1.0], lambda x: x[:, 0]
         )
     for ts in ([0.0, math.nan, 1.0], [0.0, 5.0, 1.0]):
-        with pytest.raises(ValueError, match="not finite|increase strictly"):
+        with pytest.raises(ValueError, match=r"not finite|increase strictly"):
             sdekit.log_likelihood(ODE(lambda t, x: x), X, ts, lambda x: x[:, 0])
     flow = ODE(lambda t, x: x)
     ts = torch.tensor([0.0, 1.0], requires_grad=True)
