@@ -141,6 +141,18 @@ def test_noise_differs_from_the_initial_state():
     )
 
 
+@pytest.mark.parametrize("noise", [WhiteNoise(0), BrownianPath(0)], ids=["white", "path"])
+def test_a_step_has_as_many_normals_as_do_not_meet_those_of_the_next(noise):
+    x = torch.zeros(1, 1)
+    ts = [0.0, 0.5, 1.0]
+    first, second = noise.increments(ts, x, (1,), normals=1021)
+    drawn_before = {float(z) for z in first.z.flatten()}
+    assert len(drawn_before) == 1021
+    assert drawn_before.isdisjoint({float(second.w) / 0.5**0.5, *second.z.flatten().tolist()})
+    with pytest.raises(ValueError, match="draws 1,022 normals a step, and a step has 1,021"):
+        next(noise.increments(ts, x, (1,), normals=1022))
+
+
 def test_a_fresh_seed_is_taken_and_kept():
     torch.manual_seed(1)
     a = WhiteNoise()
@@ -162,6 +174,8 @@ def test_wrong_number_of_samples_is_refused():
         ({"seed": [1.5, 2.5]}, "seed must be an integer"),
         ({"seed": torch.tensor([1.5])}, "seed must be an integer"),
         ({"seed": 1, "index": torch.tensor([0.5])}, "index must be an integer"),
+        ({"first": 1.5}, "first is the index of a sample"),
+        ({"first": torch.tensor(1.5)}, "first is the index of a sample"),
     ],
 )
 def test_seeds_and_indices_are_integers(arguments, message):

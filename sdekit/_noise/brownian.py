@@ -57,10 +57,11 @@ class BrownianPath(AbstractSeededNoise):
         first: the index of the first sample if index is None.
 
     Raises:
-        TypeError: for seeds or indices that are not integers.
+        TypeError: for seeds, indices or a first that are not integers.
         ValueError: for knots that do not increase, a depth out of range, or an index together with
             one seed per sample; in a solve, for times outside the knots or steps that are too short
-            for the depth, or if the number of seeds or indices is not that of the samples.
+            for the depth, if the number of seeds or indices is not that of the samples, or for a
+            solver that draws more than 1,021 normals a step.
 
     Example:
         >>> sde = sdekit.SDE(lambda t, x: -x, lambda t, x: 1.0, "additive")

@@ -1,6 +1,7 @@
 """The noise of a solve: the increments of steps, and the white noise of fixed grids."""
 
 import math
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,7 +17,8 @@ from sdekit._noise import generator
 _BLOCK = 1 << 16
 # On accelerators, where every draw launches about 30 kernels.
 _LARGE_BLOCK = 1 << 22
-_DRAWS = 1 << 10  # counters of one step: W, H, then fresh normals
+_DRAWS = 1 << 10  # counters of one step: W, H, then fresh normals; the last is that of areas
+_MOST_NORMALS = _DRAWS - 3
 
 
 class Increment(NamedTuple):
@@ -188,6 +190,12 @@ class AbstractSeededNoise(AbstractNoise):
         elif isinstance(seed, Tensor) or not hasattr(seed, "__index__"):
             seed = _integers("seed", seed)
         object.__setattr__(self, "seed", seed)
+        try:
+            object.__setattr__(self, "first", operator.index(self.first))
+        except TypeError:
+            raise TypeError(
+                f"first is the index of a sample, an integer such as 0; not {self.first!r:.60}"
+            ) from None
         if self.index is not None:
             if isinstance(seed, Tensor):
                 raise ValueError(
@@ -230,7 +238,17 @@ class AbstractSeededNoise(AbstractNoise):
         return numbers.to(x.dtype).reshape(len(steps), len(x), *event)
 
     def extra_normals(self, key: Tensor, steps: Tensor, normals: int, x: Tensor) -> Tensor:
-        """The normals of steps besides the increments of W, `(steps, normals, batch, *event)`."""
+        """The normals of steps besides the increments of W, `(steps, normals, batch, *event)`.
+
+        Raises:
+            ValueError: for more than a step has.
+        """
+        if normals > _MOST_NORMALS:
+            raise ValueError(
+                f"the solver draws {normals:,} normals a step, and a step has {_MOST_NORMALS:,} "
+                "besides its increments: take fewer corrections a step, as Langevin(steps=1), and "
+                "more steps"
+            )
         return torch.stack(
             [self.draw(key, steps, 2 + k, tuple(x.shape[1:]), x) for k in range(normals)], dim=1
         )
@@ -273,9 +291,10 @@ class WhiteNoise(AbstractSeededNoise):
         first: the index of the first sample if index is None.
 
     Raises:
-        TypeError: for seeds or indices that are not integers.
+        TypeError: for seeds, indices or a first that are not integers.
         ValueError: for an index together with one seed per sample; in a solve, if the number of
-            seeds or indices is not that of the samples.
+            seeds or indices is not that of the samples, or for a solver that draws more than 1,021
+            normals a step.
 
     Example:
         >>> sde = sdekit.SDE(lambda t, x: 0.1 * x, lambda t, x: 0.3 * x)
