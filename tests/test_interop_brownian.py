@@ -66,6 +66,16 @@ def test_the_steps_of_real_schedules_have_unit_variance_down_to_the_smallest(n, 
     )
 
 
+def test_a_step_that_the_path_does_not_resolve_is_refused():
+    x = torch.zeros(4, 2)
+    sampler = BrownianTreeNoiseSampler(x, 0.0, 80.0, seed=0)
+    with pytest.raises(ValueError, match=r"levels 3e-05 and 1e-05 .*: give sigma_min > 0"):
+        sampler(3e-5, 1e-5)
+    assert not sampler(1.0, 1.0).any()
+    assert not sampler(90.0, 80.0).any()
+    assert BrownianTreeNoiseSampler(x, 1e-5, 80.0, seed=0)(3e-5, 1e-5).all()
+
+
 def test_the_sign_is_that_of_the_path_read_in_the_order_of_the_call():
     x = torch.zeros(5, 1, dtype=torch.float64)
     sampler = BrownianTreeNoiseSampler(x, 1.0, 2.0, seed=3)

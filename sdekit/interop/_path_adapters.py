@@ -31,6 +31,9 @@ class BrownianTreeNoiseSampler:
         cpu: whether the noise is computed on the CPU and copied, to be bit-identical on every
             device.
 
+    Raises:
+        ValueError: in a call, for two levels so near that the path does not tell them apart.
+
     Example:
         >>> sampler = sdekit.interop.BrownianTreeNoiseSampler(torch.zeros(4, 2), 0.01, 80.0, seed=0)
         >>> sampler(1.0, 0.5).shape
@@ -73,6 +76,12 @@ class BrownianTreeNoiseSampler:
         )
         # The times of the ticks, between which W has exactly the variance |t1 - t0|.
         t0, t1 = self.path.tree.times(self.path.ticks(ends)).tolist()
+        if t0 == t1 and ends[0] != ends[1]:
+            raise ValueError(
+                f"the step between the levels {float(sigma):g} and {float(sigma_next):g} is "
+                f"shorter than the path from {low:g} to {high:g} resolves: give sigma_min > 0, the "
+                "smallest level of the steps, which makes the path finer there, or skip the step"
+            )
         w = read(self.path, t0, t1, self._like, levy=False).w
         assert w is not None
         return (w / (abs(t1 - t0) ** 0.5 or 1.0)).to(self._target)
