@@ -733,6 +733,34 @@ def test_refusals(change, said):
             torchsde.sdeint(**arguments)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"rtol": -1.0}, {"atol": -1.0}, {"rtol": math.nan}, {"dt_min": -1}, {"dt_min": math.nan}],
+)
+def test_tolerances_of_adaptive_steps_are_checked(change):
+    said = "dt_min is the length" if "dt_min" in change else "rtol and atol are tolerances"
+    with pytest.raises(ValueError, match=said):
+        sdeint(Equation("diagonal"), start(), [0.0, 1.0], adaptive=True, **change)
+
+
+@pytest.mark.parametrize("solver", [sdeint, sdekit.sdeint_adjoint])
+def test_states_that_are_no_real_numbers(solver):
+    for dtype, said in ((torch.complex64, "for odeint only"), (torch.int64, r"with \.float\(\)")):
+        with pytest.raises(TypeError, match=f"not {dtype}: .*{said}"):
+            solver(Equation("diagonal"), start().to(dtype), [0.0, 1.0])
+
+
+def test_an_infinite_step_is_one_step():
+    arguments = (Equation("diagonal"), start(), [0.0, 0.3, 1.0])
+    more = {"bm": brownian(2), "method": "euler"}
+    (*_, once), (*_, endless) = (sdeint(*arguments, dt=dt, **more) for dt in (1.0, math.inf))
+    assert torch.equal(once, endless)
+    close(endless, torchsde.sdeint(*arguments, dt=math.inf, **more)[-1])
+    more = {"bm": sdekit.BrownianPath(0), "method": "milstein", "adaptive": True}
+    fine = sdeint(*arguments, dt=math.inf, rtol=1e-3, atol=1e-3, **more)
+    close(fine, sdeint(*arguments, dt=0.01, rtol=1e-3, atol=1e-3, **more), 0.05)
+
+
 def test_a_diffusion_of_another_shape():
     class Flat(Equation):
         def g(self, t, y):
@@ -827,6 +855,22 @@ def test_extra_state_goes_there_and_back(kind):
         close(a, b)
     rest = sdeint(sde, half[-1], [0.5, 1.0], extra_solver_state=state, **arguments)
     close(rest[-1], torchsde.sdeint(sde, y0, [0.0, 1.0], **arguments)[-1])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_extra_state_of_one_time(kind):
+    sde = Equation(kind, "stratonovich")
+    arguments = {"bm": brownian(sde.size), "method": "reversible_heun", "extra": True}
+    (ys, state), (_, theirs) = (
+        solver(sde, start(), torch.tensor([0.25], dtype=F64), **arguments)
+        for solver in (sdeint, torchsde.sdeint)
+    )
+    assert ys.shape == (1, 4, 2)
+    for a, b in zip(state, theirs, strict=True):
+        close(a, b)
+    again = sdeint(sde, start(), [0.25], extra_solver_state=state, **arguments)[1]
+    assert all(a is b for a, b in zip(again, state, strict=True))
+    assert sdeint(Equation(kind), start(), [0.25], method="euler", extra=True)[1] == ()
 
 
 def test_an_equation_of_ours_keeps_its_shape():

@@ -615,6 +615,7 @@ def test_unknown_options_are_named(method, options, said):
         ({"rtol": torch.full((5, 2), -1.0)}, ValueError, "rtol has tolerances, from 0 on"),
         ({"options": {"norm": 2}}, TypeError, r"options\['norm'\] is a function"),
         ({"method": "rk4", "options": {"interp": "cubik"}}, ValueError, "did you mean 'cubic'"),
+        ({"method": "rk4", "options": {"step_size": math.inf}}, ValueError, "positive, not inf"),
         (
             {"method": "rk4", "options": {"step_size": 0.1, "grid_constructor": torch.sin}},
             ValueError,

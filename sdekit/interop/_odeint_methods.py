@@ -155,10 +155,10 @@ class Options:
     def step_size(self) -> float | None:
         """The width of fixed steps."""
         size = self.values.get("step_size")
-        if size is not None and not size > 0:
+        if size is not None and not 0 < size < math.inf:
             raise ValueError(
-                f"step_size is the width of a step, positive, not {size}; decreasing t reverse the "
-                "time"
+                f"step_size is the width of a step, finite and positive, not {size}; decreasing t "
+                "reverse the time, and without a step_size there is one step between two times"
             )
         return None if size is None else float(size)
 

@@ -16,6 +16,7 @@ from sdekit._grid import times
 from sdekit._noise.brownian import BrownianPath
 from sdekit._noise.white import AbstractNoise, WhiteNoise
 from sdekit._solve.arguments import require_pairing
+from sdekit._solve.counted import Counted
 from sdekit._solve.gradient import AbstractGradient
 from sdekit._solvers import (
     SRA1,
@@ -140,10 +141,11 @@ def sdeint(
     Raises:
         NotFiniteError: when a state is not finite.
         RuntimeError: when a method of sde changes its input or an earlier result in place.
-        TypeError: for ts that are not numbers, or methods that do not take (t, y).
+        TypeError: for ts that are not numbers, a y0 of integers or complex numbers, or methods that
+            do not take (t, y).
         ValueError: for an unknown method, one that does not solve such equations, a y0 of another
-            shape, a dt that is not positive, a `WhiteNoise` that was used from another time on, or
-            arguments that cannot be combined.
+            shape, a dt that is not positive, tolerances that are negative, a `WhiteNoise` that was
+            used from another time on, or arguments that cannot be combined.
 
     Example:
         >>> sde = sdekit.SDE(lambda t, x: -x, lambda t, x: 0.1 * x)
@@ -156,9 +158,10 @@ def sdeint(
     call = Call.of(sde, y0, ts, bm, names, logqp=logqp)
     doubling = Doubling(float(rtol), float(atol), float(dt_min)) if adaptive else None
     solve = call.solve(method, ts, dt, doubling, options)
-    if len(ts) == 1:
-        return call.result(call.start.unsqueeze(0), (), extra=extra)
     with signature_errors(solve.problem, call.start):
+        if len(ts) == 1:
+            state = solve.first_state(call.start, extra_solver_state) if extra else ()
+            return call.result(call.start.unsqueeze(0), state, extra=extra)
         xs, state = solve.states(call.start, extra_solver_state)
         return call.result(torch.stack(xs), state, extra=extra)
 
@@ -192,6 +195,14 @@ class Solve:
             reached = doubled(taken, x, self.dt, self.doubling, state)
         xs, state = states(self.problem, reached, self.ts, self.noise, self.slack)
         return xs, _theirs(self.problem, state) if self.solver.reversible else ()
+
+    def first_state(self, x: Tensor, extra: tuple[Tensor, ...] | None = None) -> tuple[Tensor, ...]:
+        """The solver's state at the first time, which is extra if that is given."""
+        require_pairing(self.problem, self.solver)
+        if extra or not self.solver.reversible:
+            return extra or ()
+        counted = Counted.of(self.problem, x)
+        return _theirs(self.problem, self.solver.init(counted, self.ts[0], x))
 
 
 def _ours(problem: AbstractSDE, extra: tuple[Tensor, ...]) -> Tree:
@@ -316,6 +327,13 @@ def _require(sde: object, y0: Tensor, ts: Tensor | Sequence[float]) -> None:
             f"y0 must be a tensor of shape (batch, d), not {description}; an sdekit equation takes "
             "events of any shape"
         )
+    if not y0.is_floating_point():
+        remedy = (
+            "complex states are for odeint only; give real and imaginary parts as coordinates"
+            if y0.is_complex()
+            else "convert it with .float()"
+        )
+        raise TypeError(f"y0 must hold real floating-point numbers, not {y0.dtype}: {remedy}")
     if not isinstance(ts, Tensor | Sequence | np.ndarray) or isinstance(ts, str):
         raise TypeError(
             f"ts must be a tensor or a sequence of numbers, not {ts!r:.60}; give [0.0, 1.0], for "

@@ -44,11 +44,26 @@ class Doubling:
     Arguments:
         rtol, atol: the tolerances of the root mean square.
         shortest: a step that would be shorter is as long as this, and accepted.
+
+    Raises:
+        ValueError: for tolerances or a shortest step that are negative or NaN, and infinite
+            tolerances.
     """
 
     rtol: float
     atol: float
     shortest: float
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.rtol < math.inf and 0 <= self.atol < math.inf):
+            raise ValueError(
+                f"rtol and atol are tolerances, finite and from 0 on; not {self.rtol} and "
+                f"{self.atol}"
+            )
+        if not self.shortest >= 0:
+            raise ValueError(
+                f"dt_min is the length of the shortest step, from 0 on, not {self.shortest}"
+            )
 
     def error(self, coarse: Tensor, fine: Tensor) -> float:
         """The error relative to the tolerance, at least 1e-7; infinite if it is not finite."""
@@ -130,6 +145,7 @@ def doubled(
     sign = math.copysign(1.0, end - t)
     problem = steps.problem
     state = steps.init(x) if state is None else state
+    dt = abs(end - t) if math.isinf(dt) else dt
     yield Reached(0, t, x, state)
     previous: float | None = None
     accepted = 0
@@ -208,7 +224,11 @@ def states(
 
 
 def steps(t0: float, t1: float, dt: float, slack: float) -> list[float]:
-    """t0, t0 + dt, t0 + 2 dt, ..., t1: the last step may be shorter, but not shorter than slack."""
+    """t0, t0 + dt, t0 + 2 dt, ..., t1: the last step may be shorter, but not shorter than slack; an
+    infinite dt makes one step.
+    """
+    if math.isinf(dt):
+        return [t0, t1]
     count = max(1, math.ceil((abs(t1 - t0) - slack) / dt))
     return [t0 + math.copysign(i * dt, t1 - t0) for i in range(count)] + [t1]
 
@@ -216,6 +236,7 @@ def steps(t0: float, t1: float, dt: float, slack: float) -> list[float]:
 def slack_of(ts: Tensor | Sequence[float], numbers: Sequence[float], dt: float) -> float:
     """The distance below which two times are equal: the rounding of ts, or 1e-6 of a step."""
     dtype = ts.dtype if isinstance(ts, Tensor) and ts.is_floating_point() else torch.float64
+    dt = abs(numbers[-1] - numbers[0]) if math.isinf(dt) else dt
     rounding = 4 * torch.finfo(dtype).eps * max(map(abs, numbers))
     return min(max(rounding, _TIME_TOLERANCE * dt), dt / 4)
 
