@@ -1,11 +1,12 @@
 """Time grids: one-dimensional float64 tensors, increasing or decreasing."""
 
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
-from operator import gt, index, lt
+from operator import gt, lt
 
 import torch
 from torch import Tensor
@@ -15,14 +16,15 @@ def uniform(t0: float, t1: float, steps: int) -> Tensor:
     """A grid of equal steps that begins and ends with exactly t0 and t1, float64, `(steps + 1,)`.
 
     Raises:
-        TypeError: for a number of steps that is not whole.
-        ValueError: for fewer than one step.
+        TypeError: for times that are not numbers, or steps that are not an integer.
+        ValueError: for times that are not finite, or fewer than one step.
 
     Example:
         >>> sdekit.uniform(0.0, 1.0, 4).tolist()
         [0.0, 0.25, 0.5, 0.75, 1.0]
     """
     _require_steps(steps)
+    _require_ends(t0, t1)
     return torch.linspace(t0, t1, steps + 1, dtype=torch.float64)
 
 
@@ -31,13 +33,14 @@ def geometric(t0: float, t1: float, steps: int) -> Tensor:
     float64, `(steps + 1,)`.
 
     Raises:
-        TypeError: for a number of steps that is not whole.
-        ValueError: unless t0 and t1 are positive and steps >= 1.
+        TypeError: for times that are not numbers, or steps that are not an integer.
+        ValueError: unless t0 and t1 are positive and finite and steps >= 1.
 
     Example:
         >>> [round(t, 6) for t in sdekit.geometric(1.0, 0.01, 2).tolist()]
         [1.0, 0.1, 0.01]
     """
+    _require_ends(t0, t1)
     if not (t0 > 0 and t1 > 0):
         raise ValueError(
             f"a geometric grid needs two positive times, not {t0} and {t1}; use uniform, or shift "
@@ -49,13 +52,34 @@ def geometric(t0: float, t1: float, steps: int) -> Tensor:
     return grid
 
 
-def _require_steps(steps: int) -> None:
+def _require_ends(t0: float, t1: float) -> None:
+    """Refuses ends of a grid that are not finite.
+
+    Raises:
+        TypeError, ValueError: with both.
+    """
     try:
-        index(steps)
+        ends_are_finite = math.isfinite(t0) and math.isfinite(t1)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(
+            f"t0 and t1 are the ends of a grid, two times; not {t0!r} and {t1!r}"
+        ) from None
+    if not ends_are_finite:
+        raise ValueError(f"a grid goes from t0 to t1, two finite times; not from {t0} to {t1}")
+
+
+def _require_steps(steps: int) -> None:
+    """Refuses numbers of steps that are not an integer, or less than 1.
+
+    Raises:
+        TypeError, ValueError: with the number.
+    """
+    try:
+        operator.index(steps)
     except TypeError:
         raise TypeError(
-            f"steps is a whole number, such as 100, not {steps!r:.60}; a grid is given as "
-            "(t0, t1, steps)"
+            f"the arguments of a grid are t0, t1 and the number of its steps, an integer; not "
+            f"{steps!r:.60}"
         ) from None
     if steps < 1:
         raise ValueError(f"a grid needs at least one step, not {steps}")

@@ -47,8 +47,41 @@ def _elementary(
     return cast(_Elementary, function)
 
 
+# Python's functions raise where those of torch are infinite or NaN.
+
+
+def _exp(value: float) -> float:
+    try:
+        return math.exp(value)
+    except OverflowError:
+        return math.inf
+
+
+def _expm1(value: float) -> float:
+    try:
+        return math.expm1(value)
+    except OverflowError:
+        return math.inf
+
+
 def _log(value: float) -> float:
     return math.log(value) if value > 0 else (-math.inf if value == 0 else math.nan)
+
+
+def _log1p(value: float) -> float:
+    return math.log1p(value) if value > -1 else (-math.inf if value == -1 else math.nan)
+
+
+def _sqrt(value: float) -> float:
+    return math.sqrt(value) if value >= 0 else math.nan
+
+
+def _sin(value: float) -> float:
+    return math.nan if math.isinf(value) else math.sin(value)
+
+
+def _tan(value: float) -> float:
+    return math.nan if math.isinf(value) else math.tan(value)
 
 
 def _reciprocal(value: float) -> float:
@@ -72,20 +105,20 @@ def _sigmoid_of_tensor(value: Tensor) -> Tensor:
 
 asinh = _elementary(math.asinh, torch.asinh)
 atan = _elementary(math.atan, torch.atan)
-exp = _elementary(math.exp, torch.exp)
-expm1 = _elementary(math.expm1, torch.expm1)
+exp = _elementary(_exp, torch.exp)
+expm1 = _elementary(_expm1, torch.expm1)
 log = _elementary(_log, torch.log)
-log1p = _elementary(math.log1p, torch.log1p)
+log1p = _elementary(_log1p, torch.log1p)
 reciprocal = _elementary(_reciprocal, torch.reciprocal)
 sigmoid = _elementary(_sigmoid, _sigmoid_of_tensor)
-sin = _elementary(math.sin, torch.sin)
+sin = _elementary(_sin, torch.sin)
 # Not logaddexp, whose rounding depends on an element's position in the tensor: results would depend
 # on the batch.
 softplus = _elementary(
     _softplus, lambda value: value.clamp(min=0) + value.abs().neg().exp().log1p()
 )
-sqrt = _elementary(math.sqrt, torch.sqrt)
-tan = _elementary(math.tan, torch.tan)
+sqrt = _elementary(_sqrt, torch.sqrt)
+tan = _elementary(_tan, torch.tan)
 
 
 @overload
@@ -140,7 +173,7 @@ def scaled(a: Time, x: Tensor) -> Tensor:
 
 def norm(x: Tensor) -> Tensor:
     """The Euclidean norm of each sample: `(batch, *event)` to `(batch,)`."""
-    return torch.linalg.vector_norm(x.reshape(x.shape[0], -1), dim=1)
+    return torch.linalg.vector_norm(x.reshape(len(x), math.prod(x.shape[1:])), dim=1)
 
 
 def sum_of_sample(x: Tensor) -> Tensor:

@@ -6,24 +6,23 @@ import torch
 from sdekit import elementary
 from sdekit.elementary import broadcast, norm, sigmoid, softplus
 
+NAMES = [
+    "asinh",
+    "atan",
+    "exp",
+    "expm1",
+    "log",
+    "log1p",
+    "reciprocal",
+    "sigmoid",
+    "sin",
+    "softplus",
+    "sqrt",
+    "tan",
+]
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "asinh",
-        "atan",
-        "exp",
-        "expm1",
-        "log",
-        "log1p",
-        "reciprocal",
-        "sigmoid",
-        "sin",
-        "softplus",
-        "sqrt",
-        "tan",
-    ],
-)
+
+@pytest.mark.parametrize("name", NAMES)
 def test_floats_and_tensors_agree(name):
     function = getattr(elementary, name)
     scalar = function(0.3)
@@ -37,9 +36,9 @@ def test_log_of_zero_is_minus_infinity_as_in_torch():
     assert math.isnan(elementary.log(-1.0))
 
 
-@pytest.mark.parametrize("name", ["reciprocal", "sigmoid"])
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
-    "value", [0.0, -0.0, -1000.0, 1000.0, -40.0, math.inf, -math.inf, math.nan]
+    "value", [0.0, -0.0, -1.0, -2.0, -1000.0, 1000.0, -40.0, math.inf, -math.inf, math.nan]
 )
 def test_floats_go_to_the_limits_as_tensors_do(name, value):
     function = getattr(elementary, name)
@@ -58,6 +57,11 @@ def test_scaled_is_the_product(dtype):
         assert torch.equal(gradient, torch.full_like(x, a))
     rows = torch.tensor([0.5, 2.0, -1.0])
     assert torch.equal(elementary.scaled(rows, x), rows[:, None].to(dtype) * x)
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0), (0,)])
+def test_the_norm_of_nothing(shape):
+    assert torch.equal(norm(torch.zeros(shape)), torch.zeros(shape[0]))
 
 
 def test_clip():

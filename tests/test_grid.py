@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -30,6 +31,18 @@ def test_no_steps():
     for grid in (uniform, geometric):
         with pytest.raises(TypeError, match=r"steps is a whole number, such as 100, not 1\.0; a"):
             grid(10, 0.5, 1.0)
+
+
+@pytest.mark.parametrize("grid", [uniform, geometric])
+def test_arguments_are_checked(grid):
+    for t1 in (math.inf, math.nan):
+        with pytest.raises(ValueError, match=r"two finite times; not from 1\.0 to"):
+            grid(1.0, t1, 3)
+    with pytest.raises(TypeError, match="t0, t1 and the number of its steps, an integer; not 1"):
+        grid(10, 0.5, 1.0)
+    with pytest.raises(TypeError, match="two times; not 'a' and 1"):
+        grid("a", 1.0, 3)
+    assert len(grid(torch.tensor(1.0), 2, np.int64(3))) == 4
 
 
 @pytest.mark.parametrize(

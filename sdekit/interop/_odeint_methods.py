@@ -157,8 +157,8 @@ class Options:
         size = self.values.get("step_size")
         if size is not None and not 0 < size < math.inf:
             raise ValueError(
-                f"step_size is the width of a step, finite and positive, not {size}; decreasing t "
-                "reverse the time, and without a step_size there is one step between two times"
+                f"step_size is the width of a step, positive, not {size}; give a finite one, or "
+                "none for one step between two times; decreasing t reverse the time"
             )
         return None if size is None else float(size)
 
