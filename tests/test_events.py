@@ -245,6 +245,23 @@ def test_a_grid_ends_when_all_have_stopped():
     assert len(calls) < 80
 
 
+@pytest.mark.parametrize("solver", [RK4(), Dopri8()], ids=str)
+def test_evaluations_for_the_location_are_counted(solver):
+    """Of the samples whose event is located; all take part in each step of a grid."""
+    calls = []
+    fall, start = ball(9.81, torch.tensor([10.0, 1000.0], dtype=torch.float64))
+    counted = ODE(lambda t, x: calls.append(1) or fall.f(t, x))
+    settings = {"ts": uniform(0.0, 9.0, 9), "solver": solver, "event": GROUND}
+    alone = solve(counted, start[:1], **settings)
+    assert alone.events.count.tolist() == [1]
+    assert alone.evaluations.tolist() == [len(calls)]
+    calls.clear()
+    both = solve(counted, start, **settings)
+    assert both.events.count.tolist() == [1, 0]
+    stops, goes_on = both.evaluations.tolist()
+    assert goes_on < stops == len(calls)
+
+
 def test_zero_at_a_step():
     """g that is 0 at an end of a step is found once; at the beginning of a solve it is not."""
     line = ODE(lambda t, x: torch.ones_like(x))

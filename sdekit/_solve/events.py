@@ -118,6 +118,7 @@ class EventSearch:
         stopped: which samples have stopped.
         direction: the direction of time, 1 or -1.
         key: the keys of the samples for random numbers; None for ordinary equations.
+        evaluations: those of the drift that locating zeros took on a grid, of each sample.
         zeros: the zeros so far: rows in the full batch, times and states.
     """
 
@@ -128,6 +129,7 @@ class EventSearch:
     stopped: Tensor
     direction: float
     key: Tensor | None
+    evaluations: Tensor
     zeros: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
 
     @staticmethod
@@ -146,7 +148,9 @@ class EventSearch:
             t = torch.full((len(x0),), t0, dtype=torch.float64, device=x0.device)
             value = event.values(t, x0).clone()  # g may return a view of x0
         zeros = torch.zeros(len(x0), dtype=torch.int64, device=x0.device)
-        return EventSearch(event, value, value.sign(), zeros, zeros.bool(), direction, key)
+        return EventSearch(
+            event, value, value.sign(), zeros, zeros.bool(), direction, key, zeros.clone()
+        )
 
     def locate(self, batch: StepBatch) -> EventZeros | None:
         """The zeros in steps that were taken, or None; if the event is terminal, their samples are

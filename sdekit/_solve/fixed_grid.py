@@ -69,7 +69,8 @@ def solution_on_grid(
         x, times, xs, seed, evaluations=evaluations, steps=len(steps)
     )
     if search is not None:
-        solution = search.stopped_solution(solution)
+        counts = solution.evaluations + search.evaluations
+        solution = search.stopped_solution(replace(solution, evaluations=counts))
     if throw:
         return solution
     return replace(solution, status=torch.where(finite(x), Status.DONE, Status.NOT_FINITE))
@@ -229,7 +230,7 @@ def _stopped(search: EventSearch, steps: Steps, i: int, x0: Tensor, step: Step) 
         torch.full((len(x0),), t, dtype=torch.float64, device=x0.device)
         for t in steps.ts[i - 1 : i + 1]
     )
-    within = None if steps.noise is not None else partial(_within, steps, i, x0, step)
+    within = None if steps.noise is not None else partial(_within, search, steps, i, x0, step)
     x = torch.where(broadcast(search.stopped, x0) != 0, x0, step.x)
     problem = Counted.of(steps.problem.problem, x0)  # all samples count the same evaluations
     batch = StepBatch(index, ~search.stopped, t0, t1, x0, x, problem, within)
@@ -240,20 +241,22 @@ def _stopped(search: EventSearch, steps: Steps, i: int, x0: Tensor, step: Step) 
 
 
 def _within(
-    steps: Steps, i: int, x0: Tensor, step: Step, rows: Tensor
+    search: EventSearch, steps: Steps, i: int, x0: Tensor, step: Step, rows: Tensor
 ) -> Callable[[Tensor], Tensor]:
     """The states within step i of some samples: the solver's interpolation, or else the cubic
-    through both ends and their slopes (Hermite).
+    through both ends and their slopes (Hermite). Its evaluations are counted.
     """
     t0, t1 = (
         torch.full((len(rows),), t, dtype=torch.float64, device=x0.device)
         for t in steps.ts[i - 1 : i + 1]
     )
     some = Counted.of(steps.problem.problem.rows(rows), x0)
-    if step.dense is not None:
-        dense = steps.solver.dense(some, t0, t1, take(step.dense, rows))
-        return partial(steps.solver.interpolate, dense)
-    return partial(cubic, cubic_data(some, t0, t1, x0[rows], step.x[rows]))
+    if step.dense is None:
+        data = cubic_data(some, t0, t1, x0[rows], step.x[rows])
+    else:
+        data = steps.solver.dense(some, t0, t1, take(step.dense, rows))
+    search.evaluations[rows] += some.evaluations
+    return partial(cubic if step.dense is None else steps.solver.interpolate, data)
 
 
 def _largest(x: Tensor) -> Tensor:
