@@ -159,6 +159,8 @@ def test_the_state_of_the_reversible_method_goes_there_and_back():
     arguments = {"bm": brownian(1), "dt": 1 / 16, "method": "reversible_heun"}
     half, state = sdeint_adjoint(sde, start(), [0.0, 0.5], extra=True, **arguments)
     assert [tuple(part.shape) for part in state] == [(4, 2), (4, 2, 1), (4, 2)]
+    _, first = sdeint_adjoint(sde, start(), [0.0], extra=True, **arguments)
+    assert [tuple(part.shape) for part in first] == [(4, 2), (4, 2, 1), (4, 2)]
     rest = sdeint_adjoint(sde, half[-1], [0.5, 1.0], extra_solver_state=state, **arguments)
     whole = sdeint(sde, start(), [0.0, 1.0], **arguments)
     close(rest[-1], whole[-1])

@@ -315,7 +315,7 @@ def _rows_of_both(
     if null is None and len(tensors) < 2:
         return []
     like = tensors[0] if tensors else torch.zeros(n, dtype=torch.int64, device=device)
-    numbers = [null if value is None else value for value in (own, other)]
+    numbers = [own, other] if tensors else [own, other, null]
     if any(isinstance(value, float) and not value.is_integer() for value in numbers):
         like = like.to(torch.promote_types(like.dtype, torch.get_default_dtype()))
     both = []
