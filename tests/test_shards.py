@@ -167,6 +167,7 @@ def test_one_process_draws_what_the_library_draws(points, expected, tmp_path, ca
 
 
 @pytest.mark.filterwarnings("ignore:the samples of 1 of 1 observations are not reliable")
+@pytest.mark.filterwarnings("ignore:3 steps are few for AdamsMoulton")
 def test_several_processes_restore_the_same(images, context, tmp_path):
     """By one and by three, which do not have as many each."""
     few = ("--n", 4, "--samples", 8, "--particles", 8, "--steps", 3, "--noise", "0.5")

@@ -70,5 +70,6 @@ def with_divergence(
             f"{type(sde).__name__} lacks {', '.join(missing)}. For equations of sdekit take "
             "sdekit.path_kl"
         )
-    kinds: list[Any] = [getattr(sde, name, None) for name in ("noise_type", "sde_type")]
-    return WithDivergence(methods, *kinds, direction)
+    noise_type: Any = getattr(sde, "noise_type", None)
+    sde_type: Any = getattr(sde, "sde_type", None)
+    return WithDivergence(methods, noise_type, sde_type, direction)

@@ -129,13 +129,7 @@ def sample_posterior(
     weighting = _weighting(method, particles, steps)
     if not is_whole(n, 1) or not is_whole(first, 0):
         raise ValueError(f"n counts samples from 1 on, and first from 0; not {n!r} and {first!r}")
-    if isinstance(weighting, Particles) and weighting.takes_few_steps:
-        warnings.warn(
-            f"{weighting.number_of_steps} steps are few for {type(weighting.method.rule).__name__}: "
-            "log p(y) may be wrong by more than its standard error, which does not contain the "
-            f"error of the steps; take {FEW_STEPS} or more",
-            stacklevel=2,
-        )
+    _warn_of_few_steps(weighting)
     default = "isotropic" if isinstance(weighting, Particles) else "jacobian"
     posterior, diffusion = _posterior(model, observation, sde, shape, proposal, default)
     if isinstance(posterior.observation, LinearObservation):
@@ -187,6 +181,18 @@ def _weighting(
         weighting,
         particles=weighting.particles if particles is None else particles,
         steps=weighting.steps if steps is None else steps,
+    )
+
+
+def _warn_of_few_steps(weighting: AbstractWeighting) -> None:
+    if not (isinstance(weighting, Particles) and weighting.takes_few_steps):
+        return
+    rule = type(weighting.method.rule).__name__
+    warnings.warn(
+        f"{weighting.number_of_steps} steps are few for {rule}: log p(y) may be wrong by more than "
+        "its standard error, which does not contain the error of the steps; take "
+        f"{FEW_STEPS} or more",
+        stacklevel=3,
     )
 
 

@@ -170,7 +170,7 @@ class WeightedSamples:
 
 
 def _families(weights: Tensor, ancestors: Tensor) -> Tensor:
-    """1 / sum_f W_f^2 along the last dimension, W_f being the sum of the weights with ancestor f."""
+    """1 / sum_f W_f^2 along the last dimension, W_f the sum of the weights with ancestor f."""
     ancestors, order = ancestors.sort(dim=-1)
     family = (ancestors.diff(dim=-1) != 0).cumsum(dim=-1)
     family = torch.cat([torch.zeros_like(ancestors[..., :1]), family], dim=-1)
