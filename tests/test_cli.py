@@ -1601,8 +1601,8 @@ def test_the_help_names_what_labels_need(capsys):
         ("sample run --zzzz 2", "see what is allowed"),
         ("--stps 3", "see what is allowed"),
         (
-            "sampel run",
-            "; 'sampel' is not one of train, sample, likelihood, restore, explore, report; did you "
+            "sampl run",
+            "; 'sampl' is not one of train, sample, likelihood, restore, explore, report; did you "
             "mean 'sample'?",
         ),
     ],
