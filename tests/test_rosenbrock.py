@@ -91,6 +91,9 @@ def test_jacobians_of_drifts_without_t_or_without_x(enabled):
         by_t = ODE(lambda t, x: (t + parameter).expand(x.shape)).jacobian(t, x)
         with pytest.raises(ValueError, match="does not depend on x in a way that autograd"):
             ODE(lambda t, x: torch.zeros_like(x) + parameter).jacobian(t, x)
+    with torch.inference_mode():
+        inferred, _ = ODE(lambda t, x: -3 * x).jacobian(t.clone(), x.clone())
+    assert torch.equal(inferred, jacobian)
     assert torch.equal(jacobian, -3 * torch.eye(2, dtype=F64).expand(4, 2, 2))
     assert torch.equal(rate, torch.zeros_like(x))
     assert torch.equal(by_t[0], torch.zeros(4, 2, 2, dtype=F64))

@@ -111,8 +111,8 @@ class AbstractSDE(ABC):
         """The products of each u of a basis with f_t and with f_x, without gradients of their own:
         for small samples in half of the time of torch.func's transforms.
         """
-        time = t.detach().requires_grad_()
-        point = x.detach().requires_grad_()
+        time = t.detach().clone().requires_grad_()
+        point = x.detach().clone().requires_grad_()
         value = self._followed_drift(time, point)
         by_t, by_x = torch.autograd.grad(
             value, (time, point), basis, is_grads_batched=True, allow_unused=True
