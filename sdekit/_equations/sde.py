@@ -109,7 +109,7 @@ class AbstractSDE(ABC):
 
     def _products(self, t: Tensor, x: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
         """The products of each u of a basis with f_t and with f_x, without gradients of their own:
-        for small samples in half of the time of torch.func's transforms.
+        for small samples in less time than torch.func's transforms take.
         """
         time = t.detach().clone().requires_grad_()
         point = x.detach().clone().requires_grad_()
