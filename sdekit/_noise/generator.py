@@ -81,7 +81,7 @@ def _shifted(word: Tensor, bits: int) -> Tensor:
 
 
 def _is_array(x: Tensor) -> bool:
-    """Whether numpy can compute with a tensor, in half to a third of torch's time."""
+    """Whether numpy can compute with a tensor, in less time than torch."""
     return x.device.type == "cpu" and not is_recorded(x)
 
 

@@ -168,15 +168,13 @@ def adaptive_steps(
         ValueError: when a solve to an infinite end reaches the largest times of the dtype.
     """
     assert solver.embedded is not None
-    sign = math.copysign(1.0, end - t)
-    ahead = sorted((s for s in control.stops if sign * t < sign * s < sign * end), reverse=sign < 0)
     length = 0.0
     tried = 0
     rejected = False
     state: Tree = None
     notify = callback or _no_callback
     problem = Counted.of(system, x)
-    for stop in (*ahead, end):
+    for stop in _stops(control, t, end):
         if state is None:
             problem = _problem(system, control.jumps, t, end, x)
             length = length or control.first(problem, solver.embedded, t, end, x)
@@ -207,6 +205,13 @@ def adaptive_steps(
         if t in control.jumps:
             state = None
     problem.require_unchanged()
+
+
+def _stops(control: Control, t: float, end: float) -> list[float]:
+    """The times between t and the end that steps end at, in their order, and the end."""
+    sign = math.copysign(1.0, end - t)
+    between = [stop for stop in control.stops if sign * t < sign * stop < sign * end]
+    return [*sorted(between, reverse=sign < 0), end]
 
 
 def _end(

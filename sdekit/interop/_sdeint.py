@@ -160,8 +160,7 @@ def sdeint(
     solve = call.solve(method, ts, dt, doubling, options)
     with signature_errors(solve.problem, call.start):
         if len(ts) == 1:
-            state = solve.first_state(call.start, extra_solver_state) if extra else ()
-            return call.result(call.start.unsqueeze(0), state, extra=extra)
+            return call.at_one_time(solve, extra_solver_state, extra=extra)
         xs, state = solve.states(call.start, extra_solver_state)
         return call.result(torch.stack(xs), state, extra=extra)
 
@@ -274,6 +273,13 @@ class Call:
         slack = slack_of(ts, numbers, float(dt))
         noise = _noise(self.bm, numbers, adaptive=doubling is not None)
         return Solve(self.problem, solver, numbers, noise, float(dt), slack, doubling)
+
+    def at_one_time(
+        self, solve: Solve, extra_solver_state: tuple[Tensor, ...] | None, *, extra: bool
+    ) -> Any:  # noqa: ANN401
+        """What sdeint returns for one time, y0."""
+        state = solve.first_state(self.start, extra_solver_state) if extra else ()
+        return self.result(self.start.unsqueeze(0), state, extra=extra)
 
     def result(self, xs: Tensor, state: tuple[Tensor, ...], *, extra: bool) -> Any:  # noqa: ANN401
         """What sdeint returns."""

@@ -133,8 +133,7 @@ def sdeint_adjoint(
     doubling = Doubling(float(rtol), float(atol), float(dt_min)) if adaptive else None
     solve = call.solve(method, ts, dt, doubling, options)
     if len(ts) == 1:
-        state = solve.first_state(call.start, extra_solver_state) if extra else ()
-        return call.result(call.start.unsqueeze(0), state, extra=extra)
+        return call.at_one_time(solve, extra_solver_state, extra=extra)
     chosen = _adjoint_method(call.problem, method, adjoint_method)
     backward = Doubling(float(adjoint_rtol), float(adjoint_atol), float(dt_min))
     _require_no_options(adjoint_options)
