@@ -352,14 +352,16 @@ def main() -> None:
         return
     rows = []
     for d in arguments.dimensions:
+        of_d = []
         for m in arguments.measured:
             cell = measure(d, m, arguments.problems or PROBLEMS[d], arguments.methods)
             show(cell)
-            rows += cell
+            of_d += cell
+        publish(f"posterior_{d}", result, summarised(of_d))
+        rows += of_d
     summary = reliability(rows)
     print(summary)
     save("posterior", {**result, **summary, "rows": rows})
-    publish("posterior", result, summarised(rows))
     draw(rows)
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from _bench import environment, save
+from _bench import environment, publish, save
 from torch import Tensor
 
 import sdekit_diffusion as sd
@@ -128,6 +128,7 @@ def main() -> None:
         weighted(case)
         rows += case.rows
     save("posterior_coverage", {**result, "rows": rows})
+    publish("posterior_coverage", result, rows)
 
 
 if __name__ == "__main__":

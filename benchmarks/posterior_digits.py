@@ -16,7 +16,7 @@ import warnings
 from typing import Any
 
 import torch
-from _bench import RESULTS, environment, save
+from _bench import RESULTS, environment, publish, save
 from torch import Tensor
 
 import sdekit_diffusion as sd
@@ -161,6 +161,7 @@ def main() -> None:
         for kind, truth in kinds.items():
             rows += measure(model, truth, operator, (task, kind))
     save("posterior_digits", {**result, "rows": rows})
+    publish("posterior_digits", result, rows)
 
 
 if __name__ == "__main__":

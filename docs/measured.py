@@ -137,6 +137,29 @@ def evidence(row: dict[str, Any]) -> str:
     return f"{errors}, {row['within three']}/{row['of']}"
 
 
+def coverages(rows: Rows) -> list[str]:
+    """A line for each method: how often the truth is within each interval, with its standard error,
+    then the p-value of TARP, and the error of the mean where it is known; "diverged" for a method
+    without samples.
+    """
+    complete = next(row for row in rows if "coverage" in row)
+    names = [name for name in complete if name not in ("coverage", "tarp", "error")]
+    levels = list(complete["coverage"])
+    further = {"tarp": "TARP's p", "error": "error of the mean"}
+    keys = [key for key in further if key in complete]
+    body = []
+    for row in rows:
+        if "coverage" in row:
+            pairs = (row["coverage"][level] for level in levels)
+            cells = [f"{100 * share:.1f} ± {100 * stderr:.1f}" for share, stderr in pairs]
+            cells += [f"{row[key]:.2g}" for key in keys]
+        else:
+            cells = ["diverged", *[""] * (len(levels) + len(keys) - 1)]
+        body.append([*(shown(row[name]) for name in names), *cells])
+    heads = [*names, *(f"{float(level):.0%}" for level in levels), *(further[key] for key in keys)]
+    return lines(heads, body)
+
+
 def called(solver: str) -> str:
     """`Tsit5`, adaptive."""
     name, _, steps = solver.partition(", ")
@@ -164,7 +187,11 @@ TABLES: dict[str, Table] = {
     "networks_guided": crossed("network", "evaluations", "{ratio:.2f}"),
     "order": crossed("problem", "library, direction", "{error:.1e} (`{method}`)"),
     "overhead_samplers": named(plain, "method"),
-    "posterior": posteriors,
+    "posterior_8": posteriors,
+    "posterior_80": posteriors,
+    "posterior_800": posteriors,
+    "posterior_coverage": coverages,
+    "posterior_digits": coverages,
     "prior": crossed("prior", "sde", "{mean error:.1e}"),
     "probability_flow": crossed("diffusion, direction, solver", "error", "{evaluations}"),
     "recipes_averages": crossed("snapshots", "width", "{error:.1g}"),

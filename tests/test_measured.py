@@ -61,6 +61,18 @@ def test_a_table_of_solvers_is_made_from_their_evaluations():
     assert line == "| ordinary | path | 1e-06 | `Tsit5`, adaptive | 142 | `RK4` 160 |"
 
 
+def test_a_table_of_coverages_has_a_column_for_each_level():
+    coverage = {"0.5": [0.51, 0.009], "0.95": [0.942, 0.004]}
+    row = {"d": 2, "method": "flow", "coverage": coverage, "tarp": 0.123}
+    assert measured.coverages([row, {"d": 2, "method": "DPS", "diverges": True}]) == [
+        "| d | method | 50% | 95% | TARP's p |",
+        "| --- | --- | --- | --- | --- |",
+        "| 2 | flow | 51.0 ± 0.9 | 94.2 ± 0.4 | 0.12 |",
+        "| 2 | DPS | diverged |  |  |",
+    ]
+    assert measured.coverages([row | {"error": 0.25}])[2].endswith("| 0.12 | 0.25 |")
+
+
 def test_a_column_for_each_key_leaves_cells_empty_where_nothing_was_measured():
     rows = [{"gradient": "`a`", "time": 2.3456, "range": [1, 2000]}]
     rows.append({"gradient": "`b`", "time": float("nan"), "range": [3.001, 3.1], "peak MB": 173.0})
