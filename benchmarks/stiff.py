@@ -1,12 +1,12 @@
-"""Stiff ordinary equations: `Rodas4` beside SciPy's Radau, BDF and LSODA.
+"""Stiff ordinary equations: `Rodas4` and `Rodas5P` beside SciPy's Radau, BDF and LSODA.
 
 Van der Pol's equation (mu = 1,000 and 1,000,000), Robertson's kinetics, HIRES, and a reaction with
 diffusion in 200 cells (the Brusselator). Printed for several tolerances: the error at the end,
 relative to the size of each number there, evaluations, Jacobians, factorisations; then evaluations
-at equal error, interpolated between tolerances, over those of SciPy's methods, and the time of a
-batch of 64 of different stiffness over a loop of SciPy's solves. Evaluations are without those for
-Jacobians, but for LSODA, which does not tell them apart. `python benchmarks/stiff.py`, ten minutes
-on one thread.
+at equal error, interpolated between tolerances, over those of SciPy's methods. Then the time of a
+batch of 64 of different stiffness over that of a loop of SciPy's solves, at equal tolerance and at
+equal error. Evaluations are without those for Jacobians, but for LSODA, which does not tell them
+apart. `python benchmarks/stiff.py`, ten minutes on one thread; `--only batch` for the batch alone.
 """
 
 import argparse
@@ -26,9 +26,11 @@ from torch import Tensor
 
 import sdekit
 
+SOLVERS = {"Rodas4": sdekit.Rodas4(), "Rodas5P": sdekit.Rodas5P()}
 METHODS = ("Radau", "BDF", "LSODA")
 TOLERANCES = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8)
 CELLS = 200  # of two numbers each
+BATCH = 64  # equations of van der Pol, with mu from 1 to 1,000, up to t = 100
 Array = NDArray[np.float64]
 
 
@@ -110,11 +112,11 @@ def problems() -> dict[str, Problem]:
     }
 
 
-def ours(problem: Problem, tol: float) -> tuple[Tensor, dict[str, float]]:
-    """By Rodas4."""
+def ours(problem: Problem, solver: str, tol: float) -> tuple[Tensor, dict[str, float]]:
+    """By a solver of sdekit."""
     begun = time.perf_counter()
     solution = sdekit.solve(
-        sdekit.ODE(problem.drift), problem.x0[None], [0.0, problem.end], solver=sdekit.Rodas4(),
+        sdekit.ODE(problem.drift), problem.x0[None], [0.0, problem.end], solver=SOLVERS[solver],
         control=sdekit.PIDController(tol, tol * problem.scale),
     )  # fmt: skip
     seconds = time.perf_counter() - begun
@@ -160,8 +162,9 @@ def measured(name: str, problem: Problem) -> list[dict[str, Any]]:
     for tol in TOLERANCES:
         if tol < problem.largest:
             continue
-        for method in ("Rodas4", *METHODS):
-            end, counts = ours(problem, tol) if method == "Rodas4" else theirs(problem, method, tol)
+        for method in (*SOLVERS, *METHODS):
+            solved = ours if method in SOLVERS else theirs
+            end, counts = solved(problem, method, tol)
             size = known.abs() + problem.scale * known.abs().max()
             error = float(((end - known) / size).square().mean().sqrt())
             rows.append({"problem": name, "method": method, "tol": tol, "error": error, **counts})
@@ -174,53 +177,90 @@ def measured(name: str, problem: Problem) -> list[dict[str, Any]]:
     return rows
 
 
-def at_error(rows: list[dict[str, Any]], error: float) -> float:
-    """Evaluations at an error, log-linear between the tolerances; NaN outside."""
-    points = sorted((row["error"], row["evaluations"]) for row in rows)
+def at_error(rows: list[dict[str, Any]], error: float, key: str = "evaluations") -> float:
+    """A number at an error, log-linear between the tolerances; NaN outside."""
+    points = sorted((row["error"], row[key]) for row in rows)
     x, y = (np.log([point[i] for point in points]) for i in (0, 1))
     inside = x[0] <= math.log(error) <= x[-1]
     return float(np.exp(np.interp(math.log(error), x, y))) if inside else math.nan
 
 
-def ratios(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Evaluations over those of each method at the errors that both reach, geometric mean."""
-    by_method = {m: [r for r in rows if r["method"] == m] for m in ("Rodas4", *METHODS)}
+def ratios(rows: list[dict[str, Any]], solver: str) -> dict[str, float]:
+    """Evaluations of a solver over those of each method at the errors that both reach, geometric
+    mean.
+    """
+    own = [row for row in rows if row["method"] == solver]
     found = {}
     for method in METHODS:
-        logs = []
-        for row in by_method["Rodas4"]:
-            other = at_error(by_method[method], row["error"])
-            if not math.isnan(other):
-                logs.append(math.log(row["evaluations"] / other))
+        those = [row for row in rows if row["method"] == method]
+        others = [(row["evaluations"], at_error(those, row["error"])) for row in own]
+        logs = [math.log(a / b) for a, b in others if not math.isnan(b)]
         found[method] = math.exp(float(np.mean(logs))) if logs else math.nan
     return found
 
 
-def batch() -> dict[str, float]:
-    """64 equations of van der Pol with mu from 1 to 1,000: one solve over a loop."""
-    mu = torch.logspace(0, 3, 64, dtype=torch.float64)
+def swings(t: Any, x: Tensor) -> Tensor:  # noqa: ANN401
+    """Van der Pol's equation with mu in the state."""
+    y, v, mu = x.unbind(1)
+    return torch.stack([v, mu * (1 - y * y) * v - y, 0 * mu], dim=1)
 
-    def drift(t: Any, x: Tensor) -> Tensor:  # noqa: ANN401
-        y, v, mu = x.unbind(1)
-        return torch.stack([v, mu * (1 - y * y) * v - y, 0 * mu], dim=1)
 
+def batch_by(solver: str, x0: Tensor, tol: float) -> Tensor:
+    """The ends of the batch in one solve."""
+    control = sdekit.PIDController(tol, tol)
+    ode = sdekit.ODE(swings)
+    return sdekit.solve(ode, x0, [0.0, 100.0], solver=SOLVERS[solver], control=control).x
+
+
+def loop_by(method: str, x0: Tensor, tol: float) -> Tensor:
+    """The ends of the batch by a loop over its equations, in numbers."""
+    ends = []
+    for y0, v0, mu in x0.tolist():
+        found = solve_ivp(
+            lambda t, y, m=mu: [y[1], m * (1 - y[0] ** 2) * y[1] - y[0]], (0.0, 100.0), [y0, v0],
+            method=method, rtol=tol, atol=tol,
+        )  # fmt: skip
+        ends.append(found.y[:, -1])
+    return torch.from_numpy(np.stack(ends))
+
+
+def batches() -> list[dict[str, Any]]:
+    """A row for each method and tolerance: the error of y at the end, root mean square over the
+    batch, and the seconds of the process.
+    """
+    mu = torch.logspace(0, 3, BATCH, dtype=torch.float64)
     x0 = torch.stack([torch.full_like(mu, 2.0), torch.zeros_like(mu), mu], dim=1)
-    seconds = {}
-    begun = time.perf_counter()
-    sdekit.solve(
-        sdekit.ODE(drift), x0, [0.0, 100.0], solver=sdekit.Rodas4(),
-        control=sdekit.PIDController(1e-6, 1e-6),
-    )  # fmt: skip
-    seconds["Rodas4"] = time.perf_counter() - begun
-    for method in METHODS:
-        begun = time.perf_counter()
-        for value in mu.tolist():
-            solve_ivp(
-                lambda t, y, m=value: [y[1], m * (1 - y[0] ** 2) * y[1] - y[0]], (0.0, 100.0),
-                [2.0, 0.0], method=method, rtol=1e-6, atol=1e-6,
-            )  # fmt: skip
-        seconds[method] = time.perf_counter() - begun
-    return seconds
+    known = batch_by("Rodas5P", x0, 1e-11)
+    rows = []
+    for method in (*SOLVERS, *METHODS):
+        for tol in TOLERANCES[:5]:
+            solved = batch_by if method in SOLVERS else loop_by
+            begun = time.process_time()
+            end = solved(method, x0, tol)
+            seconds = time.process_time() - begun
+            error = float((end[:, 0] - known[:, 0]).square().mean().sqrt())
+            rows.append({"method": method, "tol": tol, "error": error, "seconds": seconds})
+            print(f"batch, {method:7s} {tol:.0e}  error {error:.1e} {seconds:7.2f} s", flush=True)
+    return rows
+
+
+def batch_ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """For each solver and method of SciPy the ratio of their times: with tolerances of 1e-6, and at
+    the error that the method has with them.
+    """
+    found = []
+    for solver in SOLVERS:
+        own = [row for row in rows if row["method"] == solver]
+        for method in METHODS:
+            other = next(row for row in rows if (row["method"], row["tol"]) == (method, 1e-6))
+            same = next(row for row in own if row["tol"] == other["tol"])
+            found.append({
+                "solver": solver,
+                "over": method,
+                "equal tolerance": same["seconds"] / other["seconds"],
+                "equal error": at_error(own, other["error"], "seconds") / other["seconds"],
+            })  # fmt: skip
+    return found
 
 
 def draw(rows: list[dict[str, Any]]) -> None:
@@ -229,7 +269,7 @@ def draw(rows: list[dict[str, Any]]) -> None:
     figure = Figure(figsize=(3.2 * len(names), 3.4), layout="constrained")
     axes = figure.subplots(1, len(names), squeeze=False)[0]
     for ax, name in zip(axes, names, strict=True):
-        for method in ("Rodas4", *METHODS):
+        for method in (*SOLVERS, *METHODS):
             those = [row for row in rows if (row["problem"], row["method"]) == (name, method)]
             ax.loglog([r["error"] for r in those], [r["evaluations"] for r in those], "o-",
                       label=method)  # fmt: skip
@@ -240,27 +280,31 @@ def draw(rows: list[dict[str, Any]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--problems", nargs="*", default=list(problems()))
+    parser.add_argument("--only", choices=["equations", "batch"])
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     result = environment(dtype="torch.float64")
-    rows = []
-    compared: list[dict[str, Any]] = []
-    for name in arguments.problems:
-        found = measured(name, problems()[name])
-        compared.append({"equation": name, **ratios(found)})
-        shown = ", ".join(f"{m} {compared[-1][m]:.2f}" for m in METHODS)
-        print(f"{name}: evaluations at equal error over those of {shown}", flush=True)
-        rows += found
-    seconds = batch()
-    shown = ", ".join(f"{m} {seconds['Rodas4'] / seconds[m]:.2f}" for m in METHODS)
-    print(f"a batch of 64, time over a loop of {shown}")
-    times = {m: seconds["Rodas4"] / seconds[m] for m in METHODS}
-    save("stiff", {**result, "rows": rows, "batch": seconds})
-    if arguments.problems == list(problems()):
+    if arguments.only != "batch":
+        rows = []
+        compared: list[dict[str, Any]] = []
+        for name, problem in problems().items():
+            found = measured(name, problem)
+            for solver in SOLVERS:
+                compared.append({"equation": name, "solver": solver, **ratios(found, solver)})
+                shown = ", ".join(f"{m} {compared[-1][m]:.2f}" for m in METHODS)
+                print(f"{name}: evaluations of {solver} at equal error over those of {shown}")
+            rows += found
+        save("stiff", {**result, "rows": rows})
         publish("stiff", result, compared)
-        publish("stiff_batch", result, [times])
-    draw(rows)
+        draw(rows)
+    if arguments.only != "equations":
+        rows = batches()
+        compared = batch_ratios(rows)
+        for row in compared:
+            times = [f"{row[key]:.3g} at {key}" for key in ("equal tolerance", "equal error")]
+            print(f"time of {row['solver']} over that of a loop of {row['over']}: {times}")
+        save("stiff_batch", {**result, "rows": rows})
+        publish("stiff_batch", result, compared)
 
 
 if __name__ == "__main__":

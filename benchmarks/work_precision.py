@@ -146,7 +146,7 @@ CASES = [
     Case("ordinary", smooth, None, "none", "ito", (1e-3, 1e-6, 1e-9),
          (sk.RK4(), sk.AdamsBashforth(4), sk.AdamsMoulton(4)), PAIRS, end=4.0),
     Case("ordinary, stiff", van_der_pol, None, "none", "ito", (1e-2, 1e-4), (),
-         (sk.Rodas4(), sk.Dopri5(), sk.Tsit5()), end=2.0, start=(2.0, 0.0)),
+         (sk.Rodas4(), sk.Rodas5P(), sk.Dopri5(), sk.Tsit5()), end=2.0, start=(2.0, 0.0)),
     Case("additive noise", smooth, additive, "additive", "ito", (1e-2, 1e-3, 1e-4), ADDITIVE,
          fine=(8192, sk.SRA3())),
     Case("diagonal noise, Ito", smooth, diagonal, "diagonal", "ito", (1e-1, 1e-2, 1e-3), ITO,

@@ -14,6 +14,7 @@ from sdekit import (
     SDE,
     SKROCK,
     SRA1,
+    AbstractRosenbrock,
     AbstractSolver,
     AdamsBashforth,
     AdamsMoulton,
@@ -31,6 +32,7 @@ from sdekit import (
     PIDController,
     PiecewiseClocked,
     Rodas4,
+    Rodas5P,
     Tsit5,
     UniPC,
     WhiteNoise,
@@ -54,7 +56,10 @@ def exact(t, x0=X0, start=0.0):
 
 @pytest.mark.parametrize(
     ("solver", "order"),
-    [(RK4(), 4), (Heun(), 2), (Dopri5(), 4.5), (Tsit5(), 4.5), (Rodas4(), 4), (Dopri8(), 7)],
+    [
+        *[(RK4(), 4), (Heun(), 2), (Dopri5(), 4.5), (Tsit5(), 4.5), (Rodas4(), 4)],
+        *[(Rodas5P(), 5), (Dopri8(), 7)],
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("ends", [(0.0, 2.0), (2.0, 0.0)], ids=["forwards", "backwards"])
@@ -80,12 +85,12 @@ def test_order_between_the_steps(solver, order, ends):
     assert slope > order - 0.35
 
 
-@pytest.mark.parametrize("solver", [Dopri5(), Dopri8(), Rodas4()], ids=str)
+@pytest.mark.parametrize("solver", [Dopri5(), Dopri8(), Rodas4(), Rodas5P()], ids=str)
 def test_adaptive_steps_of_each_sample(solver):
     """Samples with steps of their own, each as alone; in both directions."""
     x0 = X0 * torch.tensor([[1.0], [30.0], [1e4]], dtype=F64)
     times = torch.tensor([1.9, 1.2, 0.33, 0.0], dtype=F64)
-    control = PIDController(1e-8, 1e-8) if isinstance(solver, Rodas4) else TIGHT
+    control = PIDController(1e-8, 1e-8) if isinstance(solver, AbstractRosenbrock) else TIGHT
     settings = {"solver": solver, "control": control}
     for ends in ((0.0, 2.0), (2.0, 0.0)):
         those = times.flip(0) if ends[0] == 0 else times

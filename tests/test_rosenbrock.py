@@ -17,6 +17,7 @@ from sdekit import (
     Event,
     PIDController,
     Rodas4,
+    Rodas5P,
     Status,
     solve,
     uniform,
@@ -118,8 +119,11 @@ def test_what_is_not_differentiated_costs_no_transforms():
 
 
 @pytest.mark.parametrize("ends", [(0.0, 2.0), (2.0, 0.0)], ids=["forwards", "backwards"])
-def test_order_of_ends_and_of_outputs(ends):
-    """Four at the ends of steps; three within them, of an equation that depends on time."""
+@pytest.mark.parametrize(("solver", "order"), [(Rodas4(), 4), (Rodas5P(), 5)], ids=str)
+def test_order_of_ends_and_of_outputs(solver, order, ends):
+    """That of the method at the ends of steps, one less within them, of an equation that depends on
+    time.
+    """
 
     def f(t, x):
         t = t.reshape(-1, 1) if isinstance(t, torch.Tensor) else t
@@ -137,34 +141,36 @@ def test_order_of_ends_and_of_outputs(ends):
         control = PIDController(1e9, 1e9, first=h, largest=1.0 + 1e-12)
         shifted = torch.cat([grid[:1], grid[1:-1] + 0.4 * h * (1 if ends[1] else -1), grid[-1:]])
         known = solve(ODE(f), x0, shifted, **settings).xs
-        found = solve(ODE(f), x0, shifted, solver=Rodas4(), control=control, save="all")
+        found = solve(ODE(f), x0, shifted, solver=solver, control=control, save="all")
         assert found.accepted.tolist() == [n, n]
         at_ends.append(float((found.x - known[-1]).norm()))
         within.append(float((found.xs - known)[1:-1].norm()))
     orders = np.log2(np.array([at_ends[:-1], within[:-1]]) / np.array([at_ends[1:], within[1:]]))
-    assert (orders[0] > 3.8).all()
-    assert (orders[1] > 2.9).all()
+    assert (orders[0] > order - 0.2).all()
+    assert (orders[1] > order - 1.1).all()
 
 
-def test_van_der_pol():
+@pytest.mark.parametrize(("solver", "most"), [(Rodas4(), 400), (Rodas5P(), 300)], ids=str)
+def test_van_der_pol(solver, most):
     """Past a jump: errors follow the tolerance."""
     equation, x0 = van_der_pol([1e3])
     exact = radau(swings, x0[0], 1e3).y[0, -1]
     errors = []
     for tol in (1e-3, 1e-5):
         control = PIDController(tol, tol)
-        solution = solve(equation, x0, [0.0, 1e3], solver=Rodas4(), control=control)
+        solution = solve(equation, x0, [0.0, 1e3], solver=solver, control=control)
         errors.append(float((solution.x[0, 0] - exact).abs()))
     assert errors[0] < 5e-3
     assert errors[1] < 1e-4
-    assert int(solution.accepted) < 400
+    assert int(solution.accepted) < most
 
 
-def test_robertson_and_its_conservation():
+@pytest.mark.parametrize("solver", [Rodas4(), Rodas5P()], ids=str)
+def test_robertson_and_its_conservation(solver):
     """Eleven decades of time. A linear invariant is kept to rounding."""
     x0 = torch.tensor([[1.0, 0.0, 0.0]], dtype=F64)
     control = PIDController(1e-5, 1e-9)
-    solution = solve(equation_of(reactions), x0, [0.0, 1e8], solver=Rodas4(), control=control)
+    solution = solve(equation_of(reactions), x0, [0.0, 1e8], solver=solver, control=control)
     exact = torch.from_numpy(radau(reactions, x0[0], 1e8).y[:, -1])
     torch.testing.assert_close(solution.x[0], exact, rtol=3e-3, atol=1e-11)
     assert float(solution.x.sum()) == pytest.approx(1.0, abs=1e-12)
@@ -255,11 +261,12 @@ def test_a_jacobian_that_is_not_finite_leaves_the_gradients_of_other_samples():
     assert float(found) == pytest.approx(-0.75, rel=1e-6)  # x = (1 - k t / 2)^2
 
 
-def test_it_is_stable_at_infinity():
+@pytest.mark.parametrize("solver", [Rodas4(), Rodas5P()], ids=str)
+def test_it_is_stable_at_infinity(solver):
     """One step of x' = -l x multiplies x by a number that tends to 0 as l h grows."""
     for l in (1e2, 1e4, 1e8):
         x = solve(ODE(lambda t, x, l=l: -l * x), torch.ones(1, 1, dtype=F64), [0.0, 1.0],
-                  solver=Rodas4()).x  # fmt: skip
+                  solver=solver).x  # fmt: skip
         assert abs(float(x)) < 30 / l
 
 
@@ -353,10 +360,11 @@ def test_networks_in_inference_mode():
     torch.testing.assert_close(found, plain.detach(), rtol=1e-14, atol=0)
 
 
+@pytest.mark.parametrize("solver", [Rodas4(), Rodas5P()], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_other_dtypes(dtype):
+def test_other_dtypes(dtype, solver):
     x = solve(ODE(lambda t, x: -20 * x), torch.ones(2, 3, dtype=dtype), uniform(0.0, 0.1, 8),
-              solver=Rodas4()).x  # fmt: skip
+              solver=solver).x  # fmt: skip
     assert x.dtype == dtype
     limit = (30 if dtype == torch.float32 else 4) * torch.finfo(dtype).eps
     assert x.double() == pytest.approx(math.exp(-2), abs=limit)

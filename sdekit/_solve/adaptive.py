@@ -3,7 +3,7 @@ equations.
 
 Everything that decides about steps (times, errors, rows) is kept on the host, whatever the device
 of the states: a round of steps reads its errors and nothing else, unless there are events, the
-solver iterates (Newton's method, GMRES) or it keeps Jacobians of some samples (`Rodas4`). What the
+solver iterates (Newton's method, GMRES) or it keeps Jacobians of some samples (Rosenbrock methods). What the
 device needs is copied there without waiting.
 """
 

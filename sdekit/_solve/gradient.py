@@ -53,7 +53,7 @@ class Checkpointed(AbstractGradient):
 
     Raises:
         ValueError: in a solve, for a solver whose steps use derivatives of f: `Rodas4`,
-            `ImplicitEulerMaruyama`, `ImplicitPlaten`; with `control=`, `event=`, `save="dense"` or
+            `Rodas5P`, `ImplicitEulerMaruyama`, `ImplicitPlaten`; with `control=`, `event=`, `save="dense"` or
             times.
 
     Example:

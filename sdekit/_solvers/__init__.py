@@ -19,7 +19,7 @@ from sdekit._solvers.multistep import AbstractMultistep, AdamsBashforth, AdamsMo
 from sdekit._solvers.predictor_corrector import AbstractCorrector, Langevin, PredictorCorrector
 from sdekit._solvers.predictors import AbstractPredictor, Ancestral, ReverseDiffusion
 from sdekit._solvers.published import DEIS, DPMSolver, UniPC
-from sdekit._solvers.rosenbrock import AbstractRosenbrock, Rodas4, RosenbrockTableau
+from sdekit._solvers.rosenbrock import AbstractRosenbrock, Rodas4, Rodas5P, RosenbrockTableau
 from sdekit._solvers.runge_kutta import (
     RK4,
     AbstractEmbeddedRungeKutta,
@@ -84,6 +84,7 @@ __all__ = [
     "ReverseDiffusion",
     "ReversibleHeun",
     "Rodas4",
+    "Rodas5P",
     "RosenbrockTableau",
     "SPaRK",
     "ShARK",

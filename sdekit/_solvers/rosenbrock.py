@@ -15,9 +15,9 @@ from sdekit._equations.sde import AbstractSDE
 from sdekit._noise.white import Increment
 from sdekit._solvers.contract import AbstractSolver, Order, Step, Tree
 from sdekit._solvers.linear_systems import fits, linear_solver, no_derivatives, per_sample
-from sdekit._solvers.runge_kutta import combine, weighted
+from sdekit._solvers.runge_kutta import combine, stage_times, weighted
 from sdekit.calling import is_differentiated
-from sdekit.elementary import Time, broadcast
+from sdekit.elementary import Time, axpy, broadcast
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class RosenbrockTableau:
         c: the rows c_i from the second stage to the last.
         times: the times of the stages, in steps.
         rates: the d_i, the factors of h f_t.
-        dense: the weights of all stages but the last in the two coefficients of the interpolant.
+        dense: the weights of all stages in each coefficient of the interpolant.
 
     Example:
         >>> sdekit.Rodas4.tableau.gamma
@@ -44,7 +44,7 @@ class RosenbrockTableau:
     c: tuple[tuple[float, ...], ...]
     times: tuple[float, ...]
     rates: tuple[float, ...]
-    dense: tuple[tuple[float, ...], tuple[float, ...]]
+    dense: tuple[tuple[float, ...], ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +114,8 @@ class AbstractRosenbrock(AbstractSolver, ABC):
     ) -> Step:
         tableau = self.tableau
         start = per_sample(t0, x)
-        length = per_sample(t1, x) - start
+        stop = per_sample(t1, x)
+        length = stop - start
         first = problem.drift(start, x)
         with nullcontext() if is_differentiated(first) else torch.no_grad():
             solved, rate, derivatives = linear_solver(
@@ -122,23 +123,24 @@ class AbstractRosenbrock(AbstractSolver, ABC):
                 residual=self.residual, kept=state,
             )  # fmt: skip
         h = broadcast(length, x)
+        inverse = 1 / h
+        change = h * rate
         increments: list[Tensor] = []
+        value = first
         point = x
-        for i, time in enumerate(tableau.times):
+        for i, time in enumerate(stage_times(tableau.times, start, stop, x)[:-1]):
             if i:
                 # The last stage begins where the one before it ended.
                 last = i == len(tableau.times) - 1
                 point = point + increments[-1] if last else combine(x, tableau.a[i - 1], increments)
                 rest = weighted(tableau.c[i - 1], increments)
-                value = problem.drift(torch.lerp(start, start + length, time), point) + rest / h
-            else:
-                value = first
+                value = torch.addcmul(problem.drift(time, point), rest, inverse)
             if tableau.rates[i]:
-                value = value + tableau.rates[i] * h * rate
+                value = axpy(tableau.rates[i], change, value)
             increments.append(solved(value))
         end = point + increments[-1]
         state = (*derivatives, torch.zeros_like(state[-1])) if state else ()
-        return Step(end, increments[-1], (x, end, *increments[:-1]), state)
+        return Step(end, increments[-1], (x, end, *increments), state)
 
     def dense(self, problem: AbstractSDE, t0: Time, t1: Time, dense: Tree) -> Tree:
         start, end, *increments = dense
@@ -146,10 +148,15 @@ class AbstractRosenbrock(AbstractSolver, ABC):
         return start, end, *(combine(zero, row, increments) for row in self.tableau.dense)
 
     def interpolate(self, dense: Tree, theta: Tensor) -> Tensor:
-        """(1 - s) x_0 + s (x_1 + (1 - s) (d_1 + s d_2)), from what `dense` returned."""
-        start, end, first, second = dense
+        """(1 - s) x_0 + s (x_1 + (1 - s) (d_1 + s d_2 + s^2 d_3 ...)), from what `dense`
+        returned.
+        """
+        start, end, *coefficients = dense
         s = broadcast(theta, start)
-        return torch.lerp(start, end, s) + s * (1 - s) * (first + s * second)
+        total = coefficients[-1]
+        for coefficient in reversed(coefficients[:-1]):
+            total = coefficient + s * total
+        return torch.lerp(start, end, s) + s * (1 - s) * total
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,6 +213,7 @@ class Rodas4(AbstractRosenbrock):
                 -34.80091861555747,
                 -7.992771707568823,
                 1.025137723295662,
+                0.0,
             ),
             (
                 -0.6762803392801253,
@@ -213,6 +221,149 @@ class Rodas4(AbstractRosenbrock):
                 16.43084320892478,
                 24.76722511418386,
                 -6.594389125716872,
+                0.0,
+            ),
+        ),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Rodas5P(AbstractRosenbrock):
+    """The Rosenbrock method RODAS5P of order five with an embedded error estimate of order four,
+    for stiff ordinary equations; L-stable.
+
+    A step has eight evaluations of f, and one Jacobian and one factorisation as `Rodas4`, which
+    takes more steps at tolerances below about 1e-4. States within a step have order four. Arguments
+    as in `AbstractRosenbrock`.
+
+    Example:
+        >>> stiff = sdekit.ODE(lambda t, x: -1000 * (x - torch.cos(t)))
+        >>> control = sdekit.PIDController(rtol=1e-8, atol=1e-8)
+        >>> x0 = torch.zeros(1, 1).double()
+        >>> solution = sdekit.solve(stiff, x0, [0.0, 1.0], solver=sdekit.Rodas5P(), control=control)
+        >>> round(float(solution.x), 7)
+        0.5411435
+
+    References:
+        Steinebach 2023, "Construction of Rosenbrock-Wanner method Rodas5P and numerical benchmarks
+        within the Julia Differential Equations package", BIT Numerical Mathematics 63, 27.
+    """
+
+    order = {"none": Order(5, 5)}
+    embedded = 5
+    tableau = RosenbrockTableau(
+        gamma=0.21193756319429014,
+        a=(
+            (3.0,),
+            (2.849394379747939, 0.45842242204463923),
+            (-6.954028509809101, 2.489845061869568, -10.358996098473584),
+            (
+                2.8029986275628964,
+                0.5072464736228206,
+                -0.3988312541770524,
+                -0.04721187230404641,
+            ),
+            (
+                -7.502846399306121,
+                2.561846144803919,
+                -11.627539656261098,
+                -0.18268767659942256,
+                0.030198172008377946,
+            ),
+            (
+                -7.502846399306121,
+                2.561846144803919,
+                -11.627539656261098,
+                -0.18268767659942256,
+                0.030198172008377946,
+                1.0,
+            ),
+        ),
+        c=(
+            (-14.155112264123755,),
+            (-17.97296035885952, -2.859693295451294),
+            (147.12150275711716, -1.41221402718213, 71.68940251302358),
+            (
+                165.43517024871676,
+                -0.4592823456491126,
+                42.90938336958603,
+                -5.961986721573306,
+            ),
+            (
+                24.854864614690072,
+                -3.0009227002832186,
+                47.4931110020768,
+                5.5814197821558125,
+                -0.6610691825249471,
+            ),
+            (
+                30.91273214028599,
+                -3.1208243349937974,
+                77.79954646070892,
+                34.28646028294783,
+                -19.097331116725623,
+                -28.087943162872662,
+            ),
+            (
+                37.80277123390563,
+                -3.2571969029072276,
+                112.26918849496327,
+                66.9347231244047,
+                -40.06618937091002,
+                -54.66780262877968,
+                -9.48861652309627,
+            ),
+        ),
+        times=(
+            0.0,
+            0.6358126895828704,
+            0.4095798393397535,
+            0.9769306725060716,
+            0.4288403609558664,
+            1.0,
+            1.0,
+            1.0,
+        ),
+        rates=(
+            0.21193756319429014,
+            -0.42387512638858027,
+            -0.3384627126235924,
+            1.8046452872882734,
+            2.325825639765069,
+            0.0,
+            0.0,
+            0.0,
+        ),
+        dense=(
+            (
+                25.948786856663858,
+                -2.5579724845846235,
+                10.433815404888879,
+                -2.3679251022685204,
+                0.524948541321073,
+                1.1241088310450404,
+                0.4272876194431874,
+                -0.17202221070155493,
+            ),
+            (
+                -9.91568850695171,
+                -0.9689944594115154,
+                3.0438037242978453,
+                -24.495224566215796,
+                20.176138334709044,
+                15.98066361424651,
+                -6.789040303419874,
+                -6.710236069923372,
+            ),
+            (
+                11.419903575922262,
+                2.8879645146136994,
+                72.92137995996029,
+                80.12511834622643,
+                -52.072871366152654,
+                -59.78993625266729,
+                -0.15582684282751913,
+                4.883087185713722,
             ),
         ),
     )
