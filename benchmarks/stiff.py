@@ -185,15 +185,15 @@ def at_error(rows: list[dict[str, Any]], error: float, key: str = "evaluations")
     return float(np.exp(np.interp(math.log(error), x, y))) if inside else math.nan
 
 
-def ratios(rows: list[dict[str, Any]], solver: str) -> dict[str, float]:
-    """Evaluations of a solver over those of each method at the errors that both reach, geometric
+def ratios(rows: list[dict[str, Any]], solver: str, key: str = "evaluations") -> dict[str, float]:
+    """A number of a solver over that of each method at the errors that both reach, geometric
     mean.
     """
     own = [row for row in rows if row["method"] == solver]
     found = {}
     for method in METHODS:
         those = [row for row in rows if row["method"] == method]
-        others = [(row["evaluations"], at_error(those, row["error"])) for row in own]
+        others = [(row[key], at_error(those, row["error"], key)) for row in own]
         logs = [math.log(a / b) for a, b in others if not math.isnan(b)]
         found[method] = math.exp(float(np.mean(logs))) if logs else math.nan
     return found
@@ -245,21 +245,15 @@ def batches() -> list[dict[str, Any]]:
 
 
 def batch_ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """For each solver and method of SciPy the ratio of their times: with tolerances of 1e-6, and at
-    the error that the method has with them.
+    """The time of each solver over that of each method of SciPy, with tolerances of 1e-6, and at
+    equal error.
     """
+    same = {row["method"]: row["seconds"] for row in rows if row["tol"] == 1e-6}
     found = []
     for solver in SOLVERS:
-        own = [row for row in rows if row["method"] == solver]
-        for method in METHODS:
-            other = next(row for row in rows if (row["method"], row["tol"]) == (method, 1e-6))
-            same = next(row for row in own if row["tol"] == other["tol"])
-            found.append({
-                "solver": solver,
-                "over": method,
-                "equal tolerance": same["seconds"] / other["seconds"],
-                "equal error": at_error(own, other["error"], "seconds") / other["seconds"],
-            })  # fmt: skip
+        of_tolerance = {method: same[solver] / same[method] for method in METHODS}
+        found.append({"solver": solver, "at equal": "tolerance, 1e-6", **of_tolerance})
+        found.append({"solver": solver, "at equal": "error", **ratios(rows, solver, "seconds")})
     return found
 
 
@@ -301,8 +295,8 @@ def main() -> None:
         rows = batches()
         compared = batch_ratios(rows)
         for row in compared:
-            times = [f"{row[key]:.3g} at {key}" for key in ("equal tolerance", "equal error")]
-            print(f"time of {row['solver']} over that of a loop of {row['over']}: {times}")
+            shown = ", ".join(f"{m} {row[m]:.2f}" for m in METHODS)
+            print(f"a batch by {row['solver']}, time at equal {row['at equal']} over {shown}")
         save("stiff_batch", {**result, "rows": rows})
         publish("stiff_batch", result, compared)
 

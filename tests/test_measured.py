@@ -16,6 +16,7 @@ import posterior
 import pytest
 import samplers
 import scale
+import stiff
 import throughput
 import torch
 from matplotlib.figure import Figure
@@ -312,3 +313,19 @@ def test_all_samplers_are_compared_at_x_over_alpha():
     noisy = samplers.start(law, SubVPSDE(), 4).law()
     assert noisy.mean().tolist() == pytest.approx([1.0, 2.0])  # not alpha times it
     assert noisy.data_std == pytest.approx(math.hypot(1.0, 1e-3) * law.data_std)
+
+
+def test_ratios_at_equal_error_are_those_of_lines_between_the_tolerances():
+    """Ours has 100 and 1,000 where Radau has 200 and 800; BDF does not reach the errors."""
+    rows = [
+        {"method": "Rodas5P", "error": 1e-2, "evaluations": 100, "seconds": 1.0},
+        {"method": "Rodas5P", "error": 1e-4, "evaluations": 1000, "seconds": 2.0},
+        {"method": "Radau", "error": 1e-1, "evaluations": 100, "seconds": 1.0},
+        {"method": "Radau", "error": 1e-3, "evaluations": 400, "seconds": 4.0},
+        {"method": "Radau", "error": 1e-5, "evaluations": 1600, "seconds": 4.0},
+        {"method": "BDF", "error": 1.0, "evaluations": 100, "seconds": 1.0},
+    ]
+    found = stiff.ratios(rows, "Rodas5P")
+    assert found["Radau"] == pytest.approx(math.sqrt(100 / 200 * 1000 / 800))
+    assert math.isnan(found["BDF"])
+    assert stiff.ratios(rows, "Rodas5P", "seconds")["Radau"] == pytest.approx(math.sqrt(0.5 * 0.5))

@@ -3,8 +3,8 @@ equations.
 
 Everything that decides about steps (times, errors, rows) is kept on the host, whatever the device
 of the states: a round of steps reads its errors and nothing else, unless there are events, the
-solver iterates (Newton's method, GMRES) or it keeps Jacobians of some samples (Rosenbrock methods). What the
-device needs is copied there without waiting.
+solver iterates (Newton's method, GMRES) or it keeps Jacobians of some samples (Rosenbrock methods).
+What the device needs is copied there without waiting.
 """
 
 import math
