@@ -707,6 +707,7 @@ def test_a_denoising_that_is_not_finite_is_told():
     [
         ({"n": 2.0}, "n must be an integer, not 2.0"),
         ({"first": "1"}, "first must be an integer, not '1'"),
+        ({"first": None}, "first must be an integer, not None"),
         ({"batch_size": 1.5}, "batch_size must be an integer"),
         (
             {"method": OnClock(grid="karras")},

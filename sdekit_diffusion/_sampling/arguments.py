@@ -70,14 +70,16 @@ def require_options(
 
 def _require_counts(n: int, steps: int | None, batch_size: int | None, first: int) -> None:
     """Refuses numbers that are not integers, or out of range."""
-    for name, value in (("n", n), ("batch_size", batch_size), ("first", first)):
-        if not isinstance(value, Integral | None):
+    given = {"n": n, "first": first} | ({} if batch_size is None else {"batch_size": batch_size})
+    for name, value in given.items():
+        if not isinstance(value, Integral):
             raise TypeError(f"{name} must be an integer, not {value!r}")
     if steps is not None and (not isinstance(steps, Integral) or steps < 1):
         raise ValueError(f"steps must be a positive integer; not {steps}")
-    if n < 0 or (batch_size is not None and batch_size < 1):
+    if n < 0 or first < 0 or (batch_size is not None and batch_size < 1):
         raise ValueError(
-            f"n counts samples from 0 on and batch_size from 1; not {n} and {batch_size}"
+            "n and first count samples from 0 on, and batch_size from 1; not "
+            f"{n}, {first} and {batch_size}"
         )
 
 
