@@ -3,7 +3,7 @@ A stiff equation
 ================
 
 Van der Pol's oscillator with mu = 1000: slow phases and fast jumps. Explicit steps are limited by
-stability where the solution changes slowly; look for the long steps that `Rodas4` takes there.
+stability where the solution changes slowly; look for the long steps that `Rodas5P` takes there.
 """
 
 import matplotlib.pyplot as plt
@@ -20,7 +20,7 @@ def f(t, x):
 moves = []
 solution = sdekit.solve(
     sdekit.ODE(f), torch.tensor([[2.0, 0.0]], dtype=torch.float64), [0.0, 2000.0],
-    solver=sdekit.Rodas4(), control=sdekit.PIDController(1e-5, 1e-5), callback=moves.append,
+    solver=sdekit.Rodas5P(), control=sdekit.PIDController(1e-5, 1e-5), callback=moves.append,
     save="dense",
 )  # fmt: skip
 times = torch.linspace(0.0, 2000.0, 2000, dtype=torch.float64)

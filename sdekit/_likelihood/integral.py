@@ -57,7 +57,7 @@ class DivergenceIntegral:
             raise ValueError(
                 f"{type(self.solver).__name__} has no interpolant of its order, which gives the "
                 "states within a step that a likelihood needs: take Dopri5(), Dopri8() or, for a "
-                "stiff equation, Rodas4()"
+                "stiff equation, Rodas5P()"
             )
         self._pending.append((accepted, self._steps[accepted.samples]))
         self._steps[accepted.samples] += 1

@@ -148,7 +148,7 @@ def log_likelihood(
         index: the samples' indices, `(batch,)` int64, on which their probes depend; counted from 0
             unless given.
         solver: a method with an error estimate and an interpolant, an explicit Runge-Kutta method
-            or `Rodas4()`; `Dopri5()` unless given.
+            or `Rodas5P()`; `Dopri5()` unless given.
         control: the tolerances, in the units of `AbstractSDE.physical`; `PIDController()` unless
             given.
         differentiable: whether value and latent have gradients with respect to x and the tensors in

@@ -232,9 +232,8 @@ class Rodas5P(AbstractRosenbrock):
     """The Rosenbrock method RODAS5P of order five with an embedded error estimate of order four,
     for stiff ordinary equations; L-stable.
 
-    A step has eight evaluations of f, and one Jacobian and one factorisation as `Rodas4`, which
-    takes more steps at tolerances below about 1e-4. States within a step have order four. Arguments
-    as in `AbstractRosenbrock`.
+    A step has eight evaluations of f, and one Jacobian and one factorisation, as `Rodas4`; it takes
+    fewer steps. States within a step have order four. Arguments as in `AbstractRosenbrock`.
 
     Example:
         >>> stiff = sdekit.ODE(lambda t, x: -1000 * (x - torch.cos(t)))
