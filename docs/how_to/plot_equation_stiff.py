@@ -5,8 +5,8 @@ How do I solve a stiff equation?
 An equation is stiff where some rates are far larger than those of the solution, so that explicit
 steps are limited by stability. Take ``Rodas5P`` with a tolerance for an ordinary equation, and
 ``ImplicitPlaten`` or ``ImplicitEulerMaruyama`` for a stochastic one. The picture shows the number
-of steps that ``Tsit5``, an explicit pair, and ``Rodas5P`` take. Look for how they change as the rate
-k grows: that of ``Tsit5`` rises with k, that of ``Rodas5P`` does not.
+of steps that ``Tsit5``, an explicit pair, and ``Rodas5P`` take. Look for how they change as the
+rate k grows: that of ``Tsit5`` rises with k, that of ``Rodas5P`` does not.
 """
 
 import matplotlib.pyplot as plt
