@@ -241,7 +241,7 @@ class Rodas5P(AbstractRosenbrock):
         >>> x0 = torch.zeros(1, 1).double()
         >>> solution = sdekit.solve(stiff, x0, [0.0, 1.0], solver=sdekit.Rodas5P(), control=control)
         >>> round(float(solution.x), 7)
-        0.5411435
+        0.5411432
 
     References:
         Steinebach 2023, "Construction of Rosenbrock-Wanner method Rodas5P and numerical benchmarks
