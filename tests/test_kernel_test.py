@@ -74,6 +74,12 @@ def test_sets_without_a_difference():
     assert kernel_c2st(x, x).p_value > 0.5
 
 
+def test_one_diverged_sample_hides_no_difference():
+    a, b = np.random.default_rng(0).standard_normal((2, 200, 2))
+    a[0] = 1e10
+    assert kernel_c2st(a, b + 2, permutations=199).p_value == 1 / 200
+
+
 def test_wrong_sets_are_refused():
     with pytest.raises(ValueError, match="there are 5 samples of a and 6 of b"):
         kernel_c2st(np.zeros((5, 2)), np.zeros((6, 2)))

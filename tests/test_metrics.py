@@ -264,6 +264,45 @@ def test_precision_and_recall_mean_what_they_say():
     assert precision_recall(twice, twice) == (1, 1)
 
 
+def far(rng):
+    """Images of 12 pixels, one of which has diverged to 1e10, with copies among them."""
+    x = rng.standard_normal((300, 12))
+    x[7] = 1e10
+    return np.concatenate([x, x[:50], x[5:8] + 1e-9])
+
+
+def test_squared_distances_do_not_cancel():
+    """One that has diverged, far from 0, and two narrow modes far from each other: to a relative
+    error, and exactly 0 for copies.
+    """
+    rng = np.random.default_rng(0)
+    modes = rng.choice([-1e4, 1e4], (200, 1)) + 1e-2 * rng.standard_normal((200, 784))
+    for x in (far(rng), 1e8 + rng.standard_normal((100, 3)), modes, np.zeros((5, 2))):
+        expected = cdist(x, x, "sqeuclidean")
+        found = _points.squares(x, x)
+        np.testing.assert_allclose(found, expected, rtol=_points.ROUNDING, atol=0)
+        assert ((found == 0) == (expected == 0)).all()
+
+
+def test_one_diverged_sample_does_not_change_the_others():
+    """Their neighbours, kernels and manifolds."""
+    rng = np.random.default_rng(0)
+    x = far(rng)
+    others = x[np.abs(x[:, 0]) < 1e9]
+    distances, indices = nearest(others, x)
+    assert (distances == 0).all()
+    assert (x[indices] == others).all()
+    assert nearest([[1e-9]], [[0.0], [1e-9], [2e3]]) == (0, 1)
+    shifted = rng.standard_normal((300, 12)) + 8
+    expected = mmd(shifted, others)
+    shifted[0] = 1e7
+    assert precision_recall(shifted, others) == (0, 0)
+    for value in (1e7, 1e12):
+        shifted[0] = value
+        assert mmd(shifted, others) == pytest.approx(expected, rel=0.02)
+        assert mmd(others, shifted) == pytest.approx(mmd(others, shifted[1:]), rel=0.02)
+
+
 # The sampling floor
 
 

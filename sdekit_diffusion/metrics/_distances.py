@@ -177,10 +177,7 @@ def mmd(
         raise ValueError(
             f"the bandwidth is {h:g}; give a positive one, or a reference whose samples differ"
         )
-    centre = second.mean(0)
-    return _discrepancy(
-        first - centre, second - centre, lambda x, y: np.exp(squares(x, y) / (-2 * h * h))
-    )
+    return _discrepancy(first, second, lambda x, y: np.exp(squares(x, y) / (-2 * h * h)))
 
 
 def _median_distance(x: Matrix) -> float:

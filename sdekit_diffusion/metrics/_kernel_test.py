@@ -85,8 +85,7 @@ def _kernel(x: Matrix) -> Matrix:
     """The Gaussian kernel between all samples, its width the median distance between different
     ones.
     """
-    squared = squares(x - x.mean(0), x - x.mean(0))
-    np.fill_diagonal(squared, 0)
+    squared = squares(x, x)
     between = squared[np.triu_indices(len(x), 1)]
     different = between[between > 0]
     median = float(np.median(different)) if different.size else 1.0

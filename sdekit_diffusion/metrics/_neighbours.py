@@ -5,9 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sdekit_diffusion.metrics._points import Matrix, Samples, blocks, pair, squares
-
-_SLACK = 1e-12  # rounding of squared distances, relative to the largest squared norms
+from sdekit_diffusion.metrics._points import ROUNDING, Matrix, Samples, blocks, pair, squares
 
 
 def nearest(x: Samples, reference: Samples) -> tuple[Matrix, NDArray[np.int64]]:
@@ -31,17 +29,12 @@ def nearest(x: Samples, reference: Samples) -> tuple[Matrix, NDArray[np.int64]]:
         [1]
     """
     queries, points = pair(x, reference, ("x", "reference"))
-    centre = points.mean(0)
-    centred = points - centre
-    lengths = np.square(centred).sum(1)
-    # |x - r|^2 = |x|^2 - 2 x.r + |r|^2, of which |x|^2 does not matter: one matrix product finds
-    # the neighbour ...
-    index_blocks = [
-        np.argmin(lengths - 2 * (queries[rows] - centre) @ centred.T, axis=1)
-        for rows in blocks(len(queries), len(points))
-    ]
-    indices = np.concatenate(index_blocks)
-    # ... and a difference gives its distance, without cancellation: exactly zero for a copy.
+    indices = np.concatenate(
+        [
+            np.argmin(squares(queries[rows], points), axis=1)
+            for rows in blocks(len(queries), len(points))
+        ]
+    )
     return np.linalg.norm(queries - points[indices], axis=1), indices
 
 
@@ -89,23 +82,19 @@ def precision_recall(x: Samples, reference: Samples, *, k: int = 3) -> Precision
     if k < 1:
         raise ValueError(f"k={k}; take the first neighbour or a later one, the third as a rule")
     first, second = pair(x, reference, ("x", "reference"), least=k + 1)
-    centre = second.mean(0)
-    first = first - centre
-    second = second - centre
     return PrecisionRecall(_coverage(first, second, k), _coverage(second, first, k))
 
 
 def _coverage(x: Matrix, manifold: Matrix, k: int) -> float:
     """The share of x within the balls around the points of a manifold."""
-    slack = _SLACK * float(np.square(x).sum(1).max() + np.square(manifold).sum(1).max())
     radii = np.concatenate(
         [
             np.partition(squares(manifold[rows], manifold), k, axis=1)[:, k]
             for rows in blocks(len(manifold), len(manifold))
         ]
     )  # the nearest is the point itself
+    radii *= 1 + 2 * ROUNDING  # a neighbour on the surface is inside
     inside = [
-        (squares(x[rows], manifold) <= radii + slack).any(axis=1)
-        for rows in blocks(len(x), len(manifold))
+        (squares(x[rows], manifold) <= radii).any(axis=1) for rows in blocks(len(x), len(manifold))
     ]
     return float(np.concatenate(inside).mean())

@@ -7,6 +7,9 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 BLOCK = 2**24  # numbers in one block of a distance matrix: 128 MB of float64
+ROUNDING = 1e-9  # relative error of squared distances
+_CANCELLED = 1e-3  # |a - b|^2 relative to |a|^2 + |b|^2 below which too few digits remain
+_CENTRE_SAMPLES = 1000
 
 Samples = ArrayLike | Tensor
 Matrix = NDArray[np.float64]
@@ -64,9 +67,20 @@ def blocks(n: int, width: int) -> Iterator[slice]:
 
 
 def squares(a: Matrix, b: Matrix) -> Matrix:
-    """Squared distances |a_i - b_j|^2 by one matrix product, (N, M).
-
-    Their errors are of the size of the rounding of |a_i|^2 + |b_j|^2: centre both sets first.
+    """Squared distances |a_i - b_j|^2, (N, M), with relative errors below ROUNDING: by one matrix
+    product, and by differences wherever it cancels.
     """
-    squared = np.square(a).sum(1)[:, None] + np.square(b).sum(1) - 2 * a @ b.T
-    return np.maximum(squared, 0, out=squared)
+    from scipy.spatial.distance import cdist
+
+    # The distances are the same for any centre; for one near most samples, as the median is even
+    # if some diverged, few products cancel.
+    centre = np.median(b[:: -(-len(b) // _CENTRE_SAMPLES)], axis=0)
+    first = a - centre
+    second = b - centre
+    squared = np.square(first).sum(1)[:, None] + np.square(second).sum(1)
+    cancelled = _CANCELLED * squared
+    squared -= 2 * first @ second.T
+    near = squared < cancelled
+    for i in np.flatnonzero(near.any(axis=1)):
+        squared[i, near[i]] = cdist(a[i : i + 1], b[near[i]], "sqeuclidean")[0]
+    return squared
