@@ -133,6 +133,7 @@ def test_distances_of_sets(distance):
     ("a", "b", "message"),
     [
         (np.zeros((5, 2)), np.zeros((5, 3)), "2 numbers and .* 3"),
+        (np.zeros((5, 3, 4, 4)), torch.zeros(5, 4, 4, 3), "axes in one order"),
         (np.zeros((0, 2)), np.zeros((5, 2)), r"shape \(0, 2\); it needs"),
         (np.zeros((5, 2)), np.zeros(()), r"shape \(\); it needs"),
         (np.full((5, 2), np.nan), np.zeros((5, 2)), "NaN"),
@@ -142,6 +143,12 @@ def test_distances_of_sets(distance):
 def test_wrong_sets_are_refused(distance, a, b, message):
     with pytest.raises(ValueError, match=message):
         distance(a, b)
+
+
+@pytest.mark.parametrize("shape", [(5, 12), (5, 1, 4, 3), (5, 4, 3, 1)])
+def test_flat_samples_and_axes_of_length_1_are_accepted(shape):
+    x = np.random.default_rng(0).standard_normal((5, 4, 3))
+    assert energy_distance(x, x.reshape(shape).tolist()) == 0
 
 
 def test_other_wrong_arguments_are_refused():

@@ -38,17 +38,22 @@ def points(x: Samples, name: str, least: int = 1) -> Matrix:
 def pair(
     a: Samples, b: Samples, names: tuple[str, str] = ("a", "b"), least: int = 1
 ) -> tuple[Matrix, Matrix]:
-    """Both sets as matrices of the same width.
+    """Both sets as matrices of the same width. Samples have one shape, but for axes of length 1, or
+    those of one set are flat.
 
     Raises:
-        ValueError: as `points`, or for samples of unequal size.
+        ValueError: as `points`, or for samples of unequal shape.
     """
     first = points(a, names[0], least)
     second = points(b, names[1], least)
-    if first.shape[1] != second.shape[1]:
+    shapes = [tuple(np.shape(x)[1:]) for x in (a, b)]
+    axes = [[length for length in shape if length > 1] for shape in shapes]
+    unequal = axes[0] != axes[1] and min(map(len, axes)) > 1
+    if first.shape[1] != second.shape[1] or unequal:
         raise ValueError(
-            f"samples of {names[0]} have {first.shape[1]} numbers and samples of {names[1]} "
-            f"{second.shape[1]}; compare sets of samples of one shape"
+            f"samples of {names[0]}, {shapes[0]}, have {first.shape[1]} numbers and samples of "
+            f"{names[1]}, {shapes[1]}, {second.shape[1]}; compare sets of samples of one shape, "
+            "with the axes in one order"
         )
     return first, second
 
