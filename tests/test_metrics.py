@@ -528,6 +528,14 @@ def test_the_accuracy_takes_one_label_for_each_sample():
                 features.accuracy(x, wrong)
 
 
+@pytest.mark.parametrize("train", [image_features, classifier_features])
+@pytest.mark.parametrize("count", [20, 40])
+def test_features_take_one_label_for_each_sample(train, count):
+    pytest.importorskip("sklearn")
+    with pytest.raises(ValueError, match="for 30 samples; give one label for each"):
+        train(bars(30, 0)[0], bars(count, 0)[1])
+
+
 def test_images_without_features():
     x, labels = bars(30, 0)
     for images, classes in ((x, labels > 0), (x[..., :9], labels)):

@@ -55,13 +55,21 @@ def share_correct(predicted: np.ndarray, labels: ArrayLike) -> float:
     Raises:
         ValueError: for another number of labels.
     """
+    return float((predicted == one_label_each(labels, len(predicted))).mean())
+
+
+def one_label_each(labels: ArrayLike, n: int) -> np.ndarray:
+    """The labels of n samples, (n,) or (n, 1), as (n,).
+
+    Raises:
+        ValueError: for another number of labels.
+    """
     given = np.asarray(labels)
-    if given.size != len(predicted):
+    if given.size != n:
         raise ValueError(
-            f"labels have shape {given.shape} for {len(predicted)} samples; give one label for "
-            f"each, ({len(predicted)},)"
+            f"labels have shape {given.shape} for {n} samples; give one label for each, ({n},)"
         )
-    return float((predicted == given.reshape(-1)).mean())
+    return given.reshape(-1)
 
 
 def classifier_features(
@@ -79,7 +87,8 @@ def classifier_features(
 
     Raises:
         ImportError: when scikit-learn is not installed.
-        ValueError: for values that are not finite, or fewer than three classes.
+        ValueError: for values that are not finite, another number of labels, or fewer than three
+            classes.
 
     Example:
         >>> x = torch.cat([torch.randn(30, 2) + 4 * i for i in range(3)])
@@ -92,7 +101,9 @@ def classifier_features(
         from sklearn.neural_network import MLPClassifier
     except ImportError as error:
         raise ImportError("a classifier needs scikit-learn: pip install 'sdekit[app]'") from error
-    classes = np.unique(labels)
+    samples = points(x, "x")
+    targets = one_label_each(labels, len(samples))
+    classes = np.unique(targets)
     if len(classes) < 3:
         raise ValueError(
             f"labels name {len(classes)} classes; features that tell classes apart need "
@@ -101,7 +112,7 @@ def classifier_features(
     classifier = MLPClassifier((width,), alpha=1.0, max_iter=200, random_state=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it need not converge
-        classifier.fit(points(x, "x"), np.asarray(labels))
+        classifier.fit(samples, targets)
     (weight, head) = classifier.coefs_
     (offset, bias) = classifier.intercepts_
     return ClassifierFeatures(weight, offset, head, bias, classifier.classes_)

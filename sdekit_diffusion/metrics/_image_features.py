@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sdekit_diffusion.metrics._features import share_correct
+from sdekit_diffusion.metrics._features import one_label_each, share_correct
 from sdekit_diffusion.metrics._points import Matrix, Samples, points
 
 _UPDATES = 400
@@ -77,8 +77,8 @@ def image_features(
         seed: of the training.
 
     Raises:
-        ValueError: for values that are not finite, fewer than three classes, or images that are too
-            small.
+        ValueError: for values that are not finite, another number of labels, fewer than three
+            classes, or images that are too small.
 
     Example:
         >>> images, labels = torch.rand(300, 1, 16, 16), [0, 1, 2] * 100
@@ -88,14 +88,14 @@ def image_features(
         ValueError: ...
     """
     images = _images(x)
-    (classes, class_numbers) = np.unique(labels, return_inverse=True)
+    (classes, class_numbers) = np.unique(one_label_each(labels, len(images)), return_inverse=True)
     if len(classes) < 3 or min(images.shape[2:]) < _SMALLEST:
         raise ValueError(
             f"{len(classes)} classes of images of {images.shape[2]} x {images.shape[3]} pixels; "
             f"these features need three classes and {_SMALLEST} pixels along each side, or take "
             "classifier_features"
         )
-    targets = torch.from_numpy(class_numbers.reshape(-1))
+    targets = torch.from_numpy(class_numbers)
     with torch.random.fork_rng([]), torch.enable_grad():
         torch.manual_seed(seed)
         net = _network(images[:1], width)
