@@ -87,4 +87,6 @@ def test_wrong_sets_are_refused():
         kernel_c2st(np.zeros((1, 2)), np.zeros((1, 2)))
     with pytest.raises(ValueError, match="permutations=0"):
         kernel_c2st(np.zeros((5, 2)), np.zeros((5, 2)), permutations=0)
+    with pytest.raises(ValueError, match=r"permutations=9\.5; it is a count from 1 on"):
+        kernel_c2st(np.zeros((5, 2)), np.zeros((5, 2)), permutations=9.5)
     assert "kernel_c2st" in metrics.__all__

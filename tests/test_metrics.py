@@ -138,6 +138,8 @@ def test_distances_of_sets(distance):
         (np.zeros((5, 2)), np.zeros(()), r"shape \(\); it needs"),
         (np.full((5, 2), np.nan), np.zeros((5, 2)), "NaN"),
         (np.zeros((5, 2)), torch.full((5, 2), torch.inf), "infinite"),
+        (np.zeros((5, 2)) + 5j, np.zeros((5, 2)), "is complex; give real and imaginary parts"),
+        (np.zeros((5, 2)), torch.zeros(5, 2, dtype=torch.complex64), "is complex"),
     ],
 )
 def test_wrong_sets_are_refused(distance, a, b, message):
@@ -167,6 +169,11 @@ def test_other_wrong_arguments_are_refused():
     for wrong in (math.inf, math.nan):
         with pytest.raises(ValueError, match=f"the bandwidth is {wrong}; give a positive one"):
             mmd(np.zeros((5, 2)), np.ones((5, 2)), bandwidth=wrong)
+    for wrong in (2.5, math.nan):
+        with pytest.raises(ValueError, match=f"projections={wrong}; it is a count from 1 on"):
+            sliced_wasserstein(np.zeros((5, 2)), np.zeros((5, 2)), projections=wrong)
+        with pytest.raises(ValueError, match=f"k={wrong}; it is a count from 1 on"):
+            precision_recall(np.zeros((5, 2)), np.zeros((5, 2)), k=wrong)
     with pytest.raises(ValueError, match="k=0"):
         precision_recall(np.zeros((5, 2)), np.zeros((5, 2)), k=0)
     with pytest.raises(ValueError, match="4 or more samples"):
@@ -353,6 +360,9 @@ def test_floors_that_cannot_be_are_refused():
         sampling_floor(frechet, np.zeros((50, 2)), 30)
     with pytest.raises(ValueError, match="count from 1"):
         sampling_floor(frechet, np.zeros((50, 2)), 10, draws=0)
+    for name in ("n", "against", "draws"):
+        with pytest.raises(ValueError, match=f"{name}=2.5; it is a count from 1 on"):
+            sampling_floor(frechet, np.zeros((50, 2)), **{"n": 10, name: 2.5})
 
 
 # Modes
@@ -453,6 +463,9 @@ def test_a_missing_mode():
     assert found.worst == -found.weight_scores[0] > 15
     alone = GaussianMixture([1.0], torch.zeros(1, 2, dtype=torch.float64), [1.0])
     assert modes(alone.sample(1000, seed=1), alone).worst < 5.5
+    for wrong in (1.5, math.nan):
+        with pytest.raises(ValueError, match=f"the confidence is a probability .* not {wrong}"):
+            found.floor(wrong)
     with pytest.raises(ValueError, match="samples of 3 numbers, and the mixture's means have 2"):
         modes(np.zeros((5, 3)), TILTED)
 

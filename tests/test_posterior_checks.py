@@ -255,6 +255,21 @@ def test_shapes_are_checked(shapes, message):
             check(samples, truth)
 
 
+@pytest.mark.parametrize("level", [95, 1.5, -0.1, math.nan])
+def test_levels_are_probabilities(level):
+    calibration = Calibration(np.linspace(0, 1, 9))
+    for given in (lambda: calibration.coverage([0.5, level]), lambda: calibration.floor(level)):
+        with pytest.raises(ValueError, match=rf"probability between 0 and 1, .* not {level}"):
+            given()
+    assert calibration.coverage([0.0, 1.0], quiet=True)[1.0] == (1, 0)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_each_observation_has_a_reference(count):
+    with pytest.raises(ValueError, match=f"{count} references for 6 observations"):
+        tarp(torch.randn(6, 5, 2), torch.randn(6, 2), references=torch.zeros(count, 2))
+
+
 def test_weights_are_checked():
     with pytest.raises(ValueError, match=r"give one per sample, \(5, 3\)"):
         sbc(torch.zeros(5, 3, 2), torch.zeros(5, 2), torch.zeros(5))
@@ -282,6 +297,14 @@ def test_a_y_of_another_length_is_refused():
     x = torch.zeros(5, 1, 1)
     with pytest.raises(ValueError, match="samples of 5 posteriors and 1 of y"):
         predictive(x, torch.ones(1, 1), lambda x: x, _distance)
+
+
+def test_predictive_takes_arrays():
+    x, y = np.arange(10.0).reshape(5, 2, 1), np.arange(5.0)[:, None]
+    expected = predictive(torch.as_tensor(x), torch.as_tensor(y), lambda x: x + 2, _distance)
+    found = predictive(x, y, lambda x: x + 2, lambda y, x: _distance(y, x).numpy())
+    assert found.tolist() == expected.tolist()
+    assert 0 < expected.mean() < 1
 
 
 def test_discrepancies_are_one_number_for_each_sample():

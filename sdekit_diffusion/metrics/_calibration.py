@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sdekit_diffusion.metrics._points import Samples, pair, units
+from sdekit_diffusion.metrics._points import Samples, pair, require_probability, units
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -65,6 +65,9 @@ class Calibration:
             levels: the credibility levels.
             quiet: no warning, for callers that show what `hidden` returns.
 
+        Raises:
+            ValueError: for levels that are not between 0 and 1.
+
         Warns:
             UserWarning: where posteriors have so few samples, or weights so small an effective
                 number of them, that most truths outside all samples would count as within the
@@ -95,7 +98,11 @@ class Calibration:
         """The share of the truths outside all samples of their posteriors that `coverage` counts as
         within the region: ranks among few samples are mostly the random numbers that make them
         uniform.
+
+        Raises:
+            ValueError: for a level that is not between 0 and 1.
         """
+        require_probability("level", level)
         tail = (1 - level) / 2 if self.central else 1 - level
         return max(0.0, 1 - tail * (self.size + 1))
 
@@ -112,9 +119,13 @@ class Calibration:
     def floor(self, level: float = 0.95) -> float:
         """The distance between the empirical and the uniform distribution function that n exact
         posteriors do not exceed with the probability `level`.
+
+        Raises:
+            ValueError: for a level that is not between 0 and 1.
         """
         from scipy.stats import kstwo
 
+        require_probability("level", level)
         return float(kstwo.ppf(level, len(self.values)))
 
     def plot(self, ax: "Axes | None" = None, level: float = 0.95) -> "Axes":
@@ -129,6 +140,7 @@ class Calibration:
 
         Raises:
             ImportError: when matplotlib is not installed.
+            ValueError: for a level that is not between 0 and 1.
         """
         if ax is None:
             try:
@@ -242,6 +254,11 @@ def tarp(
         point = low + (high - low) * rng.random(theta.shape)
     else:
         point, _ = pair(references, truth, ("references", "truth"))
+        if len(point) != len(theta):
+            raise ValueError(
+                f"there are {len(point)} references for {len(theta)} observations; give one for "
+                "each, (n, *shape), by expand if they are all the same"
+            )
     to_truth = np.square((theta - point) / scale).sum(axis=1)
     to_samples = np.square((x - point[:, None]) / scale[:, None]).sum(axis=2)
     inside = (weights * (to_samples < to_truth[:, None])).sum(axis=1)
@@ -287,6 +304,8 @@ def predictive(
         Gelman, Meng and Stern 1996, "Posterior predictive assessment of model fitness via realized
         discrepancies".
     """
+    samples = torch.as_tensor(samples)
+    y = torch.as_tensor(y)
     x, _, weights = _checked(samples, samples[:, 0], log_weights)
     if len(y) != len(x):
         raise ValueError(
@@ -416,6 +435,7 @@ def _discrepancies(values: Tensor, count: int, of: str) -> Tensor:
     Raises:
         ValueError: for another number of them, or NaN.
     """
+    values = torch.as_tensor(values)
     if values.numel() != count:
         raise ValueError(
             f"discrepancy returned {tuple(values.shape)} numbers for {count} samples; it must "

@@ -5,7 +5,7 @@ from typing import Literal
 
 import numpy as np
 
-from sdekit_diffusion.metrics._points import Matrix, Samples, blocks, pair, squares
+from sdekit_diffusion.metrics._points import Matrix, Samples, blocks, pair, require_count, squares
 
 _MEDIAN_SAMPLES = 2000  # samples whose distances give the median: two million of them
 
@@ -98,8 +98,8 @@ def sliced_wasserstein(a: Samples, b: Samples, *, projections: int = 128, seed: 
         seed: of the directions.
 
     Raises:
-        ValueError: for no samples, values that are not finite, samples of unequal size, or no
-            projections.
+        ValueError: for no samples, values that are not finite, samples of unequal size, or
+            projections that are not a whole number from 1 on.
 
     Example:
         >>> a = torch.randn(100, 2, generator=torch.Generator().manual_seed(0))
@@ -108,8 +108,7 @@ def sliced_wasserstein(a: Samples, b: Samples, *, projections: int = 128, seed: 
 
     Reference: Bonneel et al., Sliced and Radon Wasserstein Barycenters of Measures, 2015.
     """
-    if projections < 1:
-        raise ValueError(f"projections={projections}; take 1 or more directions, 128 as a rule")
+    require_count("projections", projections, 128)
     first, second = pair(a, b)
     n = len(first)
     m = len(second)

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sdekit_diffusion.metrics._points import Matrix
+from sdekit_diffusion.metrics._points import Matrix, require_count
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +70,7 @@ def sampling_floor(
         seed: of the draws.
 
     Raises:
-        ValueError: for fewer than n + against samples, or numbers below one.
+        ValueError: for fewer than n + against samples, or numbers that are not whole, from 1 on.
 
     Example:
         >>> x = torch.randn(200, 2, generator=torch.Generator().manual_seed(0))
@@ -79,8 +79,8 @@ def sampling_floor(
         (4,)
     """
     against = n if against is None else against
-    if min(n, against, draws) < 1:
-        raise ValueError(f"n, against and draws count from 1 on; not {n}, {against} and {draws}")
+    for name, value in {"n": n, "against": against, "draws": draws}.items():
+        require_count(name, value, 10)
     if len(reference) < n + against:
         raise ValueError(
             f"the reference has {len(reference)} samples; two disjoint sets of {n} and {against} "

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdekit_diffusion.metrics._calibration import TwoSample
-from sdekit_diffusion.metrics._points import Matrix, Samples, pair, squares
+from sdekit_diffusion.metrics._points import Matrix, Samples, pair, require_count, squares
 
 _RIDGE = 0.03
 _BLOCK = 256  # permutations that are computed together
@@ -46,7 +46,7 @@ def kernel_c2st(a: Samples, b: Samples, *, permutations: int = 999, seed: int = 
 
     Raises:
         ValueError: for fewer than two samples, sets of different sizes or shapes, values that are
-            not finite, or fewer than one permutation.
+            not finite, or permutations that are not a whole number from 1 on.
 
     Example:
         >>> law = sd.GaussianMixture([1.0], [[0.0, 0.0]], [1.0])
@@ -61,8 +61,7 @@ def kernel_c2st(a: Samples, b: Samples, *, permutations: int = 999, seed: int = 
         "Notes on Regularized Least Squares", leave-one-out predictions; Phipson and Smyth 2010,
         "Permutation P-values Should Never Be Zero".
     """
-    if permutations < 1:
-        raise ValueError(f"permutations={permutations}; take 1 or more, 999 as a rule")
+    require_count("permutations", permutations, 999)
     first, second = pair(a, b, least=2)
     n = len(first)
     if n != len(second):

@@ -6,7 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
-from sdekit_diffusion.metrics._points import Matrix, Samples, points
+from sdekit_diffusion.metrics._points import Matrix, Samples, points, require_probability
 
 
 class Mixture(Protocol):
@@ -69,9 +69,13 @@ class Modes:
         `confidence`, for independent standard normal scores.
 
         The scores are nearly so if each mode has hundreds of samples and the modes are separate.
+
+        Raises:
+            ValueError: for a confidence that is not between 0 and 1.
         """
         from scipy.special import ndtri
 
+        require_probability("confidence", confidence)
         return float(ndtri(0.5 * (1 + confidence ** (1 / len(self.scores)))))
 
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sdekit_diffusion.metrics._points import ROUNDING, Matrix, Samples, blocks, pair, squares
+from sdekit_diffusion.metrics._points import ROUNDING, Matrix, Samples, blocks, pair, require_count, squares
 
 
 def nearest(x: Samples, reference: Samples) -> tuple[Matrix, NDArray[np.int64]]:
@@ -69,7 +69,7 @@ def precision_recall(x: Samples, reference: Samples, *, k: int = 3) -> Precision
 
     Raises:
         ValueError: for k or fewer samples, values that are not finite, samples of unequal size, or
-            k < 1.
+            a k that is not a whole number from 1 on.
 
     Example:
         >>> x = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
@@ -79,8 +79,7 @@ def precision_recall(x: Samples, reference: Samples, *, k: int = 3) -> Precision
     Reference: Kynkäänniemi et al., Improved Precision and Recall Metric for Assessing Generative
     Models, 2019.
     """
-    if k < 1:
-        raise ValueError(f"k={k}; take the first neighbour or a later one, the third as a rule")
+    require_count("k", k, 3)
     first, second = pair(x, reference, ("x", "reference"), least=k + 1)
     return PrecisionRecall(_coverage(first, second, k), _coverage(second, first, k))
 

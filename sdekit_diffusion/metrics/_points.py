@@ -1,6 +1,7 @@
-"""Sets of samples as matrices, and their distances in blocks."""
+"""Sets of samples as matrices, their distances in blocks, and checks of numbers."""
 
 from collections.abc import Iterator
+from numbers import Integral
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -19,8 +20,13 @@ def points(x: Samples, name: str, least: int = 1) -> Matrix:
     """N samples as a matrix (N, d), float64.
 
     Raises:
-        ValueError: for fewer than `least` samples, or values that are not finite.
+        ValueError: for fewer than `least` samples, or values that are complex or not finite.
     """
+    has_imaginary_part = x.is_complex() if isinstance(x, Tensor) else np.iscomplexobj(x)
+    if has_imaginary_part:
+        raise ValueError(
+            f"{name} is complex; give real and imaginary parts as two coordinates of real samples"
+        )
     array = np.asarray(x.detach().cpu().double() if isinstance(x, Tensor) else x, dtype=np.float64)
     if array.ndim == 0 or len(array) < least or array.size == 0:
         raise ValueError(
@@ -89,3 +95,25 @@ def squares(a: Matrix, b: Matrix) -> Matrix:
     for i in np.flatnonzero(near.any(axis=1)):
         squared[i, near[i]] = cdist(a[i : i + 1], b[near[i]], "sqeuclidean")[0]
     return squared
+
+
+def require_count(name: str, value: int, usual: int) -> None:
+    """Refuses what is not a whole number from 1 on.
+
+    Raises:
+        ValueError: for another number.
+    """
+    if not isinstance(value, Integral) or value < 1:
+        raise ValueError(
+            f"{name}={value!r}; it is a count from 1 on, a whole number such as {usual}"
+        )
+
+
+def require_probability(name: str, value: float) -> None:
+    """Refuses what is not a number from 0 to 1.
+
+    Raises:
+        ValueError: for another number, or NaN.
+    """
+    if not 0 <= value <= 1:
+        raise ValueError(f"the {name} is a probability between 0 and 1, such as 0.95; not {value}")
