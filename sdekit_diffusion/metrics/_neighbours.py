@@ -5,7 +5,15 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sdekit_diffusion.metrics._points import ROUNDING, Matrix, Samples, blocks, pair, require_count, squares
+from sdekit_diffusion.metrics._points import (
+    ROUNDING,
+    Matrix,
+    Samples,
+    blocks,
+    pair,
+    require_count,
+    squares,
+)
 
 
 def nearest(x: Samples, reference: Samples) -> tuple[Matrix, NDArray[np.int64]]:
