@@ -61,6 +61,10 @@ class Calibration:
         """The empirical coverage for each credibility level: the share of observations whose truth
         is within the credible region, averaged over the coordinates, and its standard error.
 
+        For several coordinates the standard error is the larger of two: that by the spread between
+        observations, which is 0 if all truths are within, and that of exact posteriors whose
+        coordinates are as correlated as the values.
+
         Arguments:
             levels: the credibility levels.
             quiet: no warning, for callers that show what `hidden` returns.
@@ -85,13 +89,14 @@ class Calibration:
             )
         columns = self.values.reshape(len(self.values), -1)
         distance = 2 * np.abs(columns - 0.5) if self.central else columns
+        n, d = distance.shape
+        ratio = _variance_ratio(distance)
         coverage = {}
         for level in levels:
             inside = (distance <= level).mean(axis=1)
-            binomial = math.sqrt(level * (1 - level) / len(inside))
-            spread = float(inside.std()) / math.sqrt(len(inside))
-            stderr = binomial if columns.shape[1] == 1 else max(spread, binomial / columns.shape[1])
-            coverage[level] = (float(inside.mean()), stderr)
+            exact = level * (1 - level) * ratio
+            spread = float(inside.var(ddof=1)) if min(n, d) > 1 else 0.0
+            coverage[level] = (float(inside.mean()), math.sqrt(max(exact, spread) / n))
         return coverage
 
     def hidden(self, level: float) -> float:
@@ -468,6 +473,18 @@ def _of_others(
     variance = (squares.sum(axis=0) - squares) / (n - 1) - squares / (n - 1) ** 2
     std = np.sqrt(np.maximum(variance, 0.0))
     return low, high, np.where(high > low, std, 1.0)
+
+
+def _variance_ratio(uniform: NDArray[np.float64]) -> float:
+    """The variance of means over the d columns of uniform numbers, `(n, d)`, relative to that of
+    one: 1/d if they are independent, 1 if they are equal.
+
+    One more row with equal numbers counts, so that few rows that are near 1/2 by chance do not make
+    it small.
+    """
+    n, d = uniform.shape
+    variances = 12 * np.square(uniform.mean(axis=1) - 0.5)
+    return min(1.0, max(1 / d, (1 + float(variances.sum())) / (1 + n)))
 
 
 def _effective(weights: NDArray[np.float64]) -> NDArray[np.float64]:
