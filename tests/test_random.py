@@ -14,7 +14,7 @@ from scipy.special import ndtr
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from sdekit import fresh_seed, normal, uniform01
-from sdekit._noise.generator import keys, normal_pairs, standard_normal
+from sdekit._noise.generator import keys, normal_pairs, salt, standard_normal
 
 Z = 5.5  # two-sided false-alarm rate 4e-8
 _MASK = 2**64 - 1
@@ -97,6 +97,24 @@ def test_pinned_values():
         [[-0.7577915, 0.3290450, -0.7900370], [-0.9965829, 1.2472508, 1.0176659]]
     )
     torch.testing.assert_close(drawn, expected, atol=2e-6, rtol=0)
+
+
+def test_draws_that_reach_the_next_counter_are_refused():
+    one = torch.arange(1)
+    with pytest.raises(ValueError, match="at most 67,108,864 random words"):
+        normal(0, one, (2**27 + 1,))
+    with pytest.raises(ValueError, match="divide the sample"):
+        uniform01(0, one, (2**13, 2**13 + 1), counter=0)
+
+
+def test_salts_depend_on_all_bits_and_on_the_order():
+    numbers = [0, 1, 2**36, 2**36 + 1, 2**36 - 1]
+    salts = {salt(a, b) for a in numbers for b in numbers}
+    assert len(salts) == 25
+    assert all(-(2**63) <= number < 2**63 for number in salts)
+    inner = finaliser((golden(3) + 0x6A09E667F3BCC909) & _MASK)
+    outer = finaliser((inner + golden(5) + 0x6A09E667F3BCC909) & _MASK)
+    assert salt(3, 5) % 2**64 == outer
 
 
 def test_small_seeds_and_counters_have_ordinary_numbers():

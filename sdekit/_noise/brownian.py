@@ -32,10 +32,6 @@ _LARGE_BATCH = 1 << 12  # numbers of a batch from which a copy costs more than a
 _ROUNDING = 0.02  # the largest relative change of a step by rounding its ends to ticks
 # Normals of one kind in memory at once: 64 MB of both; on an accelerator four times as many.
 _MAX_NORMALS = 1 << 23
-# These make the random numbers of areas independent of those of nodes, and those of different
-# intervals independent.
-_AREA_SALT = 0x3C6EF372FE94F82B
-_AREA_STRIDE = 0x9E3779B97F4A7C15 - (1 << 64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,13 +155,13 @@ class BrownianPath(AbstractSeededNoise):
         so the areas of two halves do not add up to that of the whole interval.
         """
         ticks = self.ticks(ts)
+        zero = torch.zeros(1, dtype=torch.int64, device=x.device)
         for first, last, (w, h) in zip(ticks[:-1], ticks[1:], readings, strict=True):
             assert w is not None
             assert h is not None
-            low = torch.minimum(first, last)
-            high = torch.maximum(first, last)
-            counter = (low * _AREA_STRIDE + high)[None].to(x.device)
-            (normal,) = self.draw(key ^ _AREA_SALT, counter, 0, (w.shape[1],) * 2, x)
+            low, high = sorted((int(first), int(last)))
+            # A counter has too few bits for both ends of an interval, so the key depends on them.
+            (normal,) = self.draw(key ^ generator.salt(low, high), zero, 0, (w.shape[1],) * 2, x)
             normal = normal if bool(first < last) else -normal  # the area of the reversed path
             dt = (self.tree.times(last[None]) - self.tree.times(first[None])).abs().to(x)
             yield Increment(w, h, a=areas_given(w, h, dt, normal))

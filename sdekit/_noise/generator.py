@@ -119,6 +119,14 @@ def _mixed(word: int) -> int:
     return word ^ (word >> 31)
 
 
+def salt(*numbers: int) -> int:
+    """64 bits that depend on all bits of integers and on their order, to combine with keys."""
+    mixed = 0
+    for number in numbers:
+        mixed = _mixed(mixed + _SALT + number * GOLDEN)
+    return signed(mixed)
+
+
 def keys(seed: int | Tensor, index: Tensor) -> Tensor:
     """One 64-bit key per sample.
 
@@ -176,6 +184,7 @@ def _fill(rows: Tensor, out: Tensor) -> Tensor:
     CPU, limited by memory on an accelerator.
     """
     words = out.shape[-1]
+    _require_positions(words)
     if _is_array(rows):
         offsets = np.arange(words, dtype=np.uint64) * _GOLDEN_WORD
         _fill_blocks(_normals_of_words, _words(rows), offsets, out.numpy(), _CPU_BLOCK)
@@ -184,6 +193,19 @@ def _fill(rows: Tensor, out: Tensor) -> Tensor:
         limit = _CPU_BLOCK if rows.device.type == "cpu" else _ACCELERATOR_BLOCK
         _fill_blocks(_normals, rows, offsets, out, limit)
     return out
+
+
+def _require_positions(words: int) -> None:
+    """Refuses draws whose words would be those of the next counter too.
+
+    Raises:
+        ValueError: with the number of words.
+    """
+    if words > _POSITIONS:
+        raise ValueError(
+            f"a draw has at most {_POSITIONS:,} random words for each sample, not {words:,}: "
+            "divide the sample into several"
+        )
 
 
 def _fill_blocks(
@@ -278,6 +300,9 @@ def normal(
     Returns:
         a tensor of shape `(batch, *event)`.
 
+    Raises:
+        ValueError: for more than 2^27 normals for each sample.
+
     Example:
         >>> a = sdekit.normal(0, torch.arange(4), (2,))
         >>> b = sdekit.normal(0, torch.arange(2, 4), (2,))
@@ -295,11 +320,16 @@ def uniform01(seed: int | Tensor, index: Tensor, event: tuple[int, ...], *, coun
     They are computed from the same random bits as those of `normal`: with the same seed and index,
     use different counters.
 
+    Raises:
+        ValueError: for more than 2^26 numbers for each sample.
+
     Example:
         >>> u = sdekit.uniform01(0, torch.arange(4), (2,), counter=0)
         >>> u.shape, u.dtype
         (torch.Size([4, 2]), torch.float64)
     """
-    position = counter * _POSITIONS + torch.arange(math.prod(event), device=index.device)
+    words = math.prod(event)
+    _require_positions(words)
+    position = counter * _POSITIONS + torch.arange(words, device=index.device)
     word = _mix(keys(seed, index).unsqueeze(-1) + position * GOLDEN)
     return _shifted(word, 11).to(torch.float64).mul_(2.0**-53).reshape(len(index), *event)

@@ -19,6 +19,7 @@ _BLOCK = 1 << 16
 _LARGE_BLOCK = 1 << 22
 _DRAWS = 1 << 10  # counters of one step: W, H, then fresh normals; the last is that of areas
 _MOST_NORMALS = _DRAWS - 3
+_MOST_STEPS = 1 << 27  # the counters of later ones are those of the nodes of paths
 
 
 class Increment(NamedTuple):
@@ -168,7 +169,15 @@ def _integers(name: str, values: Any) -> Tensor:  # noqa: ANN401 - whatever a us
 def blocks(start: int, steps: int, numbers: int, device: torch.device) -> Iterator[tuple[int, int]]:
     """Steps `start` to `steps` - 1 in blocks [i, j) whose normals are drawn together; numbers: the
     normals per step.
+
+    Raises:
+        ValueError: for more steps than the generator has counters for.
     """
+    if steps > _MOST_STEPS:
+        raise ValueError(
+            f"a grid has at most {_MOST_STEPS:,} steps, not {steps:,}: divide it, and give each "
+            "solve a seed of its own"
+        )
     block = max(1, (_BLOCK if device.type == "cpu" else _LARGE_BLOCK) // max(1, numbers))
     return ((i, min(i + block, steps)) for i in range(start, steps, block))
 
