@@ -3,6 +3,7 @@
 import itertools
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -33,6 +34,7 @@ from sdekit import (
     PiecewiseClocked,
     Rodas4,
     Rodas5P,
+    ShARK,
     Tsit5,
     UniPC,
     WhiteNoise,
@@ -132,6 +134,28 @@ def test_stochastic_states_are_on_the_path(solver, ts, control, save):
     expected = torch.stack([increment.w for increment in increments]).cumsum(0)
     torch.testing.assert_close(xs[1:], expected, rtol=0, atol=1e-12)
     assert torch.equal(xs[0], torch.zeros(4, 2, dtype=F64))
+
+
+@pytest.mark.parametrize("control", [None, PIDController(1e-2, 1e-2)], ids=["grid", "adaptive"])
+def test_chosen_times_between_the_ticks_of_a_path_are_refused(control):
+    """All of them were the same tick, where the path has no increment."""
+    solved = partial(
+        solve,
+        SDE(lambda t, x: 0 * x, lambda t, x: 1.0, "additive"),
+        torch.zeros(1, 1),
+        solver=ShARK(),
+        control=control,
+    )
+    times = [0.5, 0.5 + 2.0**-22, 0.5 + 2.0**-21]
+    grid = uniform(0.0, 1.0, 8)
+    with pytest.raises(ValueError, match="give BrownianPath a larger depth"):
+        solved(ts=grid, noise=BrownianPath(0), save=times)
+    if control is not None:
+        with pytest.raises(ValueError, match="give BrownianPath a larger depth"):
+            solved(ts=[0.0, *times, 1.0], noise=BrownianPath(0), save="all")
+        assert solved(ts=[0.0, *times, 1.0], noise=BrownianPath(0)).xs is None
+    xs = solved(ts=grid, noise=BrownianPath(0, depth=24), save=times).xs
+    assert bool(xs.diff(dim=0).all())
 
 
 def test_white_noise_has_states_at_chosen_times_with_the_variance_of_the_solution():

@@ -55,9 +55,9 @@ class BrownianPath(AbstractSeededNoise):
     Raises:
         TypeError: for seeds, indices or a first that are not integers.
         ValueError: for knots that do not increase, a depth out of range, or an index together with
-            one seed per sample; in a solve, for times outside the knots or steps that are too short
-            for the depth, if the number of seeds or indices is not that of the samples, or for a
-            solver that draws more than 1,021 normals a step.
+            one seed per sample; in a solve, for times outside the knots, for steps or times of
+            output too near to each other for the depth, if the number of seeds or indices is not
+            that of the samples, or for a solver that draws more than 1,021 normals a step.
 
     Example:
         >>> sde = sdekit.SDE(lambda t, x: -x, lambda t, x: 1.0, "additive")
@@ -127,7 +127,7 @@ class BrownianPath(AbstractSeededNoise):
     def answer(self, query: NoiseQuery) -> Iterator[Increment]:
         ts, x, shape, levy, normals, start, areas = query
         times = torch.tensor(ts[start:], dtype=torch.float64)
-        self._require_resolved(times)
+        self.require_resolved(times)
         key = self.keys(x)
         readings = self._readings(key, times, x, shape, levy or areas)
         if areas:
@@ -166,19 +166,19 @@ class BrownianPath(AbstractSeededNoise):
             dt = (self.tree.times(last[None]) - self.tree.times(first[None])).abs().to(x)
             yield Increment(w, h, a=areas_given(w, h, dt, normal))
 
-    def _require_resolved(self, times: Tensor) -> None:
-        """Refuses a grid whose steps would be changed by rounding to ticks.
+    def require_resolved(self, times: Tensor) -> None:
+        """Refuses times whose intervals would be changed by rounding to ticks.
 
         Raises:
-            ValueError: with what to give instead.
+            ValueError: with what to give instead, also for times outside the knots.
         """
         steps = times.diff()
         rounding = self._tree.times(self.ticks(times)).diff() - steps
         if not bool((rounding.abs() <= _ROUNDING * steps.abs()).all()):
             raise ValueError(
-                f"ts has steps that ticks of 2^-{self.depth} of an interval of knots change by "
-                f"more than {_ROUNDING:.0%}; give BrownianPath a larger depth, knots nearer to "
-                "each other where ts is finer, or snap(ts)"
+                f"the times have intervals that ticks of 2^-{self.depth} of an interval of knots "
+                f"change by more than {_ROUNDING:.0%}; give BrownianPath a larger depth, knots "
+                "nearer to each other where the times are, or the times of snap(times)"
             )
 
     def readings(

@@ -9,6 +9,7 @@ from torch import Tensor
 from sdekit import _solvers
 from sdekit._common.names import did_you_mean
 from sdekit._equations.sde import AbstractSDE
+from sdekit._noise.brownian import BrownianPath
 from sdekit._noise.white import AbstractNoise
 from sdekit._solve.control import PIDController
 from sdekit._solve.events import Event
@@ -75,6 +76,25 @@ def chosen_times(save: "Sequence[float] | Tensor", grid: Sequence[float]) -> lis
             f"monotone in this direction; not {times}"
         )
     return times
+
+
+def require_resolved_outputs(
+    noise: AbstractNoise | None,
+    chosen: Sequence[float] | None,
+    grid: Sequence[float],
+    save: str,
+    *,
+    adaptive: bool,
+) -> None:
+    """Refuses times of output that a path does not tell apart; arguments as in
+    `require_no_inner_outputs`.
+
+    Raises:
+        ValueError: with what to do.
+    """
+    times = grid if adaptive and save == "all" else chosen
+    if times and isinstance(noise, BrownianPath):
+        noise.require_resolved(torch.tensor(times, dtype=torch.float64))
 
 
 def require_kinds(

@@ -21,6 +21,7 @@ from sdekit._solve.arguments import (
     require_no_inner_outputs,
     require_options,
     require_pairing,
+    require_resolved_outputs,
 )
 from sdekit._solve.control import PIDController
 from sdekit._solve.counted import Counted
@@ -141,9 +142,10 @@ def solve(
         TypeError: when x0 is not a floating-point tensor with a batch dimension, an argument is of
             another kind, or adaptive steps or save="dense" are used with noise that cannot be read
             twice.
-        ValueError: for times that are not monotone or outside ts, a ts that requires a gradient, a
-            solver that does not support the noise of the problem or adaptive steps, tolerances that
-            the dtype does not resolve, or options that cannot be combined.
+        ValueError: for times that are not monotone or outside ts, or nearer to each other than the
+            noise resolves, a ts that requires a gradient, a solver that does not support the noise
+            of the problem or adaptive steps, tolerances that the dtype does not resolve, or options
+            that cannot be combined.
 
     Example:
         >>> gbm = sdekit.SDE(lambda t, x: 0.1 * x, lambda t, x: 0.3 * x)
@@ -166,6 +168,7 @@ def solve(
     problem = problem.tabulated(grid) if control is None else problem.within(grid[0], grid[-1])
     chosen = None if isinstance(save, str) else chosen_times(save, grid)
     kept = save if isinstance(save, str) else "times"
+    require_resolved_outputs(noise, chosen, grid, kept, adaptive=control is not None)
     if event is not None and event.located and noise is not None:
         require_no_inner_outputs(grid, kept, chosen, adaptive=control is not None)
     search = None if event is None else EventSearch.of(event, grid, x0, noise)

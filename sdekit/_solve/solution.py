@@ -175,7 +175,8 @@ class Solution:
 
         Within a step the state of an ordinary equation is on the solver's interpolant, or if it has
         none on the cubic through both ends of the step and their slopes, by solvers of stiff
-        equations on the straight line; that of a stochastic equation is bridged along the path.
+        equations on the straight line; that of a stochastic equation is bridged along the path,
+        at the tick of the path that is nearest to t.
 
         Arguments:
             t: a time within the solve, or several: a sequence, an array or a tensor, of any shape.
