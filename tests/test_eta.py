@@ -24,6 +24,7 @@ from sdekit import (
     ClockedHeun,
     DPMSolver,
     DPMSolverSingle,
+    EulerMaruyama,
     Heun,
     PIDController,
     PiecewiseClocked,
@@ -295,6 +296,28 @@ def test_exponents_out_of_order_are_refused():
     for log_a, log_q in ((-l, l), (l, -l)):
         with pytest.raises(ValueError, match="log_a must increase, and log_q must not decrease"):
             PiecewiseClocked(lambda l, x: x, lambda l: 1.0, l, log_a, log_q)
+
+
+@pytest.mark.parametrize("points", [slice(1), slice(3), slice(None, None, 2)])
+def test_exponents_of_other_points_are_refused(points):
+    l = np.arange(4.0)
+    with pytest.raises(ValueError, match="l, log_a and log_q have one number for each point"):
+        PiecewiseClocked(lambda l, x: x, lambda l: 1.0, l, l[points], l)
+    with pytest.raises(ValueError, match="of at least two points"):
+        PiecewiseClocked(lambda l, x: x, lambda l: 1.0, *[l[:1]] * 3)
+
+
+def test_times_beyond_the_grid_are_refused():
+    """There was no noise there, and the drift was that of the end of the grid."""
+    l = np.arange(4.0)
+    equation = PiecewiseClocked(lambda l, x: x, lambda l: 1.0, l, l, l)
+    x = torch.zeros(2, 1, dtype=torch.float64)
+    for solver in (EulerMaruyama(), AdamsBashforth(2)):
+        for ts in ([0.0, 1.0, 3.1], [2.0, -0.1]):
+            with pytest.raises(ValueError, match=r"given for l from 0\.0 to 3\.0, and"):
+                solve(equation, x, ts, solver=solver, noise=WhiteNoise(0))
+        end = 3.0 + 1e-12  # by rounding
+        assert solve(equation, x, [0.0, end], solver=solver, noise=WhiteNoise(0)).x.all()
 
 
 def test_a_part_of_the_steps_has_the_noise_of_these_steps_only():

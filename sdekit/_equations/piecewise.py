@@ -1,7 +1,7 @@
 """Equations on a clock whose exponents change from step to step."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -13,6 +13,8 @@ from sdekit._equations.clocked import on_arrays
 from sdekit._equations.quadrature import Panels, Rule
 from sdekit._equations.sde import AbstractSDE, NoiseType
 from sdekit.elementary import Time, axpy, broadcast
+
+_ROUNDING = 1e-9  # of the length of a grid; exponents are the same so little beyond its ends
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,8 +35,8 @@ class PiecewiseClocked(AbstractSDE):
         own, smooth: as in `AbstractClocked`.
 
     Raises:
-        ValueError: unless l and log_a increase and log_q does not decrease; in a solve with
-            adaptive steps.
+        ValueError: unless l and log_a increase and log_q does not decrease, or for arrays of
+            different shapes; in a solve with adaptive steps, or beyond the grid.
 
     Example:
         >>> from sdekit.elementary import scaled
@@ -55,6 +57,12 @@ class PiecewiseClocked(AbstractSDE):
     smooth: Callable[[Time], Time] = lambda l: l
 
     def __post_init__(self) -> None:
+        shapes = [np.shape(values) for values in (self.l, self.log_a, self.log_q)]
+        if len(set(shapes)) > 1 or len(shapes[0]) != 1 or shapes[0][0] < 2:
+            raise ValueError(
+                "l, log_a and log_q have one number for each point of the grid, of at least two "
+                f"points; not the shapes {', '.join(map(str, shapes))}"
+            )
         if not (
             (np.diff(self.l) > 0).all()
             and (np.diff(self.log_a) > 0).all()
@@ -84,10 +92,23 @@ class PiecewiseClocked(AbstractSDE):
     def diffusion(self, t: Time, x: Tensor) -> float:
         return self._rate(self.log_q, t) ** 0.5
 
+    def tabulated(self, ts: Sequence[float]) -> Self:
+        """The equation itself.
+
+        Raises:
+            ValueError: for times beyond the grid.
+        """
+        _require_inside(self.l, ts[0], ts[-1])
+        return self
+
     def within(self, t0: float, t1: float) -> Self:
         """With the steps from t0 to t1 only, so that the slope at either end is that of a step
         between them.
+
+        Raises:
+            ValueError: for times beyond the grid.
         """
+        _require_inside(self.l, t0, t1)
         low, high = sorted((t0, t1))
         last = len(self.l) - 1
         start = min(max(int(np.searchsorted(self.l, low, side="right")) - 1, 0), last - 1)
@@ -124,4 +145,19 @@ class PiecewiseClocked(AbstractSDE):
         step = np.clip(np.searchsorted(self.l, l, side="right") - 1, 0, len(self.l) - 2)
         return (np.diff(log_values) / np.diff(self.l))[step] * np.exp(
             np.interp(l, self.l, log_values)
+        )
+
+
+def _require_inside(l: np.ndarray, t0: float, t1: float) -> None:
+    """Refuses times beyond a grid by more than rounding, where the exponents are unknown.
+
+    Raises:
+        ValueError: with both.
+    """
+    low, high = sorted((t0, t1))
+    rounding = _ROUNDING * (l[-1] - l[0])
+    if low < l[0] - rounding or high > l[-1] + rounding:
+        raise ValueError(
+            f"the equation is given for l from {float(l[0])} to {float(l[-1])}, and the solve is "
+            f"from {t0} to {t1}: give it a grid over the whole solve"
         )
