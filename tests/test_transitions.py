@@ -540,6 +540,40 @@ def test_steps_that_do_not_exist_and_missing_slopes_are_refused():
         steps.log_prob(0, X, slopes, END[:1])
 
 
+def test_drifts_that_are_not_those_of_the_states_are_refused():
+    """A tensor was taken for a list of its rows, and a drift of one state for that of all."""
+    steps = Transitions(equation("additive"), uniform(0.0, 1.0, 3), EulerMaruyama())
+    for call in (steps.mean, lambda i, x, slopes: steps.log_prob(i, x, slopes, END)):
+        with pytest.raises(TypeError, match=r"give \[drift\]"):
+            call(0, X, -X)
+        for slope in (X[:1], X[0], X.mean()):
+            with pytest.raises(ValueError, match="a drift of slopes has the shape"):
+                call(0, X, [slope])
+        with pytest.raises(TypeError, match=r"an integer; not 1\.5"):
+            call(1.5, X, [X])
+    two = torch.stack([X, -X])
+    torch.testing.assert_close(steps.mean(0, X, [two])[1], steps.mean(0, X, [-X]))
+    with pytest.raises(ValueError, match="the mean of the step has the shape"):
+        steps.log_prob(0, X, [two], END)
+
+
+@pytest.mark.parametrize("kind", ["additive", "diagonal"])
+def test_a_number_as_g_has_the_dtype_of_the_states(kind):
+    sde = SDE(lambda t, x: -x, lambda t, x: 0.3, kind)
+    steps = Transitions(sde, [0.0, 0.1], EulerMaruyama())
+    law = torch.distributions.Normal(0.9 * X, 0.3 * math.sqrt(0.1), validate_args=False)
+    expected = law.log_prob(END).sum(1)
+    torch.testing.assert_close(steps.log_prob(0, X, [-X], END), expected, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("kind", ["additive", "diagonal"])
+def test_steps_without_noise_in_a_coordinate_have_no_density(kind):
+    g = torch.tensor([1.0, 0.0], dtype=X.dtype)
+    steps = Transitions(SDE(lambda t, x: -x, lambda t, x: g, kind), [0.0, 0.1], EulerMaruyama())
+    with pytest.raises(ValueError, match="g is 0 in a coordinate here"):
+        steps.log_prob(0, X, [-X], 0.9 * X)
+
+
 def test_noise_types_must_agree():
     with pytest.raises(ValueError, match="the target has diagonal noise and the proposal additive"):
         path_weights(

@@ -1,6 +1,7 @@
 """The Gaussian transitions of a discretised solve: their densities, and the weights of paths."""
 
 import math
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -37,12 +38,14 @@ class Transitions:
         solver: a method with one evaluation per step, such as `AdamsBashforth(2)`.
 
     Raises:
-        TypeError: for a solver with other steps, or times that are not numbers.
+        TypeError: for a solver with other steps, or times that are not numbers; in methods for a
+            step whose number is not an integer, or a tensor in the place of the list of slopes.
         ValueError: for an equation without noise, with scalar noise, with noise that the solver
             does not support or in another calculus than its own; for times that are not strictly
-            monotone; in methods for a step that the grid does not have, or fewer slopes than it
-            uses; in `log_prob` and `log_ratio`, for a matrix g that is not square or has no
-            inverse, or an end of another shape than x.
+            monotone; in methods for a step that the grid does not have, fewer slopes than it uses,
+            or slopes of another shape than x; in `log_prob` and `log_ratio`, for a matrix g that is
+            not square or has no inverse; in `log_prob`, for an end of another shape than x, or
+            where g is 0 in a coordinate.
 
     Example:
         >>> sde = sdekit.SDE(lambda t, x: -x, lambda t, x: 0.5)
@@ -92,15 +95,26 @@ class Transitions:
                 such as one for the drifts of several equations; the mean then has them too.
         """
         weights = self._weights(i)
+        if isinstance(slopes, Tensor):
+            raise TypeError(
+                "slopes is a list of drifts, one for each point, the newest first; not a tensor: "
+                "give [drift]"
+            )
         if len(slopes) < len(weights):
             raise ValueError(
                 f"step {i} of {type(self.solver).__name__} uses the drifts at {len(weights)} "
                 f"points, and {len(slopes)} were given: give those at x and at the points before "
                 "it, the newest first"
             )
+        mean = x
         for weight, slope in zip(weights, slopes, strict=False):
-            x = axpy(weight, slope, x)
-        return x
+            if slope.shape[slope.ndim - x.ndim :] != x.shape:
+                raise ValueError(
+                    f"a drift of slopes has the shape {tuple(slope.shape)}, and x "
+                    f"{tuple(x.shape)}: give one drift for each state"
+                )
+            mean = axpy(weight, slope, mean)
+        return mean
 
     def with_noise(self, i: int, x: Tensor, dw: Tensor) -> Tensor:
         """x plus the noise of step i with the increment dw."""
@@ -108,14 +122,16 @@ class Transitions:
 
     def log_prob(self, i: int, x: Tensor, slopes: Sequence[Tensor], end: Tensor) -> Tensor:
         """The log-density at `end` of the law of x_{i+1} given x_i = x, `(batch,)` in float64;
-        arguments as in `mean`.
+        arguments as in `mean`, with drifts of one equation.
         """
-        if end.shape != x.shape:
-            raise ValueError(
-                f"end has the shape {tuple(end.shape)} and x {tuple(x.shape)}: give one end for "
-                "each state, of its shape"
-            )
-        z, log_volume = _scale(self, i, x).normals(end - self.mean(i, x, slopes))
+        mean = self.mean(i, x, slopes)
+        for name, value in (("end", end), ("the mean of the step", mean)):
+            if value.shape != x.shape:
+                raise ValueError(
+                    f"{name} has the shape {tuple(value.shape)} and x {tuple(x.shape)}: give one "
+                    "end, and drifts of one equation, for each state"
+                )
+        z, log_volume = _scale(self, i, x).normals(end - mean)
         constant = 0.5 * math.prod(x.shape[1:]) * math.log(2 * math.pi)
         return -0.5 * sum_of_sample(z.square()) - log_volume - constant
 
@@ -133,8 +149,13 @@ def _ends(steps: Transitions, i: int) -> tuple[float, float]:
     """The times at which step i begins and ends.
 
     Raises:
+        TypeError: for a number that is not an integer.
         ValueError: for a step that the grid does not have.
     """
+    try:
+        i = operator.index(i)
+    except TypeError:
+        raise TypeError(f"a step has a number from 0 on, an integer; not {i!r:.60}") from None
     if not 0 <= i < len(steps):
         raise ValueError(
             f"the grid has the steps 0 to {len(steps) - 1}, and none of the number {i}"
@@ -155,9 +176,9 @@ def _scale(steps: Transitions, i: int, x: Tensor) -> "_Scale":
     """
     root = math.sqrt(_width(steps, i))
     noise = steps.problem.noise_type
-    g = torch.as_tensor(steps.problem.diffusion(steps.ts[i], x))
+    g = torch.as_tensor(steps.problem.diffusion(steps.ts[i], x), dtype=x.dtype, device=x.device)
     if noise != "additive":
-        g = root * g.to(x)
+        g = root * g
         return _Scale(g.expand_as(x), False) if noise == "diagonal" else _matrix(g, x)
     zero = torch.zeros_like(x)
     if g.ndim <= x.ndim:
@@ -185,10 +206,16 @@ class _Scale(NamedTuple):
         """The z, shaped like dw, with S^{1/2} z = move, `(batch, *event)`, and log |det S^{1/2}|.
 
         Raises:
-            ValueError: for a matrix that cannot be inverted.
+            ValueError: for a matrix that cannot be inverted, or a coordinate without noise.
         """
         root = self.value
         if not self.is_matrix:
+            zero = (root == 0).any()
+            if not has_hidden_values(zero) and bool(zero):
+                raise ValueError(
+                    "g is 0 in a coordinate here, so a step has no density: give a g that is not 0 "
+                    "at any x"
+                )
             return move / root, sum_of_sample(root.to(torch.float64).abs().log())
         _require_square(root)
         z, singular = torch.linalg.solve_ex(root, move.reshape(len(move), -1))
