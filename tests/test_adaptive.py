@@ -332,6 +332,15 @@ def test_what_the_path_cannot_resolve_is_an_underflow_at_once(depth, tol):
     assert (solution.status != Status.TOO_MANY_STEPS).all()
     assert (solution.status == Status.UNDERFLOW).any()
     assert solution.rejected.max() < 2 ** (depth + 1)
+    with pytest.raises(UnfinishedError, match="give BrownianPath a larger depth or knots nearer"):
+        solve(EQUATION, LINE[:40], [0.0, 1.0], solver=SRID2(), noise=path, control=control)
+
+
+def test_too_many_steps_are_no_matter_of_the_path():
+    few = PIDController(1e-3, 1e-3, max_steps=2)
+    with pytest.raises(UnfinishedError, match="max_steps was not enough") as caught:
+        solve(EQUATION, LINE[:2], [0.0, 1.0], solver=SRID2(), noise=BrownianPath(0), control=few)
+    assert "depth" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -286,7 +286,12 @@ class UnfinishedError(ArithmeticError):
         self.solution = solution
         self.reached = reached
         others = "the others did; " if bool((solution.status == Status.DONE).any()) else ""
-        self.advice = advice = advice or others + (
+        coarse = solution.seed is not None and bool((solution.status == Status.UNDERFLOW).any())
+        ticks = (
+            "steps have at least the length of a tick of the path: give BrownianPath a larger "
+            "depth or knots nearer to each other, or ask for less; "
+        )
+        self.advice = advice = advice or others + (ticks if coarse else "") + (
             "see `.solution` of this error, which `sdekit.solve` returns with throw=False"
         )
         failed = (solution.status != Status.DONE).nonzero().flatten().tolist()
