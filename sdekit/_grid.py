@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 from operator import gt, lt
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -118,6 +119,20 @@ def times(ts: Tensor | Sequence[float]) -> list[float]:
             "ts must increase strictly or decrease strictly; sort it and drop the repeated times"
         )
     return grid
+
+
+def rounded_to_ends(values: Any, t0: float, t1: float) -> Tensor:  # noqa: ANN401 - whatever is given
+    """Times as float64, moved to an end of a span from which the rounding of their dtype moved
+    them.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: for what torch does not take for numbers.
+    """
+    times = torch.as_tensor(values, dtype=torch.float64)
+    dtype = torch.as_tensor(values).dtype if hasattr(values, "dtype") else torch.float64
+    eps = torch.finfo(dtype).eps if dtype.is_floating_point else 0.0
+    ends = times.clamp(min(t0, t1), max(t0, t1))
+    return torch.where((ends - times).abs() <= eps * max(abs(t0), abs(t1)), ends, times)
 
 
 def fixed_times(ts: Tensor | Sequence[float]) -> list[float]:

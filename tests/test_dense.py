@@ -238,9 +238,9 @@ def test_an_empty_batch_and_torchsdes_motion():
     ("arguments", "error", "said"),
     [
         ({"save": "dens"}, ValueError, "did you mean 'dense'"),
-        ({"save": [0.5, 3.0]}, ValueError, "must lie between 0 and 2"),
+        ({"save": [0.5, 3.0]}, ValueError, r"must lie between 0\.0 and 2\.0"),
         ({"save": [0.5, 0.2]}, ValueError, "strictly monotone in this direction"),
-        ({"save": []}, ValueError, "must lie between 0 and 2"),
+        ({"save": []}, ValueError, r"must lie between 0\.0 and 2\.0"),
         ({"save": {"a": 1}}, TypeError, "or times, not"),
         ({"save": True}, TypeError, "or times, not True"),
         ({"save": [True]}, TypeError, r"or times, not \[True\]"),
@@ -276,13 +276,33 @@ def test_slopes_at_the_ends_of_a_step_are_its_own(save, backwards):
 
 def test_outside_there_is_no_state():
     solution = solve(ODE(f), X0, [0.0, 1.0, 2.0], solver=RK4(), save="dense")
-    with pytest.raises(ValueError, match=r"from 0 to 2 and has no state at 2\.1"):
+    with pytest.raises(ValueError, match=r"from 0\.0 to 2\.0 and has no state at 2\.1;"):
         solution.at(2.1)
+    with pytest.raises(ValueError, match=r"has no state at 2\.0000000002;"):
+        solution.at(2.0000000002)
     with pytest.raises(ValueError, match='save="dense" only'):
         solve(ODE(f), X0, [0.0, 1.0, 2.0], solver=RK4()).at(1.0)
     for wrong in ("1", None, ["1"]):
         with pytest.raises(TypeError, match="t must be a time or several"):
             solution.at(wrong)
+
+
+@pytest.mark.parametrize("ends", [(-0.3, 0.3), (0.3, -0.3)])
+def test_times_in_float32_may_be_the_ends_of_a_solve(ends):
+    """In float32 0.3 is larger than in float64."""
+    times = torch.tensor(ends)
+    solved = partial(solve, ODE(f), X0, uniform(*ends, 4), solver=RK4())
+    solution = solved(save="dense")
+    close = partial(torch.testing.assert_close, rtol=1e-15, atol=0)
+    for given in (times, times.numpy()):
+        close(solution.at(given), torch.stack([X0, solution.x]))
+        close(solved(save=given).xs, solution.at(given))
+    low, high = sorted(ends)
+    for outside in (times.double(), times.tolist(), high + 1e-6, torch.tensor(low - 1e-6)):
+        with pytest.raises(ValueError, match="and has no state at"):
+            solution.at(outside)
+    with pytest.raises(ValueError, match="must lie between"):
+        solved(save=times.tolist())
 
 
 def test_times_of_any_shape():

@@ -9,6 +9,7 @@ from torch import Tensor
 from sdekit import _solvers
 from sdekit._common.names import did_you_mean
 from sdekit._equations.sde import AbstractSDE
+from sdekit._grid import rounded_to_ends
 from sdekit._noise.brownian import BrownianPath
 from sdekit._noise.white import AbstractNoise
 from sdekit._solve.control import PIDController
@@ -65,15 +66,15 @@ def chosen_times(save: "Sequence[float] | Tensor", grid: Sequence[float]) -> lis
     try:
         if torch.as_tensor(save).dtype == torch.bool:
             raise TypeError("True and False are not times")
-        times = torch.as_tensor(save, dtype=torch.float64).reshape(-1).tolist()
+        times = rounded_to_ends(save, grid[0], grid[-1]).reshape(-1).tolist()
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"save must be 'last', 'all', 'dense' or times, not {save!r:.60}") from None
     sign = 1 if grid[-1] > grid[0] else -1
     inside = all(sign * grid[0] <= sign * t <= sign * grid[-1] for t in times)
     if not (times and inside and all(sign * a < sign * b for a, b in pairwise(times))):
         raise ValueError(
-            f"the times of save must lie between {grid[0]:g} and {grid[-1]:g} and be strictly "
-            f"monotone in this direction; not {times}"
+            f"the times of save must lie between {grid[0]} and {grid[-1]} and be "
+            f"strictly monotone in this direction; not {times}"
         )
     return times
 

@@ -117,7 +117,8 @@ class Dense:
         low, high = sorted(self.ends)
         if not low <= t <= high:
             raise ValueError(
-                f"the solve is from {self.ends[0]:g} to {self.ends[1]:g} and has no state at {t:g}"
+                f"the solve is from {self.ends[0]} to {self.ends[1]} and has no state at {t}; give "
+                "a time between both"
             )
         sign = math.copysign(1.0, self.ends[1] - self.ends[0])
         pieces = self.pieces

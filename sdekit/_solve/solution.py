@@ -9,6 +9,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from sdekit._grid import rounded_to_ends
+
 
 class Point(NamedTuple):
     """A state of a solve on a fixed grid.
@@ -201,7 +203,7 @@ class Solution:
         if self.dense is None:
             raise ValueError('states between the steps are known with save="dense" only')
         try:
-            times = torch.as_tensor(t, dtype=torch.float64)
+            times = rounded_to_ends(t, float(self.ts[0]), float(self.ts[-1]))
         except (TypeError, ValueError, RuntimeError):
             raise TypeError(f"t must be a time or several, not {t!r:.60}") from None
         shape = (*times.shape, *self.x.shape)

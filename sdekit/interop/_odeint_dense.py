@@ -193,7 +193,7 @@ class _DenseSolution:
         slack = eps * max(abs(low), abs(high))
         if not low - slack <= time <= high + slack:
             raise ValueError(
-                f"the solve is from {self.ends[0]:g} to {self.ends[1]:g} and has no state at "
-                f"{time:g}"
+                f"the solve is from {self.ends[0]} to {self.ends[1]} and has no state at {time}; "
+                "give a time between both"
             )
         return min(max(time, low), high)
