@@ -18,7 +18,7 @@ def uniform(t0: float, t1: float, steps: int) -> Tensor:
 
     Raises:
         TypeError: for times that are not numbers, or steps that are not an integer.
-        ValueError: for times that are not finite, or fewer than one step.
+        ValueError: for times that are not finite or equal, or fewer than one step.
 
     Example:
         >>> sdekit.uniform(0.0, 1.0, 4).tolist()
@@ -35,7 +35,7 @@ def geometric(t0: float, t1: float, steps: int) -> Tensor:
 
     Raises:
         TypeError: for times that are not numbers, or steps that are not an integer.
-        ValueError: unless t0 and t1 are positive and finite and steps >= 1.
+        ValueError: unless t0 and t1 are positive, finite and different and steps >= 1.
 
     Example:
         >>> [round(t, 6) for t in sdekit.geometric(1.0, 0.01, 2).tolist()]
@@ -53,20 +53,37 @@ def geometric(t0: float, t1: float, steps: int) -> Tensor:
     return grid
 
 
+def require_integer(name: str, value: Any) -> int:  # noqa: ANN401 - whatever a user gives
+    """An integer of any type as Python's.
+
+    Raises:
+        TypeError: for other values.
+    """
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} is an integer, not {value!r:.60}") from None
+
+
 def _require_ends(t0: float, t1: float) -> None:
-    """Refuses ends of a grid that are not finite.
+    """Refuses ends of a grid that are not finite, or no interval.
 
     Raises:
         TypeError, ValueError: with both.
     """
     try:
-        ends_are_finite = math.isfinite(t0) and math.isfinite(t1)
+        ends_are_finite = math.isfinite(t0) and math.isfinite(t1) and math.isfinite(t1 - t0)
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(
             f"t0 and t1 are the ends of a grid, two times; not {t0!r} and {t1!r}"
         ) from None
     if not ends_are_finite:
-        raise ValueError(f"a grid goes from t0 to t1, two finite times; not from {t0} to {t1}")
+        raise ValueError(
+            "a grid goes from t0 to t1, with a finite difference of two finite times; not from "
+            f"{t0} to {t1}"
+        )
+    if t0 == t1:
+        raise ValueError(f"a grid goes from t0 to another time t1; not from {t0} to {t1}")
 
 
 def _require_steps(steps: int) -> None:
@@ -159,6 +176,7 @@ class Dyadic:
         depth: from 1 to 32.
 
     Raises:
+        TypeError: for a depth that is not an integer.
         ValueError: for knots that do not increase, or a depth out of range.
     """
 
@@ -171,7 +189,8 @@ class Dyadic:
             raise ValueError(
                 f"knots must be at least two increasing finite times, not {self.knots}"
             )
-        if not 1 <= self.depth <= 32 or self.cells << self.depth > 1 << 36:
+        depth = require_integer("depth, a number of levels,", self.depth)
+        if not 1 <= depth <= 32 or self.cells << self.depth > 1 << 36:
             raise ValueError(
                 "depth must be from 1 to 32, and 2^depth times the number of cells at most 2^36, "
                 f"not {self.depth}"

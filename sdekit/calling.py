@@ -241,8 +241,11 @@ def require_like(x: Tensor, state: Tensor) -> None:
     """Refuses a state that cannot take the place of another.
 
     Raises:
+        TypeError: for anything but a tensor.
         ValueError: for another shape or dtype.
     """
+    if not isinstance(x, Tensor):
+        raise TypeError(f"the state is a tensor, such as x.clone(), not {x!r:.60}")
     if x.shape != state.shape or x.dtype != state.dtype:
         raise ValueError(
             f"the state has shape {tuple(state.shape)} and {state.dtype}; one of shape "

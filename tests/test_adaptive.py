@@ -778,6 +778,9 @@ def test_refusals():
         ({"max_steps": math.nan}, "whole number from 1 on"),
         ({"max_steps": math.inf}, "whole number from 1 on"),
         ({"first": 0.0}, "first"),
+        ({"derivative": math.inf}, "all finite; not 1.0, 0.0 and inf"),
+        ({"proportional": math.inf}, "all finite; not 1.0, inf and 0.0"),
+        ({"integral": math.inf}, "all finite; not inf"),
     ],
 )
 def test_controllers_are_checked(arguments, message):
@@ -819,3 +822,18 @@ def test_tolerances_are_numbers():
         (name,) = given
         with pytest.raises(TypeError, match=f"{name} is a number, the same for all coordinates"):
             PIDController(**given)
+    for name in ("proportional", "integral", "derivative", "safety", "smallest", "largest"):
+        with pytest.raises(TypeError, match=f"{name} is a number, not '0.5'"):
+            PIDController(**{name: "0.5"})
+    for name in ("first", "max_steps"):
+        with pytest.raises(TypeError, match=f"{name} is a number, not '3'"):
+            PIDController(**{name: "3"})
+
+
+def test_states_without_numbers():
+    """The path has no numbers for them either."""
+    solution = solve(
+        EQUATION, torch.zeros(3, 0), [0.0, 1.0], solver=SRID2(), control=PIDController(1e-2, 1e-2)
+    )
+    assert solution.x.shape == (3, 0)
+    assert (solution.status == Status.DONE).all()

@@ -243,6 +243,12 @@ def test_snapped_grids_are_near_and_coarse():
         assert ((snapped - grid).abs() <= grid.diff().max() * 2.0**-spare).all()
     ticks = BrownianPath(0).ticks(BrownianPath(0).snap(uniform(0, 1, 100), 1))
     assert (ticks % (1 << 12) == 0).all()
+    with pytest.raises(ValueError, match="increase strictly or decrease strictly"):
+        path.snap([0.1, 0.3, 0.2])
+    with pytest.raises(ValueError, match="at least two times"):
+        path.snap([0.1])
+    with pytest.raises(TypeError, match=r"spare, a number of bits, is an integer, not 1\.5"):
+        path.snap(grid, 1.5)
 
 
 @pytest.mark.parametrize("noise_shape", [(), (5,), (2, 3)], ids=str)
@@ -325,6 +331,13 @@ def test_times_outside_the_knots_and_below_the_resolution_are_refused():
 def test_knots_and_depth_are_checked(arguments, message):
     with pytest.raises(ValueError, match=message):
         BrownianPath(0, **arguments)
+
+
+def test_the_depth_is_an_integer():
+    for depth in (20.5, "3", None):
+        with pytest.raises(TypeError, match="depth, a number of levels, is an integer, not"):
+            BrownianPath(0, depth=depth)
+    assert BrownianPath(0, depth=np.int64(3)).tree.depth == 3
 
 
 def test_seeds_of_samples_of_any_size_and_kind():

@@ -25,6 +25,11 @@ def test_geometric():
         geometric(1.0, 0.0, 3)
 
 
+def test_ends_further_apart_than_numbers_reach():
+    with pytest.raises(ValueError, match="a finite difference of two finite times"):
+        uniform(-1e308, 1e308, 2)
+
+
 def test_no_steps():
     with pytest.raises(ValueError, match="at least one step"):
         uniform(0.0, 1.0, 0)
@@ -35,6 +40,8 @@ def test_arguments_are_checked(grid):
     for t1 in (math.inf, math.nan):
         with pytest.raises(ValueError, match=r"two finite times; not from 1\.0 to"):
             grid(1.0, t1, 3)
+    with pytest.raises(ValueError, match=r"to another time t1; not from 1\.0 to 1\.0"):
+        grid(1.0, 1.0, 3)
     with pytest.raises(TypeError, match="t0, t1 and the number of its steps, an integer; not 1"):
         grid(10, 0.5, 1.0)
     with pytest.raises(TypeError, match="two times; not 'a' and 1"):

@@ -4,6 +4,7 @@ arithmetic.
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 
 import pytest
 import torch
@@ -432,11 +433,29 @@ def test_failures_are_in_the_diffusions_time_and_the_callers_rows():
         (lambda x: x.sum(), r"shape \(\) for 50 samples"),
         (lambda x: x[:, :1], r"shape \(50, 1\)"),
         (lambda x: 0.0, "float for 50 samples"),
+        (lambda x: x.sum(1) + 0j, r"complex128 of shape \(50,\) .* each, real"),
     ],
 )
 def test_densities_of_the_wrong_shape(log_prior, message):
     with pytest.raises(ValueError, match=message):
         sdekit.log_likelihood(ODE(lambda t, y: -y), X, [0.0, 1.0], log_prior)
+
+
+def test_there_is_one_index_for_each_sample():
+    estimate = partial(
+        sdekit.log_likelihood,
+        ODE(lambda t, y: -y),
+        X,
+        [0.0, 1.0],
+        lambda x: x.sum(1),
+        trace=Hutchinson(1),
+    )
+    with pytest.raises(ValueError, match="index has 3 numbers and x 50 samples"):
+        estimate(index=torch.arange(3))
+    with pytest.raises(TypeError, match="index must be an integer, or one per sample"):
+        estimate(index=torch.arange(50.0))
+    values = [estimate(index=index).value for index in (list(range(50)), None)]
+    assert torch.equal(*values)
 
 
 @pytest.mark.parametrize(

@@ -190,6 +190,9 @@ def test_indices_of_any_integer_kind_and_masks_are_the_same_samples():
         assert torch.equal(drawn(WhiteNoise(1, index=index), x)[0].w, expected)
     mask = torch.tensor([False, True, False, True])
     assert torch.equal(drawn(WhiteNoise(1, first=2).rows(mask), x)[0].w, expected)
+    for rows in ([0, 1], 0, [True]):
+        with pytest.raises(TypeError, match=r"give torch\.tensor\(index\)"):
+            WhiteNoise(1).rows(rows)
     with pytest.raises(ValueError, match="leave out index"):
         WhiteNoise([1, 2], index=[3, 4])
 

@@ -257,6 +257,20 @@ def test_clocked_drift_is_the_chain_rule(a, q):
 def test_clocked_exponents():
     with pytest.raises(ValueError, match="exponents"):
         Clocked(lambda l, x: x, lambda l: 1.0, 0.0)
+    for a, q in ((math.nan, 0.0), (math.inf, 1.0), (1.0, math.nan), (1.0, math.inf)):
+        with pytest.raises(ValueError, match="the exponents must be finite"):
+            Clocked(lambda l, x: x, lambda l: 1.0, a, q)
+
+
+def test_coefficients_are_functions():
+    def f(t, x):
+        return -x
+
+    for given, make in ((None, ODE), (3, ODE), (None, lambda f: SDE(f, f))):
+        with pytest.raises(TypeError, match=rf"f is a function of \(t, x\), not {given}"):
+            make(given)
+    with pytest.raises(TypeError, match=r"g is a function of \(t, x\), not 1\.0"):
+        SDE(f, 1.0)
 
 
 @pytest.mark.parametrize("c", [0.1, 1.0, 7.0])

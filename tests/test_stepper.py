@@ -98,6 +98,8 @@ def test_another_state_takes_the_place_of_one(solver):
         at.with_x(X[:2])
     with pytest.raises(ValueError, match=r"torch.float32 cannot take its place"):
         at.with_x(at.x.float())
+    with pytest.raises(TypeError, match=r"the state is a tensor, such as x\.clone\(\), not \[1"):
+        at.with_x([1.0])
 
 
 @pytest.mark.parametrize(

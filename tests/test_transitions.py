@@ -549,7 +549,7 @@ def test_drifts_that_are_not_those_of_the_states_are_refused():
         for slope in (X[:1], X[0], X.mean()):
             with pytest.raises(ValueError, match="a drift of slopes has the shape"):
                 call(0, X, [slope])
-        with pytest.raises(TypeError, match=r"an integer; not 1\.5"):
+        with pytest.raises(TypeError, match=r"is an integer, not 1\.5"):
             call(1.5, X, [X])
     two = torch.stack([X, -X])
     torch.testing.assert_close(steps.mean(0, X, [two])[1], steps.mean(0, X, [-X]))

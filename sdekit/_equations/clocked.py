@@ -134,7 +134,7 @@ class Clocked(AbstractClocked):
         q: the exponent of Q; 0 for an ordinary equation.
 
     Raises:
-        ValueError: for a = 0 or a negative q.
+        ValueError: for a = 0, a negative q, or exponents that are not finite.
 
     Example:
         >>> from sdekit.elementary import scaled, sigmoid, sqrt
@@ -151,9 +151,10 @@ class Clocked(AbstractClocked):
     q: float = 0.0
 
     def __post_init__(self) -> None:
-        if not self.a or self.q < 0:
+        if not (self.a and math.isfinite(self.a) and 0 <= self.q < math.inf):
             raise ValueError(
-                f"the exponents must be a != 0 and q >= 0, not a = {self.a} and q = {self.q}"
+                f"the exponents must be finite, a != 0 and q >= 0, not a = {self.a} and "
+                f"q = {self.q}"
             )
 
     @computed

@@ -43,6 +43,17 @@ def _broadcast(g: Tensor, x: Tensor) -> Tensor:
         return g
 
 
+def _require_function(name: str, function: Callable[[Tensor, Tensor], Tensor]) -> None:
+    """Refuses what is not a function, or one of (x, t).
+
+    Raises:
+        TypeError: with its name.
+    """
+    if not callable(function):
+        raise TypeError(f"{name} is a function of (t, x), not {function!r:.60}")
+    require_order(function, "t, x")
+
+
 @dataclass(frozen=True, eq=False)
 class SDE(AbstractSDE):
     """dx = f(t, x) dt + g(t, x) dW from two plain functions.
@@ -60,7 +71,8 @@ class SDE(AbstractSDE):
     Raises:
         ValueError: for an unknown noise type or calculus, noise_size without general noise, or
             general noise without noise_size; in a solve, when f or g returns another shape.
-        TypeError: for functions whose arguments are named in the order (x, t); in a solve, when f
+        TypeError: for an f or g that is not a function, or whose arguments are named in the order
+            (x, t); in a solve, when f
             or g returns anything but a tensor of real floating-point numbers.
         RuntimeError: in a solve, when f or g changes t, x or a tensor that it returned before in
             place.
@@ -91,8 +103,8 @@ class SDE(AbstractSDE):
                 f"sde_type {self.sde_type!r} is not 'ito' or "
                 f"'stratonovich'{did_you_mean(self.sde_type, ('ito', 'stratonovich'))}"
             )
-        require_order(self.f, "t, x")
-        require_order(self.g, "t, x")
+        _require_function("f", self.f)
+        _require_function("g", self.g)
         if self.noise_type == "general" and self.noise_size is None:
             raise ValueError(
                 "noise_type='general' needs noise_size=m, the number of Brownian motions"
@@ -129,7 +141,8 @@ class ODE(AbstractSDE):
             their own times.
 
     Raises:
-        TypeError: for a function whose arguments are named in the order (x, t).
+        TypeError: for an f that is not a function, or a function whose arguments are named in the
+            order (x, t).
         TypeError, ValueError, RuntimeError: in a solve, as `SDE`.
 
     Example:
@@ -145,7 +158,7 @@ class ODE(AbstractSDE):
     f: Callable[[Tensor, Tensor], Tensor]
 
     def __post_init__(self) -> None:
-        require_order(self.f, "t, x")
+        _require_function("f", self.f)
 
     def drift(self, t: Time, x: Tensor) -> Tensor:
         return checked_output("f(t, x)", _call("f", self.f, _as_tensor(t, x), x), x.shape, x)

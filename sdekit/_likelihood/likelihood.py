@@ -15,6 +15,7 @@ from sdekit._equations.sde import AbstractSDE
 from sdekit._grid import fixed_times
 from sdekit._likelihood.divergence import AbstractTrace, Exact, by_row, skewness
 from sdekit._likelihood.integral import DivergenceIntegral
+from sdekit._noise.white import integers
 from sdekit._solve.arguments import require_kinds, require_pairing
 from sdekit._solve.control import PIDController
 from sdekit._solve.integrate import solve
@@ -163,9 +164,9 @@ def log_likelihood(
             is of the wrong kind.
         UnfinishedError: when the drift of some samples is not finite; it names these and the times.
         ValueError: for an equation with noise, an x that is not finite, a log_prior that does not
-            return one number per sample, a solver without an error estimate or an interpolant, a
-            tolerance that the dtype does not resolve, times that are not finite or not monotone,
-            or, with differentiable=True, a ts that requires a gradient.
+            return one real number per sample, an index of another length, a solver without an error
+            estimate or an interpolant, a tolerance that the dtype does not resolve, times that are
+            not finite or not monotone, or, with differentiable=True, a ts that requires a gradient.
 
     Example:
         >>> ode = sdekit.ODE(lambda t, x: -x)
@@ -192,7 +193,7 @@ def log_likelihood(
     with torch.inference_mode(False), torch.set_grad_enabled(differentiable):
         x = x.clone() if x.is_inference() else x
         _require_points(x)
-        index = torch.arange(len(x), device=x.device) if index is None else index
+        index = _indices(index, x)
         integral = DivergenceIntegral(flow, solver, trace, index)
         solution = _trajectory(flow, x, ends, solver, control or PIDController(), integral)
         estimates = integral.estimates()
@@ -230,20 +231,39 @@ def _trajectory(
         return error.solution
 
 
+def _indices(index: Tensor | None, x: Tensor) -> Tensor:
+    """The samples' indices on x's device.
+
+    Raises:
+        TypeError: for values that are not integers.
+        ValueError: unless there is one for each sample.
+    """
+    if index is None:
+        return torch.arange(len(x), device=x.device)
+    index = integers("index", index)
+    if len(index) != len(x):
+        raise ValueError(
+            f"index has {len(index)} numbers and x {len(x)} samples: give one number for each"
+        )
+    return index.to(x.device)
+
+
 def _prior(log_prior: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """The log-density of latents, float64, `(batch,)`.
 
     Raises:
-        ValueError: unless log_prior returns one number per sample.
+        ValueError: unless log_prior returns one real number per sample.
     """
     prior = log_prior(x)
-    if not isinstance(prior, Tensor) or prior.shape != x.shape[:1]:
+    if not isinstance(prior, Tensor) or prior.shape != x.shape[:1] or prior.is_complex():
         returned = (
-            f"shape {tuple(prior.shape)}" if isinstance(prior, Tensor) else type(prior).__name__
+            f"{prior.dtype} of shape {tuple(prior.shape)}"
+            if isinstance(prior, Tensor)
+            else type(prior).__name__
         )
         raise ValueError(
             f"log_prior returned {returned} for {len(x)} samples; it must return one number for "
-            "each: sum over events"
+            "each, real: sum over events"
         )
     return prior.to(torch.float64)
 

@@ -1,7 +1,6 @@
 """The Gaussian transitions of a discretised solve: their densities, and the weights of paths."""
 
 import math
-import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sdekit._equations.sde import AbstractSDE
-from sdekit._grid import fixed_times
+from sdekit._grid import fixed_times, require_integer
 from sdekit._noise.white import AbstractNoise, NoiseQuery, WhiteNoise
 from sdekit._solve.arguments import require_kinds, require_pairing
 from sdekit._solve.counted import Counted
@@ -152,10 +151,7 @@ def _ends(steps: Transitions, i: int) -> tuple[float, float]:
         TypeError: for a number that is not an integer.
         ValueError: for a step that the grid does not have.
     """
-    try:
-        i = operator.index(i)
-    except TypeError:
-        raise TypeError(f"a step has a number from 0 on, an integer; not {i!r:.60}") from None
+    i = require_integer("the number of a step", i)
     if not 0 <= i < len(steps):
         raise ValueError(
             f"the grid has the steps 0 to {len(steps) - 1}, and none of the number {i}"

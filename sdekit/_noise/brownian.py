@@ -15,7 +15,7 @@ from itertools import islice, repeat
 import torch
 from torch import Tensor
 
-from sdekit._grid import Dyadic
+from sdekit._grid import Dyadic, require_integer, times
 from sdekit._noise import generator
 from sdekit._noise.wavelets import terms
 from sdekit._noise.white import (
@@ -53,7 +53,7 @@ class BrownianPath(AbstractSeededNoise):
         first: the index of the first sample if index is None.
 
     Raises:
-        TypeError: for seeds, indices or a first that are not integers.
+        TypeError: for seeds, indices, a first or a depth that are not integers.
         ValueError: for knots that do not increase, a depth out of range, or an index together with
             one seed per sample; in a solve, for times outside the knots, for steps or times of
             output too near to each other for the depth, if the number of seeds or indices is not
@@ -113,11 +113,14 @@ class BrownianPath(AbstractSeededNoise):
                 0 or larger.
 
         Raises:
-            ValueError: for a negative spare, or times outside the knots.
+            TypeError: for times that are not numbers, or a spare that is not an integer.
+            ValueError: for a negative spare, times that are not strictly monotone, or times outside
+                the knots.
         """
+        spare = require_integer("spare, a number of bits,", spare)
         if spare < 0:
             raise ValueError(f"spare counts bits from 0 on, not {spare}")
-        ticks = self.ticks(torch.as_tensor(ts, dtype=torch.float64))
+        ticks = self.ticks(torch.tensor(times(ts), dtype=torch.float64))
         bits = max(0, int(ticks.diff().abs().min()).bit_length() - 1 - spare)
         ticks[1:-1] = (
             (ticks[1:-1] >> bits) + ((ticks[1:-1] >> bits - 1) & 1 if bits else 0)
@@ -312,7 +315,7 @@ class _NormalCache:
             drawn = generator.normal_pairs(
                 self.key[positions % len(self.key)], new_nodes, size, outer=False
             )
-            normals.view(-1, 2, size).index_copy_(0, positions, drawn.to(normals.dtype))
+            normals.view(cached.numel(), 2, size).index_copy_(0, positions, drawn.to(normals.dtype))
         return normals
 
 

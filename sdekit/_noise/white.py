@@ -149,7 +149,7 @@ class AbstractNoise(ABC):
         )
 
 
-def _integers(name: str, values: Any) -> Tensor:  # noqa: ANN401 - whatever a user gives
+def integers(name: str, values: Any) -> Tensor:  # noqa: ANN401 - whatever a user gives
     """A sequence of integers as an int64 tensor `(batch,)`; of larger integers the lowest 64 bits
     are used.
 
@@ -197,7 +197,7 @@ class AbstractSeededNoise(AbstractNoise):
         if seed is None:
             seed = generator.fresh_seed()
         elif isinstance(seed, Tensor) or not hasattr(seed, "__index__"):
-            seed = _integers("seed", seed)
+            seed = integers("seed", seed)
         object.__setattr__(self, "seed", seed)
         try:
             object.__setattr__(self, "first", operator.index(self.first))
@@ -211,9 +211,14 @@ class AbstractSeededNoise(AbstractNoise):
                     "one seed per sample already distinguishes the samples: leave out index, or "
                     "give one seed and the index"
                 )
-            object.__setattr__(self, "index", _integers("index", self.index))
+            object.__setattr__(self, "index", integers("index", self.index))
 
     def rows(self, index: Tensor) -> Self:
+        if not isinstance(index, Tensor):
+            raise TypeError(
+                f"index is a tensor of rows, or of one bool for each sample, not {index!r:.60}: "
+                "give torch.tensor(index)"
+            )
         index = index.nonzero().flatten() if index.dtype == torch.bool else index
         if isinstance(self.seed, Tensor):
             return replace(self, seed=self.seed[index.to(self.seed.device)])

@@ -38,7 +38,7 @@ class PIDController:
         max_steps: the largest number of steps per sample, including rejected ones.
 
     Raises:
-        TypeError: for tolerances that are not numbers.
+        TypeError: for tolerances or other arguments that are not numbers.
         ValueError: for tolerances that are negative or both zero, factors out of order,
             coefficients out of range, a max_steps that is not a whole number from 1 on, or a first
             step that is not positive.
@@ -76,6 +76,11 @@ class PIDController:
                     f"{name} is a number, the same for all coordinates, not {value!r:.60}; for a "
                     "tolerance per coordinate, scale the coordinates or take odeint"
                 )
+        for name in ("proportional", "integral", "derivative", "safety", "smallest", "largest"):
+            _require_number(name, getattr(self, name))
+        _require_number("max_steps", self.max_steps)
+        if self.first is not None:
+            _require_number("first", self.first)
         if not (self.rtol >= 0 and self.atol >= 0 and 0 < max(self.rtol, self.atol) < math.inf):
             raise ValueError(
                 f"rtol and atol are tolerances, from 0 on and not both 0; not {self.rtol} and "
@@ -85,8 +90,15 @@ class PIDController:
             raise ValueError(
                 "the factors must be in the order 0 < smallest < safety <= 1 <= largest"
             )
-        if not (self.integral > 0 and self.proportional >= 0 and self.derivative >= 0):
-            raise ValueError("integral must be positive, proportional and derivative not negative")
+        if not (
+            0 < self.integral < math.inf
+            and 0 <= self.proportional < math.inf
+            and 0 <= self.derivative < math.inf
+        ):
+            raise ValueError(
+                "integral must be positive, proportional and derivative not negative, and all "
+                f"finite; not {self.integral}, {self.proportional} and {self.derivative}"
+            )
         whole = self.max_steps >= 1 and self.max_steps % 1 == 0
         if not whole or (self.first is not None and not self.first > 0):
             raise ValueError(
@@ -147,3 +159,13 @@ class PIDController:
             if self.uses_history
             else factor
         )
+
+
+def _require_number(name: str, value: object) -> None:
+    """Refuses an argument that is not a number.
+
+    Raises:
+        TypeError: with its name.
+    """
+    if not isinstance(value, Real):
+        raise TypeError(f"{name} is a number, not {value!r:.60}")
