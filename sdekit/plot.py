@@ -12,8 +12,10 @@ import math
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 
+from sdekit._grid import require_integer
 from sdekit._solve.solution import Solution
 
 if TYPE_CHECKING:
@@ -102,9 +104,11 @@ def paths(
 
     Raises:
         ImportError: when matplotlib is not installed.
-        TypeError: for something other than a solution.
-        ValueError: for a solution without states, a coordinate that the states do not have, or a
-            share that is not between 0 and 1.
+        TypeError: for something other than a solution, or a coordinate or a count that is not an
+            integer.
+        ValueError: for a solution without states, a coordinate that the states do not have, a
+            negative count, a share that is not between 0 and 1, or the mean or a share of no
+            samples.
 
     Example:
         >>> from sdekit import plot
@@ -119,6 +123,12 @@ def paths(
     """
     ts, xs = saved_states(solution)
     size = xs.shape[2]
+    coordinate = require_integer("coordinate", coordinate)
+    count = require_integer("count, a number of samples,", count)
+    if count < 0:
+        raise ValueError(f"count is a number of samples from 0 on, not {count}")
+    if not xs.shape[1] and (mean or band is not None):
+        raise ValueError("the solution has no samples, of which to draw the mean or a share")
     if not -size <= coordinate < size:
         raise ValueError(f"coordinate {coordinate} is not one of the {size} numbers of a state")
     if band is not None and not 0 < band < 1:
@@ -166,7 +176,7 @@ def convergence(
     Raises:
         ImportError: when matplotlib is not installed.
         ValueError: for other numbers of errors than of steps, fewer than two different steps, or
-            numbers that are not positive and finite.
+            numbers that are not positive and finite; for an order that is not finite.
 
     Example:
         >>> from sdekit import plot
@@ -181,8 +191,8 @@ def convergence(
         >>> [text.get_text() for text in ax.get_legend().get_texts()]
         ['Heun: slope 2.05 (line: 2)']
     """
-    h = np.asarray(steps, dtype=float)
-    e = np.asarray(errors, dtype=float)
+    h = _numbers(steps)
+    e = _numbers(errors)
     if h.ndim != 1 or h.shape != e.shape or len(np.unique(h)) < 2:
         raise ValueError(
             f"steps have shape {h.shape} and errors {e.shape}; give an error for each of two or "
@@ -190,6 +200,8 @@ def convergence(
         )
     if not all((np.isfinite(values) & (values > 0)).all() for values in (h, e)):
         raise ValueError("steps and errors are drawn by their logarithms: give positive numbers")
+    if order is not None and not math.isfinite(order):
+        raise ValueError(f"order is the slope of a line, a finite number, not {order}")
     x = np.log(h)
     y = np.log(e)
     slope = float(np.polyfit(x - x.mean(), y, 1)[0])
@@ -208,3 +220,11 @@ def convergence(
     ax.xaxis.set_minor_formatter(NullFormatter())
     ax.legend(fontsize="small")
     return ax
+
+
+def _numbers(values: ArrayLike) -> NDArray[np.float64]:
+    """Numbers as an array, without the gradients that tensors of them may have."""
+    if isinstance(values, list | tuple):
+        return np.array([_numbers(value) for value in values], dtype=np.float64)
+    plain = values.detach().cpu() if isinstance(values, torch.Tensor) else values
+    return np.asarray(plain, dtype=np.float64)

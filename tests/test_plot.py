@@ -67,6 +67,14 @@ def test_what_paths_refuse():
         paths(solved().xs)
     with pytest.raises(ValueError, match="coordinate 2 is not one of the 1"):
         paths(solved(), coordinate=2)
+    for count, error in ((-1, ValueError), (2.5, TypeError)):
+        with pytest.raises(error, match=f"count.* not {count}"):
+            paths(solved(), count=count)
+    with pytest.raises(TypeError, match=r"coordinate is an integer, not 0\.5"):
+        paths(solved(), coordinate=0.5)
+    for options in ({"band": 0.9}, {"mean": True}):
+        with pytest.raises(ValueError, match="the solution has no samples"):
+            paths(solved(n=0), **options)
     with pytest.raises(ValueError, match="between 0 and 1, not 90"):
         paths(solved(), band=90)
     solution = solved()
@@ -103,6 +111,15 @@ def test_what_convergence_refuses(steps, errors, message):
 
 
 # sdekit_diffusion.plot
+
+
+def test_errors_with_gradients_are_drawn():
+    steps = [0.1, 0.05]
+    errors = torch.tensor([0.02, 0.005], requires_grad=True)
+    for given in (errors, list(errors), errors.tolist()):
+        assert texts(convergence(steps, given)) == ["error: slope 2.00"]
+    with pytest.raises(ValueError, match="a finite number, not nan"):
+        convergence(steps, [0.02, 0.005], order=math.nan)
 
 
 def test_a_grid_of_images():
