@@ -110,9 +110,6 @@ def test_what_convergence_refuses(steps, errors, message):
         convergence(steps, errors)
 
 
-# sdekit_diffusion.plot
-
-
 def test_errors_with_gradients_are_drawn():
     steps = [0.1, 0.05]
     errors = torch.tensor([0.02, 0.005], requires_grad=True)
@@ -120,6 +117,9 @@ def test_errors_with_gradients_are_drawn():
         assert texts(convergence(steps, given)) == ["error: slope 2.00"]
     with pytest.raises(ValueError, match="a finite number, not nan"):
         convergence(steps, [0.02, 0.005], order=math.nan)
+
+
+# sdekit_diffusion.plot
 
 
 def test_a_grid_of_images():
