@@ -1,6 +1,7 @@
 """Classification by Bayes' rule, from how well each class's model denoises a point."""
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -8,15 +9,16 @@ import torch
 from torch import Tensor
 
 from sdekit import normal, uniform01
-from sdekit.elementary import broadcast
+from sdekit.elementary import broadcast, sum_of_sample
 from sdekit_diffusion._common.counters import CLASSES
 from sdekit_diffusion._common.inputs import is_whole, require_event, require_tensor, seed_given
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
-from sdekit_diffusion._models.data_scale import data_scale
+from sdekit_diffusion._models.data_scale import DataScale, data_scale
 from sdekit_diffusion._models.evaluating import evaluating
 from sdekit_diffusion._models.in_batches import batches
 from sdekit_diffusion._models.model import AbstractModel, noise_scale, signal_scale
 from sdekit_diffusion._sampling.grids import DEFAULT_END
+from sdekit_diffusion._sampling.start import SMALLEST_RATIO
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,10 +92,11 @@ def classify(
         log p(x | c) = const - int E |eps - eps_c(l, u)|^2 dl
 
     over all l = log(alpha / sigma), with u = a x + b eps, a^2 + b^2 = 1, a / b = e^l, and a
-    constant that does not depend on the class. The integral runs over the noise levels from the
-    largest of the diffusion to `end`, so that p is the density of the data with noise of that last
-    level. At each level all classes receive the same eps and -eps: most of the Monte Carlo error
-    cancels in the differences between classes.
+    constant that does not depend on the class. The models are evaluated from the largest noise of
+    the diffusion to `end`, so that p is the density of the data with noise of that last level;
+    above the largest noise the data of each class are taken for normal, with the mean and the
+    standard deviation of its model. At each level all classes receive the same eps and -eps: most
+    of the Monte Carlo error cancels in the differences between classes.
 
     The alternative `log_likelihood(model, x)` of each class has no Monte Carlo error in few
     dimensions, where its traces are exact, and takes more evaluations.
@@ -112,6 +115,8 @@ def classify(
         seed, first: levels and noise of point i depend on (seed, first + i) alone; None takes a
             new seed.
         batch_size: how many points are evaluated together; all unless given.
+
+    A warning is raised where the largest noise is below two standard deviations of a class.
 
     Raises:
         TypeError: when x is not a floating tensor, models is a single model, or seed is not a whole
@@ -132,7 +137,8 @@ def classify(
     """
     _require(models, x, draws, levels, batch_size)
     diffusion = models[0].under(sde)
-    span = _span(models, diffusion, end, tuple(x.shape[1:]))
+    scales = [data_scale(model, tuple(x.shape[1:])) for model in models]
+    span = _span(models, diffusion, end, [scale.std for scale in scales])
     weights = torch.zeros(len(models)) if log_weights is None else torch.as_tensor(log_weights)
     if weights.shape != (len(models),):
         raise ValueError(
@@ -142,13 +148,13 @@ def classify(
     seed = seed_given(seed)
     columns = []
     with torch.no_grad():
-        for model in models:
+        for model, scale in zip(models, scales, strict=True):
             with evaluating(model, len(x)):
                 parts = [
                     _estimates(part, x[rows], first + rows, seed, span, draws, levels)
                     for _, rows, part in batches(model, len(x), batch_size, x.device)
                 ]
-            columns.append(torch.cat(parts, dim=1))
+            columns.append(torch.cat(parts, dim=1) + _of_larger_noise(scale, x, span[0]))
     return Classification(torch.stack(columns, dim=2), weights.to(columns[0]))
 
 
@@ -156,12 +162,11 @@ def _span(
     models: Sequence[AbstractModel],
     diffusion: AbstractDiffusion,
     end: float,
-    event: tuple[int, ...],
+    stds: Sequence[float],
 ) -> tuple[float, float]:
     """The range of l, from the largest noise that the diffusion and all models share to sigma /
     alpha = end s, for the smallest s of the models, or to the smallest that they share.
     """
-    stds = [data_scale(model, event).std for model in models]
     std = min(stds)
     shared = [diffusion, *(known for model in models for known in model.diffusions())]
     low = max(float(sde.log_snr(sde.latest(max(stds)))) for sde in shared)
@@ -179,7 +184,25 @@ def _span(
             f"{math.exp(-low):.3g} for one and at least {math.exp(-high):.3g} for another; choose "
             "another sde, or models that were trained under the same"
         )
+    if largest * std < SMALLEST_RATIO * max(stds):
+        warnings.warn(
+            f"the largest noise that the diffusion and the models share, sigma / alpha = "
+            f"{math.exp(-low):.3g}, is below {SMALLEST_RATIO:g} standard deviations of the data of "
+            f"a class, {max(stds):.3g}: unless these data are normal, p(c | x) is wrong; choose an "
+            "sde with more noise, such as 'flow', or scale the data",
+            stacklevel=3,
+        )
     return low, high
+
+
+def _of_larger_noise(scale: DataScale, x: Tensor, low: float) -> Tensor:
+    """- int E |eps - eps_c|^2 dl over all l below low, for normal data, `(batch,)`, float64."""
+    ratio = (scale.std * math.exp(low)) ** 2
+    mean = torch.as_tensor(scale.mean, dtype=torch.float64, device=x.device)
+    z = (x.to(torch.float64) - mean) / scale.std
+    squares = sum_of_sample(z.square())
+    d = math.prod(x.shape[1:])
+    return -0.5 * (ratio / (1 + ratio) * (squares - d) + d * math.log1p(ratio))
 
 
 def _estimates(

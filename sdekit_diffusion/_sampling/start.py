@@ -14,7 +14,7 @@ from sdekit_diffusion._sampling.coordinates import Coordinates
 
 # sigma / alpha, in standard deviations of the data, below which the law at the start of a solve is
 # far from normal.
-_SMALLEST_RATIO = 2.0
+SMALLEST_RATIO = 2.0
 # By this factor the standard deviation of given states may be off, for models that are not exact.
 _STD_MARGIN = 1.25
 _FALSE_ALARM = 1e-6  # the probability of a warning for draws from the prior
@@ -35,7 +35,7 @@ def warn_of_prior(
     below two standard deviations of the data.
     """
     ratio = math.exp(-l)
-    if ratio >= _SMALLEST_RATIO:
+    if ratio >= SMALLEST_RATIO:
         return
     start, noisiest = coordinates.start(model)
     where = f"{noisiest} ends"
