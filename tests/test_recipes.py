@@ -140,6 +140,29 @@ def test_densities_are_as_published(name):
     torch.testing.assert_close(l, torch.as_tensor(LAWS[name].ppf(u)), rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("mean", [-25.0, -12.0, 12.0, 25.0])
+@pytest.mark.parametrize("kind", [LogNormal, Logistic])
+def test_densities_far_from_the_levels(kind, mean):
+    """What is trained is their tail, at the nearer end: with the exact ratio of the densities of
+    neighbouring quantiles, within SPAN.
+    """
+    density = kind(mean, 1.0)
+    law = (stats.norm if kind is LogNormal else stats.logistic)(loc=-mean)
+    u = torch.linspace(0, 1, 11, dtype=torch.float64)
+    l = EDMSDE().log_snr(density.times(EDMSDE(), u, SPAN, 1.0)).numpy()
+    logs = law.logsf(l) if mean > 0 else law.logcdf(l)
+    tail = np.exp(logs - logs.max())
+    expected = tail[0] + (tail[-1] - tail[0]) * u.numpy()
+    np.testing.assert_allclose(tail, expected, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(l[[0, -1]], SPAN, atol=1e-3)
+
+
+def test_a_density_without_the_levels():
+    u = torch.linspace(0, 1, 3, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"no noise levels .* from -5 to 2; choose one that has"):
+        LogNormal(60.0, 1.0).times(EDMSDE(), u, SPAN, 1.0)
+
+
 def test_edm_trains_sigmas_of_p_mean_and_p_std():
     """For images of standard deviation 0.5: log sigma ~ N(-1.2, 1.2^2). Within 5.5 standard
     errors.

@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -51,8 +51,11 @@ class AbstractLogSNRDensity(AbstractDensity):
     function need not be normalised, because a factor and a constant cancel: the uniform density has
     the identity for both.
 
+    Raises:
+        ValueError: where the density is 0 at all levels that are trained, up to rounding.
+
     Example:
-        >>> from dataclasses import dataclass
+        >>> from dataclasses import dataclass, replace
         >>> @dataclass(frozen=True)
         ... class Cauchy(sd.AbstractLogSNRDensity):
         ...     def cdf(self, l): return 0.5 + torch.atan(l) / torch.pi
@@ -72,13 +75,38 @@ class AbstractLogSNRDensity(AbstractDensity):
         self, sde: AbstractDiffusion, u: Tensor, span: tuple[float, float], data_std: float
     ) -> Tensor:
         shift = math.log(data_std)
-        low, high = self.cdf(torch.tensor(span, dtype=torch.float64) + shift).tolist()
-        l = self.quantile(low + (high - low) * u) - shift
+        ends = torch.tensor(span, dtype=torch.float64) + shift
+        lower, sign = self._lower(ends)
+        first, last = lower.cdf(sign * ends).tolist()
+        if first == last:
+            noisiest, cleanest = ends.tolist()
+            raise ValueError(
+                f"{self} has no noise levels among those that are trained, with "
+                f"log(sigma / (alpha s)) from {-cleanest:.3g} to {-noisiest:.3g}; choose one that "
+                "has, such as LogNormal()"
+            )
+        l = sign * lower.quantile(first + (last - first) * u) - shift
         return clip(torch.as_tensor(sde.time(clip(l, *span))), 0.0, sde.latest(data_std))
+
+    def _lower(self, ends: Tensor) -> tuple["AbstractLogSNRDensity", float]:
+        """A density, of l or of -l, and the sign: that whose `cdf` between the ends is not rounded
+        to 1.
+        """
+        return self, 1.0
 
 
 @dataclass(frozen=True)
-class LogNormal(AbstractLogSNRDensity):
+class _AbstractSymmetric(AbstractLogSNRDensity):
+    """A density that is symmetric about l = -mean."""
+
+    mean: float = _EDM_MEAN
+
+    def _lower(self, ends: Tensor) -> tuple[AbstractLogSNRDensity, float]:
+        return (replace(self, mean=-self.mean), -1.0) if self.cdf(ends[0]) > 0.5 else (self, 1.0)
+
+
+@dataclass(frozen=True)
+class LogNormal(_AbstractSymmetric):
     """log(sigma / (alpha s)) ~ N(mean, std^2), where s is the standard deviation of the data.
 
     Arguments:
@@ -97,7 +125,6 @@ class LogNormal(AbstractLogSNRDensity):
         Karras et al. 2022, arXiv 2206.00364, table 1; Esser et al. 2024, arXiv 2403.03206.
     """
 
-    mean: float = _EDM_MEAN
     std: float = 1.2
 
     def __post_init__(self) -> None:
@@ -105,14 +132,15 @@ class LogNormal(AbstractLogSNRDensity):
             raise ValueError(f"mean must be finite and std positive: {self}")
 
     def cdf(self, l: Tensor) -> Tensor:
-        return torch.special.ndtr((l + self.mean) / self.std)
+        # Of torch.special.ndtr the lower tail is rounded to 0.
+        return 0.5 * torch.erfc((l + self.mean) / (-math.sqrt(2.0) * self.std))
 
     def quantile(self, p: Tensor) -> Tensor:
         return torch.special.ndtri(p) * self.std - self.mean
 
 
 @dataclass(frozen=True)
-class Logistic(AbstractLogSNRDensity):
+class Logistic(_AbstractSymmetric):
     """log(sigma / (alpha s)) has a logistic distribution, where s is the standard deviation of the
     data. Its tails are heavier than those of `LogNormal`: the smallest and the largest noise levels
     are trained more often.
@@ -129,7 +157,6 @@ class Logistic(AbstractLogSNRDensity):
         >>> recipe = sd.Recipe(steps=20, density=sd.Logistic(mean=0.0, scale=0.8))
     """
 
-    mean: float = _EDM_MEAN
     scale: float = 1.0
 
     def __post_init__(self) -> None:
