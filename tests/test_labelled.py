@@ -9,7 +9,15 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import distributed, nn
-from torch.utils.data import BatchSampler, DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    TensorDataset,
+)
 
 import sdekit_diffusion as sd
 from sdekit import uniform01
@@ -80,6 +88,22 @@ def test_labels_stay_with_their_rows(kind):
         assert torch.equal(batch.conditions["label"], row % 3)
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        (X,),
+        TensorDataset(X),
+        DataLoader(TensorDataset(X), batch_size=4),
+        Subset(TensorDataset(X), range(N)),
+        DataLoader(X, collate_fn=lambda items: [torch.stack(items)]),
+    ],
+)
+def test_one_part_is_the_samples(data):
+    batch = Batch.of(next(source_of(data, ["label"]).batches(7, seed=3)))
+    assert torch.equal(batch.x, next(Shuffled(X).batches(7, seed=3)))
+    assert not batch.conditions
+
+
 def test_parts_of_batches_are_those_of_the_processes():
     loader = DataLoader(TensorDataset(X, LABEL))
     for data in ((X, LABEL), loader):
@@ -113,6 +137,7 @@ class Lines(IterableDataset):
         ),
         DataLoader(TensorDataset(X, LABEL), batch_sampler=list(torch.arange(N).split(7))),
         DataLoader(TensorDataset(X, LABEL), batch_sampler=BatchSampler(range(N), 4, False)),
+        DataLoader(TensorDataset(X, LABEL), sampler=SequentialSampler(range(N))),
     ],
 )
 def test_an_order_of_its_own_is_kept(loader):
@@ -123,6 +148,31 @@ def test_an_order_of_its_own_is_kept(loader):
     assert torch.equal(first.conditions["label"], LABEL[rows])
     part = next(source_of(loader, ["label"]).batches(16, first=32, part=slice(4, 6)))
     assert torch.equal(Batch.of(part).x, X[rows[4:6]])
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        SequentialSampler(range(9)),
+        RandomSampler(range(9)),
+        RandomSampler(X[:9], replacement=True, num_samples=N),
+        RandomSampler(X, num_samples=9),
+        RandomSampler(X, replacement=True),
+    ],
+)
+def test_a_sampler_of_torch_that_was_chosen_is_used(sampler):
+    torch.manual_seed(2)
+    loader = DataLoader(X, batch_size=4, sampler=sampler)
+    assert source_of(loader, ()).fingerprint.startswith("a stream")
+    if sampler.data_source is not X:
+        found = next(source_of(loader, ()).batches(N)).x
+        assert bool((found[:, None] == X[:9]).all(dim=2).any(dim=1).all())
+
+
+def test_the_default_samplers_of_torch_are_not_used():
+    loader = DataLoader(X, batch_size=4, sampler=RandomSampler(X))
+    found = next(source_of(loader, ()).batches(N, seed=3)).x
+    assert torch.equal(found, next(Shuffled(X).batches(N, seed=3)))
 
 
 def test_a_loader_leaves_torchs_generator_as_it_was():

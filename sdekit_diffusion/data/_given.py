@@ -48,7 +48,7 @@ def source_of(
     if isinstance(data, Dataset):
         return _of_dataset(data, names, null)
     if isinstance(data, TensorDataset):
-        return source_of(data.tensors if len(data.tensors) > 1 else data[:][0], names)
+        return source_of(data.tensors, names)
     if isinstance(data, DataLoader | TorchDataset):
         return Loaded(data, lambda item: named(item, names))
     if type(data).__module__.partition(".")[0] == "datasets":
@@ -56,7 +56,7 @@ def source_of(
             "a data set of Hugging Face's library is read by sdekit_diffusion.data.from_datasets("
             "data, column), which names its columns and holds samples out; pass the result"
         )
-    if isinstance(data, Mapping) or (isinstance(data, tuple) and len(data) > 1):
+    if isinstance(data, Mapping | tuple):
         rows, conditions = named(data, names)
         return Shuffled(rows, conditions)
     return Shuffled(data)
@@ -95,6 +95,8 @@ def named(given: Any, names: Sequence[str] | None) -> tuple[Any, dict[str, Any]]
         return _of_mapping(given, names)
     if not isinstance(given, tuple | list):
         return given, {}
+    if len(given) == 1:
+        return given[0], {}
     if len(given) != 2:
         raise ValueError(
             f"the data have {len(given)} parts; give samples, a pair (x, labels), or a dictionary "

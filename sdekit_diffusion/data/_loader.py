@@ -70,7 +70,10 @@ class Loaded(AbstractSource):
         if batches is not None and type(batches) is not BatchSampler:
             return True
         order = self._loader.sampler if batches is None else batches.sampler
-        return type(order) not in (SequentialSampler, RandomSampler)
+        of_torch = type(order) in (SequentialSampler, RandomSampler)
+        if not of_torch or order.data_source is not self._loader.dataset:
+            return True
+        return getattr(order, "replacement", False) or len(order) != len(order.data_source)
 
     def batches(
         self, size: int, *, seed: int = 0, first: int = 0, part: slice = slice(None)
