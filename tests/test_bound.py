@@ -408,6 +408,19 @@ def test_labels_travel_with_their_points():
         ({"sde": "vp", "times": 0.5}, ValueError, r"increasing numbers, not shape \(\)"),
         ({"variance": "learned"}, ValueError, "'smaller' or 'larger', not 'learned'"),
         ({"decoder_std": 0.0}, ValueError, "decoder_std must be positive"),
+        ({"decoder_std": math.inf}, ValueError, "positive and finite, such as 0.01, not inf"),
+        ({"x": X * math.nan}, ValueError, r"x is not finite in rows \[0, 1, 2, 3, 4, 5, 6, 7\]"),
+        ({"x": X + 0j}, TypeError, r"x must be real, not torch\.complex128"),
+        (
+            {"x": X.long(), "low": -math.inf, "high": 1, "levels": 8},
+            ValueError,
+            "finite low < high and two or more of them, a whole number; not -inf, 1 and 8",
+        ),
+        (
+            {"x": X.long(), "low": -1, "high": math.inf, "levels": 8},
+            ValueError,
+            "finite low < high and two or more of them, a whole number; not -1, inf and 8",
+        ),
         ({"draws": 0}, ValueError, "count from 1"),
         ({"batch_size": 0}, ValueError, "count from 1"),
         (

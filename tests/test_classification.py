@@ -143,6 +143,13 @@ def test_no_points_and_points_that_are_numbers():
     torch.testing.assert_close(found.estimates, sd.classify(models, x, sde="vp").estimates)
 
 
+def test_a_class_may_be_excluded():
+    weights = torch.tensor([0.0, -math.inf, 0.0])
+    found = classify(MODELS, X[:20], sde="vp", log_weights=weights)
+    assert not found.probability[:, 1].any()
+    assert found.probability.isfinite().all()
+
+
 def test_what_is_refused():
     with pytest.raises(TypeError, match="a list with one model per class"):
         classify(MODELS[0], X, sde="vp")
@@ -162,6 +169,14 @@ def test_what_is_refused():
         classify(MODELS, X, sde="vp", batch_size=0)
     with pytest.raises(ValueError, match=r"log_weights has shape \(2,\)"):
         classify(MODELS, X, sde="vp", log_weights=torch.zeros(2))
+    for weights in ([math.nan, 0, 0], [math.inf, 0, 0], [-math.inf] * 3, [1j, 0, 0]):
+        with pytest.raises(ValueError, match="logarithms of probabilities, real numbers or, but"):
+            classify(MODELS, X, sde="vp", log_weights=torch.tensor(weights))
+    for wrong in (math.nan, math.inf):
+        x = X.clone()
+        x[[2, 5], 1] = wrong
+        with pytest.raises(ValueError, match=r"x is not finite in rows \[2, 5\]; leave these out"):
+            classify(MODELS, x, sde="vp")
     with pytest.raises(ValueError, match="no diffusion of its own"):
         classify(MODELS, X)
     for end in (0.0, -1.0, math.nan, 1e6):

@@ -820,6 +820,8 @@ def test_interpolation_of_nothing():
     assert interpolate(MIXTURE, X[:0], X[:0], 3, sde="vp").shape == (3, 0, 2)
     with pytest.raises(ValueError, match="batch_size counts points from 1 on"):
         encode(MIXTURE, X, sde="vp", batch_size=0)
+    with pytest.raises(ValueError, match=r"from 1 on, in whole numbers; not 1\.5"):
+        encode(MIXTURE, X, sde="vp", batch_size=1.5)
 
 
 def test_slerp_keeps_angle_and_length():
@@ -912,6 +914,12 @@ def test_draws_of_the_dequantisation():
         bits_per_dim(model, levels / 8.5 - 1, draws=2, **settings)
     with pytest.raises(ValueError, match=r"a whole number from 1 on; not 1\.5 of torch\.int64"):
         bits_per_dim(model, levels, draws=1.5, **settings)
+    with pytest.raises(TypeError, match=r"x must be real, not torch\.complex64"):
+        bits_per_dim(model, levels / 8.5 - 1 + 0j, **settings)
+    with pytest.raises(ValueError, match="x is not finite in rows"):
+        bits_per_dim(model, levels / 8.5 * math.nan, **settings)
+    with pytest.raises(ValueError, match="need finite low < high"):
+        bits_per_dim(model, levels, **(settings | {"high": math.inf}))
     with pytest.raises(
         ValueError, match=r"a whole number of levels from 1 on, not -1, 1 and 17\.5"
     ):

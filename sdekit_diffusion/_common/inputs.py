@@ -53,6 +53,23 @@ def require_tensor(name: str, value: Any, shape: str = "(batch, *shape)") -> Non
         )
 
 
+def require_points(x: Any) -> None:  # noqa: ANN401
+    """Refuses points that are not a real, finite tensor.
+
+    Raises:
+        TypeError: for complex numbers, and what is not a tensor.
+        ValueError: names the first eight rows that are not finite.
+    """
+    require_tensor("x", x)
+    if x.is_complex():
+        raise TypeError(f"x must be real, not {x.dtype}; use torch.view_as_real(x)")
+    if not bool(torch.isfinite(x).all()):
+        wrong = (~torch.isfinite(x)).unsqueeze(-1).flatten(1).any(dim=1)
+        raise ValueError(
+            f"x is not finite in rows {wrong.nonzero().flatten().tolist()[:8]}; leave these out"
+        )
+
+
 def require_numbers(owner: object, *names: str) -> None:
     """Refuses an object with attributes that are not numbers.
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sdekit import AbstractTrace, Likelihood, uniform01
 from sdekit_diffusion._common.counters import DEQUANTISATION
-from sdekit_diffusion._common.inputs import is_whole, require_tensor, seed_given
+from sdekit_diffusion._common.inputs import is_whole, require_points, seed_given
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._inference.code_length import AbstractCodeLength
 from sdekit_diffusion._inference.likelihood import log_likelihood
@@ -126,7 +126,7 @@ def bits_per_dim(
         sde, trace, end, log_prior, method, batch_size, progress: as in `log_likelihood`.
 
     Raises:
-        TypeError: when x is not a tensor, or seed not a whole number.
+        TypeError: when x is not a real tensor, or seed not a whole number.
         ValueError: for values outside the range, floats that look quantised, several draws of
             floats, an empty range, or numbers of levels and draws that are not whole; and as
             `log_likelihood`.
@@ -141,7 +141,7 @@ def bits_per_dim(
     References:
         Theis et al. 2016, arXiv 1511.01844, section 3.1.
     """
-    require_tensor("x", x)
+    require_points(x)
     _require_settings(x, low, high, levels, draws)
     _require_values(x, low, high, levels)
     seed = seed_given(seed)
@@ -189,9 +189,9 @@ def _code_lengths(likelihoods: list[Likelihood], dimension: int, width: float) -
 
 def _require_settings(x: Tensor, low: float, high: float, levels: int, draws: int) -> None:
     """Refuses an empty range, no levels, and several draws of data that are not dequantised."""
-    if not (high > low and is_whole(levels, 1)):
+    if not (-math.inf < low < high < math.inf and is_whole(levels, 1)):
         raise ValueError(
-            "bits per dimension need low < high and a whole number of levels from 1 on, not "
+            "bits per dimension need finite low < high and a whole number of levels from 1 on, not "
             f"{low}, {high} and {levels}"
         )
     if not is_whole(draws, 1) or (draws > 1 and x.is_floating_point()):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from sdekit_diffusion._common.inputs import is_whole, require_event, require_tensor, seed_given
+from sdekit_diffusion._common.inputs import is_whole, require_event, require_points, seed_given
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._inference.chain import Chain, ChainNoise, Variance, times_of
 from sdekit_diffusion._inference.code_length import AbstractCodeLength
@@ -146,10 +146,10 @@ def variational_bound(
     model.
 
     Raises:
-        TypeError: when x is not a tensor, or seed not a whole number; or for integers without low,
-            high and levels.
-        ValueError: for values or arguments out of range, floats with levels, times that do not
-            increase, or no times under a diffusion without levels of its own.
+        TypeError: when x is not a real tensor, or seed not a whole number; or for integers without
+            low, high and levels.
+        ValueError: for values or arguments out of range or not finite, floats with levels, times
+            that do not increase, or no times under a diffusion without levels of its own.
 
     Example:
         >>> model = sd.GaussianMixture([1.0], [[0.0, 0.0]], [0.04])
@@ -163,7 +163,7 @@ def variational_bound(
         Ho et al. 2020, arXiv 2006.11239, equation 5 and section 3.3; in their code decoder_std^2
         is the smaller variance of the step from x_2 to x_1.
     """
-    require_tensor("x", x)
+    require_points(x)
     model, sde = as_model(model, sde)
     chain = Chain(sde, times_of(sde, times), variance, decoder_std)
     decoder = decoder_of(x, low, high, levels)

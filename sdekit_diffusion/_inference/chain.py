@@ -54,8 +54,10 @@ class Chain:
     def __post_init__(self) -> None:
         if self.variance not in ("smaller", "larger"):
             raise ValueError(f"variance must be 'smaller' or 'larger', not {self.variance!r}")
-        if self.decoder_std is not None and not self.decoder_std > 0:
-            raise ValueError(f"decoder_std must be positive, such as 0.01, not {self.decoder_std}")
+        if self.decoder_std is not None and not 0 < self.decoder_std < math.inf:
+            raise ValueError(
+                f"decoder_std must be positive and finite, such as 0.01, not {self.decoder_std}"
+            )
 
     def terms(
         self,

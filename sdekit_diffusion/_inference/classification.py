@@ -11,7 +11,7 @@ from torch import Tensor
 from sdekit import normal, uniform01
 from sdekit.elementary import broadcast, sum_of_sample
 from sdekit_diffusion._common.counters import CLASSES
-from sdekit_diffusion._common.inputs import is_whole, require_event, require_tensor, seed_given
+from sdekit_diffusion._common.inputs import is_whole, require_event, require_points, seed_given
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._models.data_scale import DataScale, data_scale
 from sdekit_diffusion._models.evaluating import evaluating
@@ -104,7 +104,8 @@ def classify(
     Arguments:
         models: one per class, such as `[model.given(label=k) for k in range(10)]`.
         x: points, `(batch, *shape)`, floating, in the scale of the models.
-        log_weights: log p(c), up to a constant, `(K,)`; all equal unless given.
+        log_weights: log p(c), up to a constant, `(K,)`; all equal unless given. -inf excludes a
+            class.
         sde: the diffusion whose range of noise levels is used, as far as all models have it; that
             of the first model unless given.
         draws: the number of independent estimates, two or more for a standard error.
@@ -122,8 +123,9 @@ def classify(
         TypeError: when x is not a floating tensor, models is a single model, or seed is not a whole
             number.
         ValueError: for fewer than two models, counts that are not whole numbers from 1 on,
-            log_weights of another length, points of another shape than the models', an end that is
-            not positive or not below the largest noise, or no noise levels that all models have.
+            log_weights of another length, or NaN, infinite or all -inf, points that are not finite
+            or of another shape than the models', an end that is not positive or not below the
+            largest noise, or no noise levels that all models have.
 
     Example:
         >>> models = [sd.GaussianMixture([1.0], [[m]], [0.1]) for m in (-1.0, 1.0)]
@@ -139,12 +141,7 @@ def classify(
     diffusion = models[0].under(sde)
     scales = [data_scale(model, tuple(x.shape[1:])) for model in models]
     span = _span(models, diffusion, end, [scale.std for scale in scales])
-    weights = torch.zeros(len(models)) if log_weights is None else torch.as_tensor(log_weights)
-    if weights.shape != (len(models),):
-        raise ValueError(
-            f"log_weights has shape {tuple(weights.shape)}; give one for each of {len(models)} "
-            "models"
-        )
+    weights = _weights(log_weights, len(models))
     seed = seed_given(seed)
     columns = []
     with torch.no_grad():
@@ -193,6 +190,21 @@ def _span(
             stacklevel=3,
         )
     return low, high
+
+
+def _weights(given: Tensor | None, n: int) -> Tensor:
+    """log p(c) of n classes, checked."""
+    weights = torch.zeros(n) if given is None else torch.as_tensor(given)
+    if weights.shape != (n,):
+        raise ValueError(
+            f"log_weights has shape {tuple(weights.shape)}; give one for each of {n} models"
+        )
+    if weights.is_complex() or not math.isfinite(float(weights.amax())):
+        raise ValueError(
+            "log_weights are logarithms of probabilities, real numbers or, but not all, -inf; not "
+            f"{weights.tolist()!r:.60}"
+        )
+    return weights
 
 
 def _of_larger_noise(scale: DataScale, x: Tensor, low: float) -> Tensor:
@@ -245,7 +257,7 @@ def _require(
         )
     if len(models) < 2:
         raise ValueError(f"classify needs two models or more, one per class; not {len(models)}")
-    require_tensor("x", x)
+    require_points(x)
     if not x.is_floating_point():
         raise TypeError(f"x must be floating, in the scale of the models, not {x.dtype}")
     require_event(x, models[0].shape)

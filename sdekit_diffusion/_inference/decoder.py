@@ -85,9 +85,9 @@ def decoder_of(
             f"integers, here {x.dtype}, are levels: pass low, high and levels, such as -1.0, 1.0 "
             "and 256"
         )
-    if not (high > low and is_whole(levels, 2)):
+    if not (-math.inf < low < high < math.inf and is_whole(levels, 2)):
         raise ValueError(
-            "levels need low < high and two or more of them, a whole number; not "
+            "levels need finite low < high and two or more of them, a whole number; not "
             f"{low}, {high} and {levels}"
         )
     if len(x) and not (int(x.min()) >= 0 and int(x.max()) < levels):

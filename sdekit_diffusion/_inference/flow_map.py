@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 import sdekit
 from sdekit import AbstractTrace, Exact, Hutchinson, Likelihood, UnfinishedError
-from sdekit_diffusion._common.inputs import require_event, require_tensor
+from sdekit_diffusion._common.inputs import is_whole, require_event, require_tensor
 from sdekit_diffusion._models.evaluating import evaluating
 from sdekit_diffusion._models.in_batches import batches
 from sdekit_diffusion._models.model import AbstractModel, require_gradient
@@ -121,8 +121,10 @@ class FlowMap:
         if not isinstance(self.method, AdaptiveFlow):
             raise TypeError(f"method must be an AdaptiveFlow(rtol, atol), not {self.method!r}")
         require_event(x, self.model.shape)
-        if self.batch_size is not None and self.batch_size < 1:
-            raise ValueError(f"batch_size counts points from 1 on, not {self.batch_size}")
+        if self.batch_size is not None and not is_whole(self.batch_size, 1):
+            raise ValueError(
+                f"batch_size counts points from 1 on, in whole numbers; not {self.batch_size}"
+            )
         return x.to(torch.promote_types(x.dtype, torch.float32)) if x.is_floating_point() else x
 
     def _enter(self, x: Tensor) -> Tensor:
