@@ -330,6 +330,48 @@ def test_an_interruption_after_an_update_loses_nothing(tmp_path, where):
     assert equal(load(run, net=Dropping()), load(tmp_path / "whole", net=Dropping()))
 
 
+@pytest.mark.parametrize("where", ["callback", "measure"])
+@pytest.mark.parametrize("at", [5, 10, 20, 24])
+def test_an_interruption_before_a_measurement_loses_none(tmp_path, where, at):
+    """What was due is measured when the run resumes: lines and checkpoints are those of a whole
+    run.
+    """
+    interrupts = []
+
+    def interrupt_at(place, step):
+        if place == where and step == at and interrupts:
+            raise interrupts.pop()
+
+    def measure(model, step):
+        interrupt_at("measure", step)
+        return validation_loss(DATA[:20])(model, step)
+
+    def run(folder, **options):
+        fit(
+            model(),
+            DATA,
+            RECIPE,
+            folder=tmp_path / folder,
+            log=LOG,
+            progress=False,
+            callback=lambda record: interrupt_at("callback", record.step),
+            measures=[(5, measure)],
+            **options,
+        )
+
+    run("whole")
+    interrupts.append(KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt, match=f"update {at} of 24; the checkpoint is saved"):
+        run("run")
+    run("run", resume=True)
+    assert lines(tmp_path / "run") == lines(tmp_path / "whole")
+    checkpoints = [
+        sorted(path.name for path in (tmp_path / folder / "checkpoints").iterdir())
+        for folder in ("run", "whole")
+    ]
+    assert checkpoints[0] == checkpoints[1]
+
+
 @pytest.mark.usefixtures("interruptible")
 def test_a_second_signal_ends_an_update_and_saves_no_half_of_one(tmp_path, monkeypatch):
     monkeypatch.setattr(

@@ -111,6 +111,8 @@ def fit(
     )
     show_bar = progress and rank() == 0
     with run_context as run, _bar(training, show_bar) as show:
+        if run is not None and run.pending:
+            run.note(measured.after_update(training))
         for record in training:
             records.append(record)
             if run is not None:

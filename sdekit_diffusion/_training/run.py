@@ -134,7 +134,6 @@ class Run:
         }
         self._saved: int | None = None
         self._last: Record | None = None
-        self._noted_step = 0
         self._losses: list[Tensor] = []
         config_of(training.model)  # refuses what could not be saved in the end
         files_of(folder)  # and what would stand in its way
@@ -179,7 +178,9 @@ class Run:
         self.training.load_state_dict(state)
         model.record_scale(*scale_in(path))
         self._losses = list(state.get(_PENDING_LOSSES, torch.empty(0)).to(model.place()[1]))
-        self._saved = self.training.step
+        step = self._saved = self.training.step
+        if self._losses:
+            self._last = Record(step, self._losses[-1], self.training.recipe.rate(step - 1))
 
     def _require_same(self, path: Path) -> None:
         config = read_config(path)
@@ -230,6 +231,13 @@ class Run:
                 "choose another folder"
             )
 
+    @property
+    def pending(self) -> bool:
+        """Whether there are losses since the last line of metrics.jsonl. A run that resumes with
+        some may have been interrupted before what was due after its last update was measured.
+        """
+        return bool(self._losses)
+
     def take(self, record: Record) -> None:
         """Records an update, after which an interrupted run can resume."""
         self._last = record
@@ -243,7 +251,6 @@ class Run:
         record = self._last
         step = record.step
         last = record.step == self.training.recipe.steps
-        self._noted_step = step
         improved = measured.get(VALIDATION, math.inf) < self._smallest_loss
         self._smallest_loss = min(self._smallest_loss, measured.get(VALIDATION, math.inf))
         saves_checkpoint = last or improved or step % self.log.save_every == 0
@@ -310,8 +317,6 @@ class Run:
         """
         step = self.training.step
         if self.training.whole and self._last is not None and self._last.step == step:
-            if self._noted_step != step:
-                self.note({})
             self._save_checkpoint()
         if self._saved is None:
             return f"interrupted at {self.position}; there is no checkpoint to continue from"
@@ -350,7 +355,7 @@ class Run:
         state = self.training.state_dict() | dict(extra_state or {})
         path = checkpoint(self.folder, step)
         if path.exists():
-            discard(path)  # a damaged one, before which the run resumed
+            discard(path)  # a damaged one, before which the run resumed, or one without measures
         with self.training.averaged() as model:
             save(model, path, self.notes | {"step": step, **measured}, state=state)
         prune(self.folder, self.log.keep, step)
