@@ -189,6 +189,32 @@ def test_a_run_is_refused_data_with_other_moments(tmp_path):
             fit(fresh(), given, recipe, transform=transform, resume=True, **settings)
 
 
+def test_arrays_have_the_moments_of_tensors(tmp_path):
+    """In memory; of a file 1,024 samples are read."""
+    data = torch.randn(3000, 2, generator=torch.Generator().manual_seed(0))
+    np.save(tmp_path / "data.npy", data.numpy())
+    stored = np.load(tmp_path / "data.npy", mmap_mode="r")
+    of_tensor, of_array, of_file = (
+        data_moments(source_of(rows, ()), lambda x: x)[1] for rows in (data, data.numpy(), stored)
+    )
+    assert of_array == of_tensor
+    assert 1e-3 < abs(of_file / of_tensor - 1) < 0.1
+
+
+def test_a_run_with_the_moments_of_few_samples_goes_on(tmp_path):
+    """As those of arrays were in earlier versions; the run keeps them."""
+    data = torch.randn(3000, 2, generator=torch.Generator().manual_seed(0)).numpy()
+    settings = {"folder": tmp_path, "progress": False}
+    begun = fresh()
+    mean, std = data_moments(source_of(data, ()), lambda x: x, few=True)
+    earlier = lambda record: begun.record_scale(mean, std)  # noqa: E731
+    fit(begun, data, Recipe(steps=4, batch_size=16), callback=earlier, **settings)
+    again = fresh()
+    fit(again, data, Recipe(steps=4, batch_size=16), resume=True, **settings)
+    assert again.data_std == std
+    assert std != data_moments(source_of(data, ()), lambda x: x)[1]
+
+
 def test_a_checkpoint_without_moments_is_resumed(tmp_path):
     """One of an earlier version."""
     begun = fresh()

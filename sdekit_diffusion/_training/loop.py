@@ -155,7 +155,7 @@ class Training(Iterator[Record]):
         if not has_levels(row, model):  # else of another law
             if getattr(transform, "__self__", None) != model.scale:
                 warn_of_raw(self.source, self._encoded, model.scale)
-            model.record_scale(*data_moments(self.source, self._encoded))
+            model.record_scale(*self.moments())
         self._weights: list[Tensor] = list(model.parameters())
         self._averages = Averages(self._weights, self.recipe.decays, self.recipe.widths)
         self._finite = FiniteCheck(self._weights)
@@ -176,6 +176,12 @@ class Training(Iterator[Record]):
         middle = torch.full(rows.shape, 0.5, dtype=torch.float64, device=device)
         with seeded_dropout(self.recipe.seed, 0, device):
             return self._transform(rows, middle)
+
+    def moments(self, *, few: bool = False) -> tuple[Tensor, float]:
+        """Mean and standard deviation of the data; with few=True from 1024 samples, as earlier
+        versions estimated them from arrays.
+        """
+        return data_moments(self.source, self._encoded, few=few)
 
     def __iter__(self) -> Self:
         return self

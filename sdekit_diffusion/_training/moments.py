@@ -5,6 +5,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,7 +14,7 @@ from sdekit_diffusion.data import Scale
 from sdekit_diffusion.data._batches import AbstractSource, Batch, Shuffled
 from sdekit_diffusion.data._loader import Loaded
 
-_MAX_SAMPLES = 1 << 16  # samples that are used, of a tensor
+_MAX_SAMPLES = 1 << 16  # samples that are used, of data in memory
 _MAX_SAMPLES_READ = 1 << 10  # of data that have to be read from storage
 _BATCH = 256
 # No warning for standard deviations from 0.01 to 100, up to the error of estimating them, and for
@@ -25,20 +26,24 @@ _BYTES = 128.0  # whole numbers from 0 to a largest one above this are taken for
 
 
 def data_moments(
-    source: AbstractSource, encode: Callable[[Tensor], Tensor]
+    source: AbstractSource, encode: Callable[[Tensor], Tensor], *, few: bool = False
 ) -> tuple[Tensor, float]:
     """The mean, shaped like one sample, and the standard deviation: the root mean square, over
     samples and coordinates, of the difference from the mean.
 
-    Estimated from up to 65,536 samples of a tensor, up to 1024 of other data, the first ones in the
-    order of seed 0.
+    Estimated from up to 65,536 samples of a tensor or an array in memory, up to 1024 of other data,
+    the first ones in the order of seed 0.
 
     Arguments:
         source: the training data.
         encode: converts rows to inputs of the model.
+        few: use 1024 samples of all data.
     """
-    tensor = isinstance(source, Shuffled) and isinstance(source.rows, Tensor)
-    n = _available(source, _MAX_SAMPLES if tensor else _MAX_SAMPLES_READ)
+    in_memory = isinstance(source, Shuffled) and isinstance(source.rows, Tensor | np.ndarray)
+    if few or not in_memory or isinstance(source.rows, np.memmap):
+        n = _available(source, _MAX_SAMPLES_READ)
+    else:
+        n = _available(source, _MAX_SAMPLES)
     count = 0
     total = squares = centre = torch.zeros(())
     smallest = math.inf
