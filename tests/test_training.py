@@ -1,6 +1,7 @@
 """Training: what is learned, what it depends on, and what is refused."""
 
 import itertools
+import json
 import math
 
 import numpy as np
@@ -174,6 +175,35 @@ def test_what_counts_is_a_whole_number(name):
         with pytest.raises(ValueError, match=f"{name} = .* must be a whole number"):
             Recipe(**{name: wrong})
     Recipe(**{name: np.int64(10)})
+
+
+@pytest.mark.parametrize("name", ["stratified", "discrete", "flip", "compile"])
+def test_a_switch_is_true_or_false(name):
+    for wrong in ("no", "False", 1, None):
+        with pytest.raises(TypeError, match=f"{name} = {wrong!r} must be True or False"):
+            Recipe(**{name: wrong})
+    assert getattr(Recipe(**{name: np.bool_(True)}), name) is True
+
+
+@pytest.mark.parametrize("name", ["lr", "clip", "end", "drop", "ema", "widths"])
+def test_settings_are_numbers(name):
+    """Booleans and texts are none; those of numpy and torch are converted."""
+    for wrong in ("a", "0.1", True, None):
+        with pytest.raises(ValueError, match=f"{name} = {wrong!r} must be"):
+            Recipe(**{name: wrong})
+    for given in (np.float32(0.125), np.array(0.125), torch.tensor(0.125)):
+        found = getattr(Recipe(**{name: given}), name)
+        assert found == ((0.125,) if name == "widths" else 0.125)
+        assert "0.125" in json.dumps(found)
+    if name in ("ema", "widths"):
+        with pytest.raises(ValueError, match=f"{name} = .* must be numbers"):
+            Recipe(**{name: (0.1, "a")})
+        found = Recipe(**{name: np.array([0.125, 0.25])})
+        assert getattr(found, name) == (0.125, 0.25)
+    if name == "drop":
+        with pytest.raises(ValueError, match="must be a probability"):
+            Recipe(drop={"label": True})
+        assert json.dumps(Recipe(drop={"label": np.float32(0.125)}).drop) == '{"label": 0.125}'
 
 
 def test_learning_rate():

@@ -22,6 +22,11 @@ def is_whole(value: object, smallest: int | None = None) -> bool:
     return smallest is None or int(value) >= smallest
 
 
+def is_number(value: object) -> bool:
+    """Whether a value is a real number; booleans are not numbers."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
 def seed_given(seed: object, name: str = "seed") -> int:
     """A seed as an integer of Python; a new one for None.
 

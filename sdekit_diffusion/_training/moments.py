@@ -39,18 +39,16 @@ def data_moments(
         encode: converts rows to inputs of the model.
         few: use 1024 samples of all data.
     """
-    in_memory = isinstance(source, Shuffled) and isinstance(source.rows, Tensor | np.ndarray)
-    if few or not in_memory or isinstance(source.rows, np.memmap):
-        n = _available(source, _MAX_SAMPLES_READ)
-    else:
-        n = _available(source, _MAX_SAMPLES)
+    rows = source.rows if isinstance(source, Shuffled) else None
+    in_memory = isinstance(rows, Tensor | np.ndarray) and not isinstance(rows, np.memmap)
+    n = _available(source, _MAX_SAMPLES if in_memory and not few else _MAX_SAMPLES_READ)
     count = 0
     total = squares = centre = torch.zeros(())
     smallest = math.inf
     largest = -math.inf
     integers = True
-    for rows in _first(source, n):
-        x = encode(rows).detach().to(device="cpu", dtype=torch.float64)
+    for some in _first(source, n):
+        x = encode(some).detach().to(device="cpu", dtype=torch.float64)
         centre = x.mean(dim=0) if not count else centre
         total = total + (x - centre).sum(dim=0)
         squares = squares + (x - centre).square().sum(dim=0)

@@ -1,13 +1,12 @@
 """Recipes: all settings of a training run on which the weights depend."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from numbers import Real
 from typing import Any, Literal, Self, get_args
 
 from sdekit import did_you_mean
-from sdekit_diffusion._common.inputs import is_whole
+from sdekit_diffusion._common.inputs import is_number, is_whole
 from sdekit_diffusion._models.prediction import Prediction
 from sdekit_diffusion._training.densities import AbstractDensity, Density
 from sdekit_diffusion._training.loss import density_of, require_density, weight_of
@@ -63,7 +62,8 @@ class Recipe:
     Raises:
         ValueError: for a setting out of range, an unknown name, a count that is not a whole number,
             or settings that exclude each other, see `dsm_loss`.
-        TypeError: for a weighting or a density that is neither a name nor such an object.
+        TypeError: for a switch that is not True or False, or a weighting or a density that is
+            neither a name nor such an object.
 
     Example:
         >>> recipe = sd.Recipe(steps=5000, batch_size=256, lr=1e-3, ema=(0.999, 0.9999))
@@ -92,6 +92,7 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        self._convert()
         for name, smallest in (("steps", 1), ("batch_size", 1), ("accumulate", 1), ("warmup", 0)):
             if not is_whole(getattr(self, name), smallest):
                 raise ValueError(
@@ -100,8 +101,9 @@ class Recipe:
         if not is_whole(self.seed):
             raise ValueError(f"seed = {self.seed!r} must be a whole number")
         for name in ("lr", "clip", "end"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} = {getattr(self, name)!r} must be positive")
+            value = getattr(self, name)
+            if not (is_number(value) and value > 0):
+                raise ValueError(f"{name} = {value!r} must be positive, a number such as 1e-3")
         weighting = "plain" if self.weighting is None else self.weighting
         weight_of(weighting)
         if self.density is not None:
@@ -114,13 +116,36 @@ class Recipe:
                     f"{name} = {value!r} must be one of "
                     f"{', '.join(map(repr, allowed))}{did_you_mean(value, allowed)}"
                 )
-        if not all(0 <= p <= 1 for p in self._drops().values()):
+        self._require_probabilities()
+        for width in self.widths:
+            exponent(width)
+
+    def _convert(self) -> None:
+        """Converts numbers of numpy and torch to those of Python, which can be written as JSON."""
+        for field in fields(self):
+            value = _plain(getattr(self, field.name))
+            if field.type is bool and not isinstance(value, bool):
+                raise TypeError(f"{field.name} = {value!r} must be True or False")
+            if field.type is float and is_number(value):
+                value = float(value)
+            object.__setattr__(self, field.name, value)
+        for name in ("ema", "widths"):
+            value: Any = getattr(self, name)
+            several = isinstance(value, Iterable) and not isinstance(value, str)
+            given: tuple[Any, ...] = tuple(map(_plain, value)) if several else (value,)
+            if not all(map(is_number, given)):
+                raise ValueError(f"{name} = {value!r} must be numbers, such as 0.1 or (0.05, 0.1)")
+            numbers = tuple(map(float, given))
+            object.__setattr__(self, name, numbers if several or name == "widths" else numbers[0])
+        if isinstance(self.drop, Mapping):
+            object.__setattr__(self, "drop", {k: _plain(p) for k, p in self.drop.items()})
+
+    def _require_probabilities(self) -> None:
+        """Refuses decays and probabilities that are out of range."""
+        if not all(is_number(p) and 0 <= p <= 1 for p in self._drops().values()):
             raise ValueError(f"drop = {self.drop!r} must be a probability, or one for each name")
         if not (self.decays and all(0 <= decay < 1 for decay in self.decays)):
             raise ValueError(f"ema = {self.ema!r} must be one or more decays in [0, 1)")
-        self._plain()
-        for width in self.widths:
-            exponent(width)
 
     def suited(self, predicts: Prediction) -> Self:
         """The recipe with the default weighting and density for what a network predicts, such as
@@ -168,20 +193,10 @@ class Recipe:
                 )
         return drops
 
-    def _plain(self) -> None:
-        """Converts numbers of numpy to those of Python, which can be written as JSON."""
-        for field in fields(self):
-            if field.type in (int, float, bool):
-                object.__setattr__(self, field.name, field.type(getattr(self, field.name)))
-        decays = self.decays
-        object.__setattr__(self, "widths", tuple(map(float, self.widths)))
-        object.__setattr__(self, "ema", decays[0] if isinstance(self.ema, Real) else decays)
-
     @property
     def decays(self) -> tuple[float, ...]:
         """The decays of `ema`, one or several."""
-        given: Any = self.ema
-        return (float(given),) if isinstance(given, Real) else tuple(map(float, given))
+        return self.ema if isinstance(self.ema, tuple) else (self.ema,)
 
     def rate(self, step: int) -> float:
         """The learning rate of update number `step`, counted from 0."""
@@ -196,6 +211,11 @@ class Recipe:
                 "constant": 1.0,
             }[self.schedule]
         )
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401
+    """A number of numpy or torch as one of Python; other values as they are."""
+    return value.item() if getattr(value, "ndim", None) == 0 else value
 
 
 def recipe_given(recipe: object) -> Recipe:

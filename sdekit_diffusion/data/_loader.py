@@ -69,7 +69,7 @@ class Loaded(AbstractSource):
         batches = self._loader.batch_sampler
         if batches is not None and type(batches) is not BatchSampler:
             return True
-        order = self._loader.sampler if batches is None else batches.sampler
+        order: Any = self._loader.sampler if batches is None else batches.sampler
         of_torch = type(order) in (SequentialSampler, RandomSampler)
         if not of_torch or order.data_source is not self._loader.dataset:
             return True
