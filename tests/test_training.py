@@ -215,6 +215,16 @@ def test_learning_rate():
     assert all(a >= b for a, b in itertools.pairwise(rates[9:]))
 
 
+@pytest.mark.parametrize("steps", [1, 2, 5, 20, 100, 101])
+def test_a_short_run_reaches_its_learning_rate(steps):
+    recipe = Recipe(steps=steps, lr=1.0)
+    rates = [recipe.rate(i) for i in range(steps)]
+    assert max(rates) == 1.0
+    top = 99 if steps == 101 else max(0, steps // 2 - 1)
+    assert rates.index(1.0) == top
+    assert rates[:top] == pytest.approx([(i + 1) / (top + 1) for i in range(top)])
+
+
 def test_dequantisation_is_drawn_anew_each_time():
     seen = []
 

@@ -28,7 +28,8 @@ class Recipe:
         accumulate: the number of parts in which each process computes its share of a batch, one
             after the other, to save memory.
         lr: the highest learning rate.
-        warmup: the number of updates in which the learning rate rises to lr.
+        warmup: the number of updates in which the learning rate rises to lr; half of the steps
+            where that is not below steps.
         schedule: of the learning rate afterwards: "cosine" or "linear", both of which decrease to
             0, or "constant".
         clip: the largest norm of the gradient; larger gradients are scaled down to it.
@@ -200,9 +201,10 @@ class Recipe:
 
     def rate(self, step: int) -> float:
         """The learning rate of update number `step`, counted from 0."""
-        if step < self.warmup:
-            return self.lr * (step + 1) / self.warmup
-        fraction = min(1.0, (step - self.warmup) / max(1, self.steps - self.warmup))
+        warmup = self.warmup if self.warmup < self.steps else self.steps // 2
+        if step < warmup:
+            return self.lr * (step + 1) / warmup
+        fraction = min(1.0, (step - warmup) / max(1, self.steps - warmup))
         return (
             self.lr
             * {
