@@ -2,10 +2,12 @@
 run with them resumes bit-identical.
 """
 
+import json
 import math
 import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import distributed, nn
@@ -23,6 +25,7 @@ import sdekit_diffusion as sd
 from sdekit import uniform01
 from sdekit_diffusion import Batch, Recipe, ScoreModel, Training, fit, nets, validation_loss
 from sdekit_diffusion._common.counters import DROP
+from sdekit_diffusion._models.checkpoint import checksum
 from sdekit_diffusion._models.condition_values import names_of
 from sdekit_diffusion._training.recipe_loss import RecipeLoss
 from sdekit_diffusion.data._batches import Shuffled
@@ -587,6 +590,30 @@ def test_a_model_that_was_never_asked_without_a_condition_warns(tmp_path, recwar
     trained.unconditional()
     sd.load(sd.save(trained, tmp_path / "again")).unconditional()
     assert not recwarn
+
+
+def test_a_run_is_refused_other_labels_in_any_row(tmp_path):
+    """Also where they are none of the 1,000 rows that are hashed with the samples. A run of an
+    earlier version, which hashed no more, goes on.
+    """
+    n = 3000
+    x = torch.randn(n, 2, generator=torch.Generator().manual_seed(0))
+    label = torch.arange(n) % 3
+    other = label.clone()
+    other[[1, 2000]] = 0
+    assert not np.isin([1, 2000], np.linspace(0, n - 1, 1000).astype(np.int64)).any()
+    recipe = replace(RECIPE, steps=2)
+    options = {"folder": tmp_path, "progress": False}
+    fit(model(), (x, label), recipe, **options)
+    fit(model(), (x.numpy(), label.numpy()), recipe, resume=True, **options)
+    with pytest.raises(ValueError, match="begun on other data .* all conditions in memory"):
+        fit(model(), (x, other), recipe, resume=True, **options)
+    path = max((tmp_path / "checkpoints").iterdir()) / "config.json"
+    config = json.loads(path.read_text())
+    config["notes"]["samples"] = config["notes"]["samples"].partition("; sha256 of all")[0]
+    config["sha256"] = checksum(config)
+    path.write_text(json.dumps(config))
+    fit(model(), (x, label), recipe, resume=True, **options)
 
 
 def test_a_run_without_dropping_resumes(tmp_path):

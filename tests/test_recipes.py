@@ -353,6 +353,37 @@ def test_each_prediction_has_its_weight():
     assert discrete.suited("data").weighting == "balanced"
 
 
+def weight_of_power(power):
+    """A class of the same name each time."""
+
+    @dataclass(frozen=True)
+    class Own(AbstractWeight):
+        def weight(self, l):
+            return (power * l).exp()
+
+    return Own()
+
+
+def test_a_weight_of_ones_own_is_known_by_its_values(tmp_path):
+    """Its name and fields may be the same. Runs of earlier versions, which recorded no more, go
+    on.
+    """
+    recipe = Recipe(steps=2, batch_size=10, weighting=weight_of_power(-0.3), density=Cauchy())
+    options = {"folder": tmp_path, "progress": False}
+    fit(network("noise"), X.float(), recipe, **options)
+    fit(network("noise"), X.float(), recipe, resume=True, **options)
+    other = replace(recipe, weighting=weight_of_power(-0.4))
+    with pytest.raises(ValueError, match=r"begun with weighting = .*, not .*'4\.95303', '1'"):
+        fit(network("noise"), X.float(), other, resume=True, **options)
+
+    def change(old):
+        for name in ("weighting", "density"):
+            assert len(old[name].pop("at l = -4, 0, 4")) == 3
+
+    rewritten(tmp_path, change)
+    fit(network("noise"), X.float(), other, resume=True, **options)
+
+
 def rewritten(folder, change):
     """Changes the recipe that a checkpoint records."""
     path = max((folder / "checkpoints").iterdir()) / "config.json"

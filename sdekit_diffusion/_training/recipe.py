@@ -5,16 +5,24 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, Self, get_args
 
+import torch
+
 from sdekit import did_you_mean
 from sdekit_diffusion._common.inputs import is_number, is_whole
 from sdekit_diffusion._models.prediction import Prediction
-from sdekit_diffusion._training.densities import AbstractDensity, Density
+from sdekit_diffusion._training.densities import (
+    AbstractDensity,
+    AbstractLogSNRDensity,
+    Density,
+)
 from sdekit_diffusion._training.loss import density_of, require_density, weight_of
 from sdekit_diffusion._training.loss_weights import AbstractWeight, Weighting, default_weighting
 from sdekit_diffusion._training.profiles import exponent
 
 Schedule = Literal["cosine", "linear", "constant"]
 Precision = Literal["full", "bfloat16"]
+
+VALUES = "at l = -4, 0, 4"  # in the settings of a weight or a density that is an object
 
 
 @dataclass(frozen=True)
@@ -160,10 +168,10 @@ class Recipe:
 
     def settings(self) -> dict[str, Any]:
         """All settings as values of JSON. A weight or a density that is an object is represented by
-        its class and its fields.
+        its class, its fields and its values at three noise levels.
         """
         objects = {
-            name: {"class": type(value).__name__, **asdict(value)}
+            name: {"class": type(value).__name__, **asdict(value), VALUES: _values(value)}
             for name in ("weighting", "density")
             if isinstance(value := getattr(self, name), AbstractWeight | AbstractDensity)
         }
@@ -218,6 +226,16 @@ class Recipe:
 def _plain(value: Any) -> Any:  # noqa: ANN401
     """A number of numpy or torch as one of Python; other values as they are."""
     return value.item() if getattr(value, "ndim", None) == 0 else value
+
+
+def _values(function: AbstractWeight | AbstractDensity) -> list[str]:
+    """A weight, or the distribution function of a density of l, at the levels of `VALUES`."""
+    l = torch.tensor([-4.0, 0.0, 4.0], dtype=torch.float64)
+    if isinstance(function, AbstractWeight):
+        return [f"{value:.6g}" for value in function.weight(l).tolist()]
+    if isinstance(function, AbstractLogSNRDensity):
+        return [f"{value:.6g}" for value in function.cdf(l).tolist()]
+    return []
 
 
 def recipe_given(recipe: object) -> Recipe:

@@ -33,8 +33,9 @@ from sdekit_diffusion._training.history import (
 from sdekit_diffusion._training.interrupt import Interrupted, number_of, remember_signals
 from sdekit_diffusion._training.log import METRICS, Log, MetricsFile, require_lines
 from sdekit_diffusion._training.loop import Record, Training
-from sdekit_diffusion._training.recipe import Recipe
+from sdekit_diffusion._training.recipe import VALUES, Recipe
 from sdekit_diffusion._training.snapshots import remove_snapshots, write_snapshot
+from sdekit_diffusion.data._batches import ALL_ROWS
 
 VALIDATION = "validation_loss"
 _PENDING_LOSSES = "losses"  # in a state: the losses since the last line of metrics.jsonl
@@ -195,7 +196,7 @@ class Run:
         differences = [
             f"{name} = {old_settings.get(name)}, not {value}"
             for name, value in new_settings.items()
-            if old_settings.get(name) != value
+            if old_settings.get(name) not in (value, _without_values(value))
         ]
         if differences:
             text = ", ".join(differences)
@@ -203,10 +204,12 @@ class Run:
                 f"the run in {self.folder} was begun with {text}; give the same, or choose another "
                 "folder, where fit(sdekit_diffusion.load(run), ...) trains the model of this run on"
             )
-        if saved["samples"] != self.notes["samples"]:
+        samples = self.notes["samples"]
+        # Earlier versions recorded no hash of all conditions.
+        if saved["samples"] not in (samples, samples.partition(ALL_ROWS)[0]):
             raise ValueError(
                 f"the run in {self.folder} was begun on other data ({saved['samples']}, not "
-                f"{self.notes['samples']}); give the same, or choose another folder"
+                f"{samples}); give the same, or choose another folder"
             )
         self._require_same_moments(path)
 
@@ -373,6 +376,13 @@ class Run:
 def _recipe_of(training: Training) -> Recipe:
     """The recipe with the defaults that depend on the model."""
     return training.recipe.suited(training.model.predicts)
+
+
+def _without_values(setting: object) -> object:
+    """A setting as earlier versions recorded it."""
+    if not isinstance(setting, dict):
+        return setting
+    return {name: value for name, value in setting.items() if name != VALUES}
 
 
 def _recorded(recipe: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ GIVEN_NOISE = "noise"
 GIVEN_LEVEL = "log_snr"
 _CHECKED_ROWS = 4096  # rows of a tensor that are checked together
 _FINGERPRINT_ROWS = 1000  # evenly spaced rows that identify the data
+ALL_ROWS = "; sha256 of all conditions in memory "  # in a fingerprint, before its last part
 
 
 def given_draws(names: Sequence[str] | None) -> tuple[str, ...]:
@@ -175,6 +176,13 @@ class Shuffled(AbstractSource):
         self.fingerprint = _fingerprint(rows)
         for name, values in sorted(self.conditions.items()):
             self.fingerprint += f"; {name}: {_fingerprint(values, name)}"
+        digest = hashlib.sha256()
+        for _, values in sorted(self.conditions.items()):
+            if isinstance(values, Tensor | np.ndarray) and not isinstance(values, np.memmap):
+                for first in range(0, len(values), _CHECKED_ROWS):
+                    digest.update(_bytes(values[first : first + _CHECKED_ROWS]))
+        if self.conditions:
+            self.fingerprint += ALL_ROWS + digest.hexdigest()[:16]
 
     def batches(
         self, size: int, *, seed: int = 0, first: int = 0, part: slice = slice(None)
@@ -239,12 +247,19 @@ def _fingerprint(rows: Rows, condition: str | None = None) -> str:
     """The number of rows, their type and shape, and a hash of some of them."""
     n = len(rows)
     numbers = np.linspace(0, n - 1, min(n, _FINGERPRINT_ROWS)).astype(np.int64)
-    subset = _read(rows, numbers, condition).cpu().contiguous()
-    digest = hashlib.sha256(subset.view(torch.uint8).numpy().tobytes()).hexdigest()
+    subset = _read(rows, numbers, condition)
+    digest = hashlib.sha256(_bytes(subset)).hexdigest()
     return (
         f"{n} samples of {subset.dtype} {tuple(subset.shape[1:])}, sha256 of {len(subset)} "
         f"{digest[:16]}"
     )
+
+
+def _bytes(rows: Tensor | np.ndarray) -> bytes:
+    if isinstance(rows, np.ndarray):
+        return rows.tobytes()
+    rows = rows.cpu().clone(memory_format=torch.contiguous_format)
+    return rows.view(torch.uint8).numpy().tobytes()
 
 
 def _read(rows: Rows, numbers: np.ndarray, condition: str | None = None) -> Tensor:
