@@ -165,7 +165,7 @@ class Shuffled(AbstractSource):
 
     def __init__(self, rows: Rows, conditions: Mapping[str, Rows] | None = None) -> None:
         self.rows = rows
-        self.conditions = dict(conditions or {})
+        self.conditions = {name: _native(values) for name, values in (conditions or {}).items()}
         _require_rows("data", rows)
         for name, values in self.conditions.items():
             _require_rows(name, values, condition=name)
@@ -255,6 +255,15 @@ def _fingerprint(rows: Rows, condition: str | None = None) -> str:
     )
 
 
+def _native(rows: Any) -> Any:  # noqa: ANN401
+    """An array in the byte order of this machine, the only one that torch reads; others as they
+    are.
+    """
+    if not isinstance(rows, np.ndarray) or rows.dtype.isnative:
+        return rows
+    return rows.astype(rows.dtype.newbyteorder("="))
+
+
 def _bytes(rows: Tensor | np.ndarray) -> bytes:
     if isinstance(rows, np.ndarray):
         return rows.tobytes()
@@ -265,7 +274,7 @@ def _bytes(rows: Tensor | np.ndarray) -> bytes:
 def _read(rows: Rows, numbers: np.ndarray, condition: str | None = None) -> Tensor:
     # an array treats a tensor with one element as a scalar index
     samples = torch.as_tensor(
-        rows[numbers if isinstance(rows, np.ndarray) else torch.from_numpy(numbers)]
+        _native(rows[numbers if isinstance(rows, np.ndarray) else torch.from_numpy(numbers)])
     )
     # On other devices each check would synchronise.
     if not isinstance(rows, Tensor) and samples.device.type == "cpu":
