@@ -68,11 +68,9 @@ def require_points(x: Any) -> None:  # noqa: ANN401
     require_tensor("x", x)
     if x.is_complex():
         raise TypeError(f"x must be real, not {x.dtype}; use torch.view_as_real(x)")
-    if not bool(torch.isfinite(x).all()):
-        wrong = (~torch.isfinite(x)).unsqueeze(-1).flatten(1).any(dim=1)
-        raise ValueError(
-            f"x is not finite in rows {wrong.nonzero().flatten().tolist()[:8]}; leave these out"
-        )
+    wrong = (~torch.isfinite(x)).unsqueeze(-1).flatten(1).any(dim=1).nonzero().flatten()
+    if len(wrong):
+        raise ValueError(f"x is not finite in rows {wrong.tolist()[:8]}; leave these out")
 
 
 def require_numbers(owner: object, *names: str) -> None:
