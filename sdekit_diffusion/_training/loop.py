@@ -155,7 +155,7 @@ class Training(Iterator[Record]):
         if not has_levels(row, model):  # else of another law
             if getattr(transform, "__self__", None) != model.scale:
                 warn_of_raw(self.source, self._encoded, model.scale)
-            model.record_scale(*self.moments())
+            model.record_scale(*data_moments(self.source, self._encoded))
         self._weights: list[Tensor] = list(model.parameters())
         self._averages = Averages(self._weights, self.recipe.decays, self.recipe.widths)
         self._finite = FiniteCheck(self._weights)
@@ -177,11 +177,11 @@ class Training(Iterator[Record]):
         with seeded_dropout(self.recipe.seed, 0, device):
             return self._transform(rows, middle)
 
-    def moments(self, *, few: bool = False) -> tuple[Tensor, float]:
-        """Mean and standard deviation of the data; with few=True from 1024 samples, as earlier
-        versions estimated them from arrays.
+    def moments_of_few(self) -> tuple[Tensor, float]:
+        """Mean and standard deviation of 1024 samples, as earlier versions estimated those of
+        arrays.
         """
-        return data_moments(self.source, self._encoded, few=few)
+        return data_moments(self.source, self._encoded, few=True)
 
     def __iter__(self) -> Self:
         return self

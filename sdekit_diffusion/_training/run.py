@@ -230,7 +230,7 @@ class Run:
             near = float((mean_found - mean_before).abs().max()) <= tolerance
             return near and abs(std_found - std) <= _ROUNDING * std
 
-        if not (same(mean_now, model.data_std) or same(*self.training.moments(few=True))):
+        if not (same(mean_now, model.data_std) or same(*self.training.moments_of_few())):
             raise ValueError(
                 f"the run in {self.folder} was begun on data with another mean or standard "
                 f"deviation ({float(mean_before.mean()):.6g} and {std:.6g}, not "
