@@ -55,7 +55,7 @@ class AbstractLogSNRDensity(AbstractDensity):
         ValueError: where the density is 0 at all levels that are trained, up to rounding.
 
     Example:
-        >>> from dataclasses import dataclass, replace
+        >>> from dataclasses import dataclass
         >>> @dataclass(frozen=True)
         ... class Cauchy(sd.AbstractLogSNRDensity):
         ...     def cdf(self, l): return 0.5 + torch.atan(l) / torch.pi
