@@ -224,14 +224,34 @@ def test_linear_flow():
         assert constant.value == pytest.approx(normal(x + 1), abs=1e-6)
 
 
+@pytest.mark.parametrize("trace", [Exact(), Hutchinson(3)])
+@pytest.mark.parametrize("seen", [True, False])
+def test_a_drift_that_torch_cannot_differentiate_is_refused(trace, seen):
+    """Its divergence would be 0; that of a constant drift, and of one that jumps, is 0."""
+    x = torch.tensor([[0.3, -0.2]], dtype=torch.float64)
+    rate = torch.ones((), dtype=torch.float64, requires_grad=True)
+
+    def logp(f):
+        whole = f if seen else torch.no_grad()(f)
+        return sdekit.log_likelihood(
+            ODE(whole), x, [0.0, 1.0], lambda x: -x.square().sum(1), trace=trace
+        ).value
+
+    with pytest.raises(RuntimeError, match=r"the drift depends on x, but .* its divergence needs"):
+        logp(lambda t, x: -rate * x.detach())
+    logp(lambda t, x: rate * torch.ones_like(x))
+    logp(lambda t, x: torch.where(x > 0.1, 1.0, rate))
+
+
 def test_products_against_the_jacobian():
     x = torch.randn(2, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     weight = torch.randn(4, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     point = x.clone().requires_grad_()
-    y = torch.tanh(point @ weight)
     exact = Exact()
     none = torch.zeros(2, dtype=torch.int64)
-    trace = exact.estimates(quadratic_forms(y, point, exact.vectors(x, none, none)))[0]
+    trace = exact.estimates(
+        quadratic_forms(lambda x: torch.tanh(x @ weight), point, exact.vectors(x, none, none))
+    )[0]
     for row in range(2):
         jacobian = torch.autograd.functional.jacobian(lambda v: torch.tanh(v @ weight), x[row])
         assert trace[row] == pytest.approx(jacobian.trace().item())
@@ -506,9 +526,7 @@ def test_sums_over_many_coordinates_do_not_depend_on_the_batch():
 
     def forms(x, rows):
         x = x.clone().requires_grad_()
-        return quadratic_forms(
-            torch.sin(x), x, Hutchinson(1).vectors(x, rows, torch.zeros_like(rows))
-        )
+        return quadratic_forms(torch.sin, x, Hutchinson(1).vectors(x, rows, torch.zeros_like(rows)))
 
     whole = forms(x, rows)
     prior = VPSDE().log_prior(x)

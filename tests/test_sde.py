@@ -213,6 +213,39 @@ def test_state_dependent_noise_adds_its_divergence():
         assert abs(x0.var() / 0.04 - 1) < 5.5 * (2 / n) ** 0.5 + 0.02
 
 
+@pytest.mark.parametrize("build", [ReverseSDE, ProbabilityFlow])
+@pytest.mark.parametrize("inference", [False, True])
+def test_a_diffusion_that_torch_cannot_differentiate_is_refused(build, inference):
+    """The divergence would be dropped; that of a g that is the same for all x is 0."""
+    scale = torch.tensor(2.0, requires_grad=True)
+    x = torch.full((2, 1), 2.0)
+
+    def drift(g):
+        with torch.inference_mode(inference):
+            return build(SDE(lambda t, x: -x, g), lambda t, x: -x).drift(0.5, x)
+
+    for g in (torch.no_grad()(lambda t, x: 1 * x), lambda t, x: scale * x.detach()):
+        with pytest.raises(RuntimeError, match=r"diffusion depends on x, .* div\(g g\^T\) needs"):
+            drift(g)
+    factor = 1.0 if build is ReverseSDE else 0.5
+    assert torch.equal(drift(lambda t, x: x), -x - factor * (2 * x - x**3))
+    assert torch.equal(drift(one), -x + factor * x)
+
+
+def test_the_diffusion_is_compared_once_in_a_solve():
+    """A g that is the same for all x is evaluated three times more, not in each step."""
+    calls = []
+
+    def g(t, x):
+        calls.append(t)
+        return torch.ones_like(x)
+
+    reverse = ReverseSDE(SDE(one, g), ou_score)
+    for _ in range(5):
+        reverse.drift(0.5, X[:, 0])
+    assert len(calls) == 2 * 5 + 3
+
+
 def test_other_noise_is_refused_with_the_reason():
     cases = [
         (

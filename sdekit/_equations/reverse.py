@@ -6,12 +6,13 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Self
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
 
 from sdekit._common.computed import computed
-from sdekit._equations.derivative import derivative
+from sdekit._equations.derivative import derivative, require_visible
 from sdekit._equations.sde import AbstractSDE, NoiseType, Slope
 from sdekit.calling import ChangedError, accepts_swapped, checked_call, require_order, require_real
 from sdekit.elementary import Time, axpy
@@ -32,10 +33,17 @@ def _require_elementwise(forward: AbstractSDE) -> None:
         )
 
 
-def _reverse_drift(forward: AbstractSDE, score: Score, factor: float, t: Time, x: Tensor) -> Tensor:
+# Equations whose g was found not to depend on x.
+_CONSTANT: "WeakSet[ReverseSDE | ProbabilityFlow]" = WeakSet()
+
+
+def _reverse_drift(
+    equation: "ReverseSDE | ProbabilityFlow", factor: float, t: Time, x: Tensor
+) -> Tensor:
     """f - factor [div(g g^T) + g g^T s]."""
+    forward = equation.forward
     f = checked_call("the drift", forward.drift, t, x)
-    s = _checked_score(score, t, x)
+    s = _checked_score(equation.score, t, x)
     g = forward.diffusion(t, x)
     if not isinstance(g, Tensor):
         return axpy(-factor * g * g, s, f)
@@ -46,9 +54,14 @@ def _reverse_drift(forward: AbstractSDE, score: Score, factor: float, t: Time, x
             assert isinstance(g, Tensor)
             return g.square()
 
+        def unseen() -> None:
+            if not torch.compiler.is_compiling() and equation not in _CONSTANT:
+                require_visible("the diffusion", "div(g g^T)", square, x)
+                _CONSTANT.add(equation)
+
         # g_i depends on x_i alone, so that the transposed derivative applied to ones is the
         # derivative of each square.
-        f = axpy(-factor, derivative(square, x, torch.ones_like)[1], f)
+        f = axpy(-factor, derivative(square, x, torch.ones_like, unseen)[1], f)
     return torch.addcmul(f, g.to(x.dtype).square(), s, value=-factor)
 
 
@@ -108,7 +121,8 @@ class ReverseSDE(AbstractSDE):
             floating-point numbers.
         ValueError: for a negative eta; in a solve, for a score of another shape than x, or for
             predictors with an eta other than 0 and 1.
-        RuntimeError: in a solve, when the score changes t or x in place.
+        RuntimeError: in a solve, when the score changes t or x in place, or for a diagonal g that
+            depends on x in a way that torch cannot differentiate.
 
     Example:
         >>> vp = sd.VPSDE()
@@ -146,7 +160,7 @@ class ReverseSDE(AbstractSDE):
         return self.forward.noise_type if self.eta else "none"
 
     def drift(self, t: Time, x: Tensor) -> Tensor:
-        return _reverse_drift(self.forward, self.score, 0.5 * (1 + self.eta**2), t, x)
+        return _reverse_drift(self, 0.5 * (1 + self.eta**2), t, x)
 
     def diffusion(self, t: Time, x: Tensor) -> Time:
         return self.eta * self.forward.diffusion(t, x)
@@ -210,7 +224,7 @@ class ProbabilityFlow(AbstractSDE):
         require_order(self.score, "t, x")
 
     def drift(self, t: Time, x: Tensor) -> Tensor:
-        return _reverse_drift(self.forward, self.score, 0.5, t, x)
+        return _reverse_drift(self, 0.5, t, x)
 
     def diffusion(self, t: Time, x: Tensor) -> float:
         return 0.0

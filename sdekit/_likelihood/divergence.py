@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sdekit._common.names import did_you_mean
+from sdekit._equations.derivative import require_visible
 from sdekit._noise.generator import PROBES, keys, normal_pairs, signs
 from sdekit.elementary import sum_of_sample
 
@@ -178,30 +179,35 @@ def by_row(values: Tensor) -> Tensor:
 
 
 def quadratic_forms(
-    y: Tensor, x: Tensor, vectors: Iterator[Tensor], *, create_graph: bool = False
+    function: Callable[[Tensor], Tensor],
+    x: Tensor,
+    vectors: Iterator[Tensor],
+    *,
+    create_graph: bool = False,
 ) -> Tensor:
-    """v^T (dy/dx) v for each vector and row, from one forward pass: `(vectors, rows)`, float64.
+    """v^T (dy/dx) v for each vector and row, with y = function(x), from one forward pass:
+    `(vectors, rows)`, float64.
 
     Arguments:
-        y: F(x), computed from x with autograd recording, shaped like x.
-        x: the points, `(rows, *event)`.
+        function: shaped like x.
+        x: the points, `(rows, *event)`, which require a gradient.
         vectors: the v, each shaped like x.
         create_graph: whether the result itself can be differentiated.
+
+    Raises:
+        RuntimeError: for a function that depends on x in a way that torch cannot differentiate.
     """
-    if not y.requires_grad:  # it does not depend on x
-        return torch.stack(
-            [torch.zeros(len(x), dtype=torch.float64, device=x.device) for _ in vectors]
-        )
+    y = function(x)
+    seen = y.requires_grad
     products = []
     for v in vectors:
-        (vjp,) = torch.autograd.grad(
-            y,
-            x,
-            v,
-            retain_graph=True,
-            create_graph=create_graph,
-            allow_unused=True,
-            materialize_grads=True,
-        )
-        products.append(sum_of_sample(vjp * v))
+        vjp = None
+        if seen:
+            (vjp,) = torch.autograd.grad(
+                y, x, v, retain_graph=True, create_graph=create_graph, allow_unused=True
+            )
+        seen = vjp is not None
+        products.append(sum_of_sample(torch.zeros_like(v) if vjp is None else vjp * v))
+    if not seen:
+        require_visible("the drift", "its divergence", function, x)
     return torch.stack(products)

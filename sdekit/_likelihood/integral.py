@@ -4,6 +4,7 @@ on the dense output of every accepted step, and summed in float64.
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -117,10 +118,10 @@ class DivergenceIntegral:
         create_graph = torch.is_grad_enabled()
         with torch.enable_grad():
             x = x if create_graph and x.requires_grad else x.detach().requires_grad_()
-            slope = self.flow.rows(rows).drift(t, x)
+            drift = partial(self.flow.rows(rows).drift, t)
             vectors = self.trace.vectors(x.detach(), self.index[rows], node)
             return self.trace.estimates(
-                quadratic_forms(slope, x, vectors, create_graph=create_graph)
+                quadratic_forms(drift, x, vectors, create_graph=create_graph)
             )
 
 

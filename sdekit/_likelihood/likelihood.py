@@ -163,6 +163,7 @@ def log_likelihood(
         TypeError: when x is not a floating-point tensor with a batch dimension, or another argument
             is of the wrong kind.
         UnfinishedError: when the drift of some samples is not finite; it names these and the times.
+        RuntimeError: for a drift that depends on x in a way that torch cannot differentiate.
         ValueError: for an equation with noise, an x that is not finite, a log_prior that does not
             return one real number per sample, an index of another length, a solver without an error
             estimate or an interpolant, a tolerance that the dtype does not resolve, times that are
