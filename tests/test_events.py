@@ -777,6 +777,10 @@ def test_wrong_definitions_are_refused():
         Event(lambda t, x: x[:, 0], direction=2)
     with pytest.raises(TypeError, match=r"function is g\(t, x\)"):
         Event(3)
+    with pytest.raises(TypeError, match=r"called as \(t, x\) here, and this one takes \(x, t\)"):
+        Event(lambda x, t: x - 0.5)
+    with pytest.raises(TypeError, match="terminal is True or False, not 'False'"):
+        Event(lambda t, x: x[:, 0], terminal="False")
 
 
 def test_single_precision_and_empty_batches():
@@ -852,6 +856,48 @@ def test_states_within_steps_are_saved_where_samples_stop_at_their_ends():
     assert torch.equal(found.xs[0], plain.xs[0])
     assert torch.equal(found.xs[1, 0], found.x[0])
     assert torch.equal(found.xs[1, 1], plain.xs[1, 1])
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_function_that_changes_x_is_refused(at_once):
+    """And it has not changed the caller's states."""
+
+    def function(t, x):
+        return (x if at_once or float(t[0]) == 0 else x.mul_(0.9))[:, 0] - 0.5
+
+    def leaf(t, x):
+        return x.mul_(0.9)[:, 0] - 0.5
+
+    for requires_grad in (False, True):
+        x0 = torch.ones(2, 1, dtype=torch.float64, requires_grad=requires_grad)
+        with pytest.raises(RuntimeError, match=r"an event's g\(t, x\) changes its input in place"):
+            solve(
+                ODE(lambda t, x: -x), x0, uniform(0.0, 1.0, 10), solver=RK4(),
+                event=Event(leaf if at_once else function),
+            )  # fmt: skip
+        assert torch.equal(x0, torch.ones(2, 1))
+
+
+@pytest.mark.parametrize("large", [math.inf, -math.inf])
+@pytest.mark.parametrize("located", [True, False])
+def test_a_function_that_is_infinite_on_one_side(large, located):
+    """At the first state, or only afterwards."""
+    line = ODE(lambda t, x: torch.ones_like(x))
+    x0 = torch.zeros(1, 1, dtype=torch.float64)
+    for before, after in ((large, -math.copysign(1.0, large)), (-math.copysign(1.0, large), large)):
+        event = Event(lambda t, x, a=before, b=after: torch.where(x[:, 0] < 0.55, a, b).to(x),
+                      located=located)  # fmt: skip
+        found = solve(line, x0, uniform(0.0, 1.0, 10), solver=RK4(), event=event)
+        assert float(found.events.t) == pytest.approx(0.55 if located else 0.6, abs=1e-8)
+
+
+def test_a_function_that_is_nan_at_the_first_state_is_refused():
+    """As one that becomes NaN; it is no zero there."""
+    event = Event(lambda t, x: (x[:, 0] - 0.1).log() + 1)
+    line = ODE(lambda t, x: torch.ones_like(x))
+    x0 = torch.tensor([[0.2], [0.0]], dtype=torch.float64)
+    with pytest.raises(ValueError, match="is NaN at t = 0 in 1 samples, the first in row 1"):
+        solve(line, x0, uniform(0.0, 1.0, 10), solver=RK4(), event=event)
 
 
 def test_located_is_true_or_false():

@@ -305,6 +305,15 @@ def test_only_the_parameters_given_get_a_gradient():
     assert [g is None for g in found] == [False, False, True]
 
 
+def test_a_parameter_that_is_given_twice_counts_once():
+    x0, a = tensors((3, 2), ())
+    settings = {"solver": ReversibleHeun(), "gradient": Reversible([a, a])}
+    x = end(ODE(lambda t, x: torch.sin(a * x)), x0, uniform(0, 1, 5), **settings)
+    plain = end(ODE(lambda t, x: torch.sin(a * x)), x0, uniform(0, 1, 5), solver=ReversibleHeun())
+    found, expected = (torch.autograd.grad(v.sum(), a)[0] for v in (x, plain))
+    torch.testing.assert_close(found, expected)
+
+
 def test_a_leaf_that_turns_up_late_is_refused():
     x0, a = tensors((3, 2), ())
     problem = ODE(lambda t, x: torch.sin(a * x) if t > 0.5 else torch.sin(x))

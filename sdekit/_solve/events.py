@@ -10,9 +10,10 @@ from torch import Tensor
 
 from sdekit._noise.white import AbstractNoise, AbstractSeededNoise
 from sdekit._solve.passage import EventZeros, StepBatch, first_passage
-from sdekit._solve.solution import Events, Solution
-from sdekit.calling import checked_output
+from sdekit._solve.solution import Events, Solution, finite
+from sdekit.calling import checked_call, checked_output, require_order
 
+_NAME = "an event's g(t, x)"
 _HALVINGS = 44
 _RESOLUTION = 2.0**-_HALVINGS  # of a step
 _LARGEST = 2.0**-30  # of a step: where g is smooth, Newton steps from the zero are shorter
@@ -42,9 +43,11 @@ class Event:
             solver, and g may return booleans, so that any condition can stop a sample.
 
     Raises:
-        TypeError: for a function that is not callable, or located that is not a bool; in a solve
-            for results that are not floating-point tensors, and for first passages with noise that
-            is not `WhiteNoise` or `BrownianPath`.
+        TypeError: for a function that is not callable or whose arguments are named in the order
+            (x, t), and a terminal or located that is not a bool; in a solve for results that are
+            not floating-point tensors, and for first passages with noise that is not `WhiteNoise`
+            or `BrownianPath`.
+        RuntimeError: in a solve, when the function changes t or x in place.
         ValueError: for another direction; in a solve for results of another shape or NaN, with
             `gradient=`, and for first passages with a direction, terminal=False, gradients, solvers
             that draw more noise than the equation has, or saved states within steps.
@@ -74,19 +77,21 @@ class Event:
     def __post_init__(self) -> None:
         if not callable(self.function):
             raise TypeError(f"function is g(t, x), not {self.function!r:.60}")
+        require_order(self.function, "t, x")
         if self.direction not in (-1, 0, 1):
             raise ValueError(f"direction is -1, 0 or 1, not {self.direction!r}")
-        if not isinstance(self.located, bool):
-            raise TypeError(f"located is True or False, not {self.located!r:.60}")
+        for name in ("terminal", "located"):
+            if not isinstance(value := getattr(self, name), bool):
+                raise TypeError(f"{name} is True or False, not {value!r:.60}")
 
     def values(self, t: Tensor, x: Tensor) -> Tensor:
-        """g of each sample, checked; for an event that is not located it is never 0, and only its
-        sign matters.
+        """g of each sample, checked, with the largest number for infinity; for an event that is not
+        located it is never 0, and only its sign matters.
         """
-        value = self.function(t, x)
+        value = checked_call(_NAME, self.function, t, x)
         if not self.located and isinstance(value, Tensor) and value.dtype == torch.bool:
             value = value.to(x.dtype) - 0.5
-        value = checked_output("an event's g(t, x)", value, (len(x),), x)
+        value = torch.nan_to_num(checked_output(_NAME, value, (len(x),), x), torch.nan)
         return value if self.located else torch.where(value == 0, -1.0, value)
 
     def require_passages(self, noise: AbstractNoise) -> None:
@@ -146,8 +151,9 @@ class EventSearch:
             key = noise.keys(x0) ^ _SALT
         with torch.no_grad():
             t = torch.full((len(x0),), t0, dtype=torch.float64, device=x0.device)
-            value = event.values(t, x0).clone()  # g may return a view of x0
+            value = event.values(t, x0.clone())  # it is only refused after it has changed its x
         zeros = torch.zeros(len(x0), dtype=torch.int64, device=x0.device)
+        _require_numbers(t, value, torch.arange(len(x0), device=x0.device), finite(x0))
         return EventSearch(
             event, value, value.sign(), zeros, zeros.bool(), direction, key, zeros.clone()
         )
@@ -157,14 +163,13 @@ class EventSearch:
         marked as stopped.
         """
         index = batch.samples
-        searched = batch.accept
+        searched = batch.accept & finite(batch.x1)
         with torch.no_grad():
             value = self.event.values(batch.t1, batch.x1)
-        self._require_numbers(batch, value, searched)
+        _require_numbers(batch.t1, value, index, searched)
         zeros = self._passages(batch, value, searched)
         if zeros is None:
             zeros = self._sign_changes(batch, value, searched)
-        searched = searched & value.isfinite()
         self.side[index] = torch.where(searched, value.sign(), self.side[index])
         self.value[index] = torch.where(searched, value, self.value[index])
         self.steps_searched[index] += searched
@@ -176,27 +181,11 @@ class EventSearch:
             self.stopped[rows] = True
         return zeros
 
-    @staticmethod
-    def _require_numbers(batch: StepBatch, value: Tensor, searched: Tensor) -> None:
-        """Refuses a g that is NaN where the state is finite.
-
-        Raises:
-            ValueError: with a time and the rows.
-        """
-        finite = torch.isfinite(batch.x1).reshape(len(value), -1).all(dim=1)
-        rows = (searched & finite & value.isnan()).nonzero().flatten()
-        if len(rows):
-            raise ValueError(
-                f"an event's g(t, x) is NaN at t = {float(batch.t1[rows[0]]):.6g} in "
-                f"{len(rows)} samples, the first in row {int(batch.samples[rows[0]])}: it must be "
-                "defined wherever x comes"
-            )
-
     def _sign_changes(self, batch: StepBatch, value: Tensor, searched: Tensor) -> EventZeros:
         """The zeros of an ordinary equation, or the ends of steps if the event is not located."""
         side = self.side[batch.samples]
         sign = value.sign()
-        crossed = searched & value.isfinite() & (side != 0) & (sign != side)
+        crossed = searched & (side != 0) & (sign != side)
         if self.event.direction:
             crossed = crossed & (side == -self.event.direction)
         rows = crossed.nonzero().flatten()
@@ -234,7 +223,7 @@ class EventSearch:
                 "would flow to: detach x0 and the parameters, or solve with torch.no_grad()"
             )
         index = batch.samples
-        searched = searched & value.isfinite() & (self.side[index] != 0)
+        searched = searched & (self.side[index] != 0)
         values = (self.value[index], value)
         return first_passage(
             self.event.values,
@@ -276,6 +265,20 @@ class EventSearch:
             t = t.index_put((row, index), time)
             states = states.index_put((row, index), state)
         return Events(t, states)
+
+
+def _require_numbers(t: Tensor, value: Tensor, samples: Tensor, searched: Tensor) -> None:
+    """Refuses a g that is NaN in some of the samples.
+
+    Raises:
+        ValueError: with a time and the first of the samples.
+    """
+    rows = (searched & value.isnan()).nonzero().flatten()
+    if len(rows):
+        raise ValueError(
+            f"{_NAME} is NaN at t = {float(t[rows[0]]):.6g} in {len(rows)} samples, the first in "
+            f"row {int(samples[rows[0]])}: it must be defined wherever x comes"
+        )
 
 
 def _differentiable(function: Callable[[Tensor], Tensor], t: Tensor, length: Tensor) -> Tensor:

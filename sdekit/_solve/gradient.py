@@ -52,8 +52,8 @@ class Checkpointed(AbstractGradient):
     states. All tensors that autograd reaches get a gradient, and second derivatives work.
 
     Raises:
-        ValueError: in a solve, for a solver whose steps use derivatives of f: `Rodas4`,
-            `Rodas5P`, `ImplicitEulerMaruyama`, `ImplicitPlaten`; with `control=`, `event=`, `save="dense"` or
+        ValueError: in a solve, for a solver whose steps use derivatives of f: `Rodas4`, `Rodas5P`,
+            `ImplicitEulerMaruyama`, `ImplicitPlaten`; with `control=`, `event=`, `save="dense"` or
             times.
 
     Example:
@@ -123,7 +123,8 @@ class Reversible(AbstractGradient):
 
     def __post_init__(self) -> None:
         if self.parameters is not None:
-            object.__setattr__(self, "parameters", tuple(self.parameters))
+            unique = {id(tensor): tensor for tensor in self.parameters}
+            object.__setattr__(self, "parameters", tuple(unique.values()))
 
     def states(self, steps: Steps, x0: Tensor, *, every: bool) -> Iterator[tuple[int, Tensor]]:
         if not steps.solver.reversible:
