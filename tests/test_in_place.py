@@ -487,6 +487,17 @@ def test_a_callback_that_changes_its_state_is_refused(step, gradient):
         solve(ODE(lambda t, x: -x), torch.ones(2, 1), uniform(0.0, 1.0, 3), **settings)
 
 
+@pytest.mark.parametrize("name", ["samples", "t0", "t1", "x", "dense"])
+def test_a_callback_that_changes_adaptive_steps_is_refused(name):
+    def change(accepted):
+        value = getattr(accepted, name)
+        (value if isinstance(value, torch.Tensor) else value[0]).mul_(2)
+
+    settings = {"solver": Dopri5(), "control": PIDController(), "callback": change}
+    with pytest.raises(RuntimeError, match=r"callback changed .* in place.* x\.clone"):
+        solve(ODE(lambda t, x: -x), torch.ones(2, 1), [0.0, 1.0], **settings)
+
+
 def test_a_loop_that_changes_its_state_is_refused():
     points = integrate(ODE(lambda t, x: -x), torch.ones(2, 1), uniform(0.0, 1.0, 3), solver=RK4())
     next(points).x.clone().mul_(2)

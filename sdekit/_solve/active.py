@@ -18,6 +18,17 @@ def take(tree: Tree, rows: Tensor) -> Tree:
     return tree[rows] if isinstance(tree, Tensor) else tuple(take(part, rows) for part in tree)
 
 
+def tensors(tree: Tree) -> list[Tensor]:
+    """The tensors of a tree."""
+    if isinstance(tree, Tensor):
+        return [tree]
+    return (
+        [tensor for part in tree for tensor in tensors(part)]
+        if isinstance(tree, tuple | list)
+        else []
+    )
+
+
 def where(accept: Tensor, new: Tree, old: Tree) -> Tree:
     """torch.where by row for every tensor."""
     if isinstance(new, Tensor):

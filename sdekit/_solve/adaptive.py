@@ -17,7 +17,15 @@ from torch import Tensor
 
 from sdekit._equations.sde import AbstractSDE
 from sdekit._noise.white import AbstractNoise, Increment, Reader
-from sdekit._solve.active import AcceptedSteps, ActiveSamples, Results, scatter_rows, take, where
+from sdekit._solve.active import (
+    AcceptedSteps,
+    ActiveSamples,
+    Results,
+    scatter_rows,
+    take,
+    tensors,
+    where,
+)
 from sdekit._solve.control import PIDController
 from sdekit._solve.counted import Counted
 from sdekit._solve.dense import Dense, Piece, cubic, cubic_data
@@ -27,6 +35,7 @@ from sdekit._solve.passage import StepBatch
 from sdekit._solve.solution import Solution, Status
 from sdekit._solvers import AbstractSolver
 from sdekit._solvers.contract import Step, Tree
+from sdekit.calling import version_of
 from sdekit.elementary import broadcast
 
 
@@ -140,7 +149,7 @@ class AdaptiveSolve:
         ended, x = self._stopped(start, stop, interval, accept, step)
         if self.callback is not None and bool(accept.any()):
             end = ended.t1.to(self.device, non_blocking=True)
-            self.callback(_accepted_steps(active, start, end, accept, step._replace(x=x)))
+            _call(self.callback, _accepted_steps(active, start, end, accept, step._replace(x=x)))
         if self.record is not None:
             self._record(self.record, interval.t1, accept, step)
         if self.results.xs is not None and len(self.outputs) > 2:
@@ -360,6 +369,23 @@ def _accepted_steps(
     parts = (index, t0, t1, step.x, () if step.dense is None else step.dense)
     samples, t0, t1, x, dense = parts if len(rows) == len(accept) else take(parts, active_rows)
     return AcceptedSteps(samples, t0, t1, x, None if step.dense is None else dense)
+
+
+def _call(callback: Callable[[AcceptedSteps], None], accepted: AcceptedSteps) -> None:
+    """Calls a callback, and refuses it if it changes what it receives, from which the solve
+    continues.
+
+    Raises:
+        RuntimeError: with what to do.
+    """
+    parts = tensors(accepted)
+    versions = [version_of(part) for part in parts]
+    callback(accepted)
+    if versions != [version_of(part) for part in parts]:
+        raise RuntimeError(
+            "the callback changed a tensor of the accepted steps in place, which would change the "
+            "solve: change a copy, such as that by x.clone()"
+        )
 
 
 def _first_step(

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd.graph import Node
 from torch.utils.checkpoint import checkpoint
 
+from sdekit._solve.active import tensors
 from sdekit._solve.steps import Steps
 from sdekit._solvers.contract import Tree
 
@@ -154,10 +155,10 @@ def _captured_leaves(steps: Steps, x: Tensor) -> tuple[list[Tensor], bool]:
     x = x.detach()
     state = steps.init(x)
     increment = next(steps.increments(x, 0, 1))
-    first = _nodes(_tensors(state))
+    first = _nodes(tensors(state))
     second = _nodes(
-        _tensors(
-            steps.step(0, increment, x, _with_tensors(state, map(Tensor.detach, _tensors(state))))
+        tensors(
+            steps.step(0, increment, x, _with_tensors(state, map(Tensor.detach, tensors(state))))
         )
     )
     return _leaves(first | second), any(node.next_functions for node in first & second)
@@ -183,7 +184,7 @@ class _ReversibleSolve(torch.autograd.Function):
         ctx.save_for_backward(x, last, *parameters)
         ctx.steps = steps
         ctx.vjp = vjp
-        ctx.state = _with_tensors(state, map(Tensor.detach, _tensors(state)))
+        ctx.state = _with_tensors(state, map(Tensor.detach, tensors(state)))
         ctx.set_materialize_grads(False)
         return tuple(xs)
 
@@ -207,7 +208,7 @@ class _ReversibleSolve(torch.autograd.Function):
         output_gradients = dict(
             zip(range(len(steps) - len(gradients), len(steps)), gradients, strict=True)
         )
-        gradients_at: list[Tensor | None] = [None] * (1 + len(_tensors(state)))
+        gradients_at: list[Tensor | None] = [None] * (1 + len(tensors(state)))
         parameter_gradients: list[Tensor | None] = [None] * len(vjp.parameters)
         for i, increment in steps.backwards(x):
             gradients_at[0] = _sum(gradients_at[0], output_gradients.get(i))
@@ -274,8 +275,8 @@ class _VectorJacobianProduct:
         gradients: Sequence[Tensor | None],
     ) -> tuple[list[Tensor | None], list[Tensor | None]]:
         with torch.enable_grad():
-            inputs = [tensor.detach().requires_grad_() for tensor in _tensors(arguments)]
-            outputs = _tensors(function(*_with_tensors(arguments, iter(inputs))))
+            inputs = [tensor.detach().requires_grad_() for tensor in tensors(arguments)]
+            outputs = tensors(function(*_with_tensors(arguments, iter(inputs))))
         if self.all_leaves:
             self.require_known(inputs, outputs)
         pairs = [
@@ -328,17 +329,6 @@ def _leaves(nodes: Iterable[Node]) -> list[Tensor]:
     """
     tensors = [getattr(node, "variable", None) for node in nodes if not node.next_functions]
     return [leaf for leaf in tensors if leaf is not None]
-
-
-def _tensors(tree: Tree) -> list[Tensor]:
-    """The tensors of a tree."""
-    if isinstance(tree, Tensor):
-        return [tree]
-    return (
-        [tensor for part in tree for tensor in _tensors(part)]
-        if isinstance(tree, tuple | list)
-        else []
-    )
 
 
 def _with_tensors(tree: Tree, tensors: Iterator[Tensor]) -> Tree:

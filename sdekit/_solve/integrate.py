@@ -137,8 +137,9 @@ def solve(
             the samples.
         UnfinishedError: when samples with adaptive steps fail; its `solution` has the results of
             the others.
-        RuntimeError: when the drift or the diffusion changes its input or an earlier result in
-            place, or the callback the x of a point of a fixed grid; x0 is not changed.
+        RuntimeError: when the drift, the diffusion or an event changes its input in place, the
+            drift or the diffusion an earlier result, or the callback what it receives; x0 is not
+            changed.
         TypeError: when x0 is not a floating-point tensor with a batch dimension, an argument is of
             another kind, or adaptive steps or save="dense" are used with noise that cannot be read
             twice.
