@@ -475,6 +475,35 @@ def test_each_stochastic_path_has_its_own_equation():
         )
 
 
+EACH = RATES[:, None]
+UP = ODE(lambda t, x: torch.ones_like(x))
+NOISY = SDE(lambda t, x: torch.ones_like(x), lambda t, x: 0.5, "additive")
+OWN_LEVEL = Event(lambda t, x: RATES / 3 - x[:, 0])
+
+
+@pytest.mark.parametrize("adaptive", [True, False])
+@pytest.mark.parametrize(
+    ("equation", "event"),
+    [
+        (ODE(lambda t, x: EACH + 0 * x), LEVEL),
+        (UP, OWN_LEVEL),
+        (SDE(lambda t, x: torch.ones_like(x), lambda t, x: EACH + 0 * x, "additive"), LEVEL),
+        (NOISY, OWN_LEVEL),
+    ],
+    ids=["drift", "event", "diffusion", "event of paths"],
+)
+def test_numbers_of_each_sample_in_plain_functions_are_explained(equation, event, adaptive):
+    """A note tells that functions are called for the samples whose zeros are located."""
+    noise = None if equation.noise_type == "none" else BrownianPath(1, (0.0, 5.0))
+    solver = SRA1() if noise else Tsit5() if adaptive else RK4()
+    settings = {"solver": solver, "noise": noise, "event": event, "throw": False}
+    ts = [0.0, 5.0] if adaptive else uniform(0.0, 5.0, 50)
+    control = PIDController(1.0, 1.0) if adaptive else None
+    with pytest.raises((RuntimeError, ValueError)) as caught:
+        solve(equation, torch.zeros(16, 1).double(), ts, control=control, **settings)
+    assert ["rows(index)" in note for note in caught.value.__notes__] == [True]
+
+
 def test_a_stopped_sample_is_not_solved_beyond():
     """With adaptive steps: x' = x^3 would be infinite soon after the event."""
     seen = []

@@ -2,6 +2,8 @@
 tensors.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
@@ -11,6 +13,24 @@ from torch import Tensor
 from sdekit._solve.solution import Solution, Status
 from sdekit._solvers.contract import Tree
 from sdekit.elementary import broadcast
+
+
+@contextmanager
+def called_for_some(rows: int, total: int) -> Iterator[None]:
+    """Adds to an error of a user's function that it is called for some rows of a batch, which may
+    be its cause.
+    """
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        if rows < total and not hasattr(error, "__notes__"):
+            error.add_note(
+                f"f, g and events are called for some of the {total} samples, as those that have "
+                "not ended or that an event stops. If one of these functions uses numbers of each "
+                "sample, shapes differ then: add the numbers to the state, or define the equation "
+                "as a subclass of AbstractSDE with a method rows(index)."
+            )
+        raise
 
 
 def take(tree: Tree, rows: Tensor) -> Tree:

@@ -8,8 +8,8 @@ What the device needs is copied there without waiting.
 """
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 
 import torch
@@ -21,6 +21,7 @@ from sdekit._solve.active import (
     AcceptedSteps,
     ActiveSamples,
     Results,
+    called_for_some,
     scatter_rows,
     take,
     tensors,
@@ -92,24 +93,11 @@ class AdaptiveSolve:
             solution = self.search.stopped_solution(solution)
         return solution, self.results.reached.to(self.device)
 
-    @contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        """Adds to an error of the equation that it is called for some of the samples, which may be
-        its cause.
-        """
-        try:
-            yield
-        except (RuntimeError, ValueError) as error:
-            total = len(self.results.x)
-            closes_over = type(self.full_problem.problem).rows is AbstractSDE.rows
-            if self.rounds and closes_over:
-                error.add_note(
-                    f"With adaptive steps f and g are called for some of the {total} samples, such "
-                    "as those that have not ended. If f or g uses numbers of each sample, shapes "
-                    "differ then: define the equation as a subclass of AbstractSDE with a method "
-                    "rows(index), or add them to the state."
-                )
-            raise
+    def _evaluating(self, rows: int) -> AbstractContextManager[None]:
+        """Where the equation is called for a number of rows."""
+        total = len(self.results.x)
+        closes_over = type(self.full_problem.problem).rows is AbstractSDE.rows
+        return called_for_some(rows if closes_over else total, total)
 
     def _initial_samples(self, x0: Tensor, ts: list[float]) -> ActiveSamples:
         """The samples before their first steps."""
@@ -140,7 +128,7 @@ class AdaptiveSolve:
         increment = self.reader(active.t, interval.t1) if self.reader else Increment()
         start = active.t.to(self.device, non_blocking=True)
         stop = interval.t1.to(self.device, non_blocking=True)
-        with self._evaluating():
+        with self._evaluating(len(start)):
             step = self.solver.step(self.problem, start, stop, active.x, increment, active.state)
         retried = self.solver.retried(active.state, step.state)
         q, accept = self._accept(interval, start, stop, step)
@@ -226,7 +214,7 @@ class AdaptiveSolve:
         problem = self.full_problem.problem.rows(index)
         noise = Increment(*(None if part is None else part[rows] for part in increment))
         state = take(active.state, rows)
-        with self._evaluating():
+        with self._evaluating(len(rows)):
             step = self.solver.step(problem, t0, t1, active.x[rows], noise, state)
         x = active.x.index_copy(0, rows, step.x)
         dense = None if step.dense is None else scatter_rows(step.dense, rows, len(accept))
@@ -310,7 +298,7 @@ class AdaptiveSolve:
             self.device, active.index[rows], active.t[rows], t1[rows], rows, inverse
         )
         problem = Counted(self.full_problem.problem.rows(index), self.full_problem.copies)
-        with self._evaluating():
+        with self._evaluating(len(rows)):
             if step.dense is None:
                 dense = cubic_data(problem, start, stop, active.x[samples], step.x[samples])
             else:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sdekit._noise.white import AbstractNoise, AbstractSeededNoise
+from sdekit._solve.active import called_for_some
 from sdekit._solve.passage import EventZeros, StepBatch, first_passage
 from sdekit._solve.solution import Events, Solution, finite
 from sdekit.calling import checked_call, checked_output, require_order
@@ -32,6 +33,10 @@ class Event:
 
     A sample that has stopped stays where it is: the solve returns the stopped path. A zero of g at
     the initial state does not count.
+
+    g is called for some of the samples, where their zeros are, and so is the equation. So numbers
+    of each sample, such as a level of its own, belong in the state; those of the equation may also
+    belong to an `AbstractSDE` with a method `rows`.
 
     Arguments:
         function: `g(t, x)`, `(batch,)`; t is `(batch,)`, and x the state of the equation.
@@ -165,7 +170,7 @@ class EventSearch:
         index = batch.samples
         searched = batch.accept & finite(batch.x1)
         with torch.no_grad():
-            value = self.event.values(batch.t1, batch.x1)
+            value = self._values(batch.t1, batch.x1)
         _require_numbers(batch.t1, value, index, searched)
         zeros = self._passages(batch, value, searched)
         if zeros is None:
@@ -180,6 +185,11 @@ class EventSearch:
         if self.event.terminal:
             self.stopped[rows] = True
         return zeros
+
+    def _values(self, t: Tensor, x: Tensor) -> Tensor:
+        """g of some of the samples."""
+        with called_for_some(len(x), len(self.side)):
+            return self.event.values(t, x)
 
     def _sign_changes(self, batch: StepBatch, value: Tensor, searched: Tensor) -> EventZeros:
         """The zeros of an ordinary equation, or the ends of steps if the event is not located."""
@@ -204,7 +214,7 @@ class EventSearch:
         side = self.side[batch.samples[rows]]
 
         def value(t: Tensor) -> Tensor:
-            return self.event.values(t, state((t - t0) / length)).to(t)
+            return self._values(t, state((t - t0) / length)).to(t)
 
         with torch.no_grad():
             theta = root(lambda theta: -side * value(t0 + theta * length), torch.zeros_like(t0))
@@ -226,7 +236,7 @@ class EventSearch:
         searched = searched & (self.side[index] != 0)
         values = (self.value[index], value)
         return first_passage(
-            self.event.values,
+            self._values,
             batch._replace(accept=searched),
             values,
             self.key[index],

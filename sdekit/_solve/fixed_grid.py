@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from sdekit._solve.active import take
+from sdekit._solve.active import called_for_some, take
 from sdekit._solve.counted import Counted
 from sdekit._solve.dense import Dense, SavedStates, cubic, cubic_data
 from sdekit._solve.events import EventSearch
@@ -251,10 +251,11 @@ def _within(
         for t in steps.ts[i - 1 : i + 1]
     )
     some = Counted.of(steps.problem.problem.rows(rows), x0)
-    if step.dense is None:
-        data = cubic_data(some, t0, t1, x0[rows], step.x[rows])
-    else:
-        data = steps.solver.dense(some, t0, t1, take(step.dense, rows))
+    with called_for_some(len(rows), len(x0)):
+        if step.dense is None:
+            data = cubic_data(some, t0, t1, x0[rows], step.x[rows])
+        else:
+            data = steps.solver.dense(some, t0, t1, take(step.dense, rows))
     search.evaluations[rows] += some.evaluations
     return partial(cubic if step.dense is None else steps.solver.interpolate, data)
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from sdekit._noise import generator
+from sdekit._solve.active import called_for_some
 from sdekit._solve.counted import Counted
 from sdekit.elementary import axpy, broadcast, sum_of_sample
 
@@ -91,22 +92,23 @@ def first_passage(
         part[rows] for part in (a, b, variance, key, number, length)
     )
     theta = _share(a, b, variance, key, number)
-    problem = batch.problem.rows(rows)
-    with torch.no_grad():
-        t = torch.lerp(t0[rows], t1[rows], theta)
-        x = batch.x0[rows]
-        between = torch.lerp(x, batch.x1[rows], broadcast(theta, x))
-        dw = generator.normal(key, number, tuple(across.shape[1:]), counter=3, dtype=x.dtype)
-        dw = broadcast((theta * (1 - theta) * length).sqrt(), dw) * dw
-        x = problem.diffuse(near[rows], point[rows], dw, between)
-    for _ in range(_NEWTON):
-        height, normal, across, along = _across(function, problem, t, x)
-        # Along sigma sigma^T g_x, or along g_x where the noise does not move g.
-        reached = sum_of_sample(across.square()) > 0
-        along = torch.where(broadcast(reached, x) != 0, along, normal)
-        size = sum_of_sample(normal * along)
-        step = torch.where(size > 0, -height / torch.where(size > 0, size, 1.0), 0.0)
-        x = axpy(step.to(t), along, x)
+    with called_for_some(len(rows), len(t0)):
+        problem = batch.problem.rows(rows)
+        with torch.no_grad():
+            t = torch.lerp(t0[rows], t1[rows], theta)
+            x = batch.x0[rows]
+            between = torch.lerp(x, batch.x1[rows], broadcast(theta, x))
+            dw = generator.normal(key, number, tuple(across.shape[1:]), counter=3, dtype=x.dtype)
+            dw = broadcast((theta * (1 - theta) * length).sqrt(), dw) * dw
+            x = problem.diffuse(near[rows], point[rows], dw, between)
+        for _ in range(_NEWTON):
+            height, normal, across, along = _across(function, problem, t, x)
+            # Along sigma sigma^T g_x, or along g_x where the noise does not move g.
+            reached = sum_of_sample(across.square()) > 0
+            along = torch.where(broadcast(reached, x) != 0, along, normal)
+            size = sum_of_sample(normal * along)
+            step = torch.where(size > 0, -height / torch.where(size > 0, size, 1.0), 0.0)
+            x = axpy(step.to(t), along, x)
     return EventZeros(rows, t, x)
 
 
