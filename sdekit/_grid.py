@@ -103,6 +103,18 @@ def _require_steps(steps: int) -> None:
         raise ValueError(f"a grid needs at least one step, not {steps}")
 
 
+def real_times(values: object) -> Tensor:
+    """Times as a tensor, float64 on the CPU.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: for values that are not real numbers, or are bools.
+    """
+    dtype = torch.as_tensor(values).dtype
+    if dtype == torch.bool or dtype.is_complex:
+        raise TypeError(f"{dtype} is not the type of times")
+    return torch.as_tensor(values, dtype=torch.float64, device="cpu")
+
+
 def times(ts: Tensor | Sequence[float]) -> list[float]:
     """A grid as Python floats, checked.
 
@@ -112,7 +124,7 @@ def times(ts: Tensor | Sequence[float]) -> list[float]:
             strictly monotone.
     """
     try:
-        values = torch.as_tensor(ts, dtype=torch.float64, device="cpu")
+        values = real_times(ts)
     except (TypeError, ValueError, RuntimeError) as error:
         given = f"{ts!r:.60}"
         raise TypeError(
@@ -143,10 +155,10 @@ def rounded_to_ends(values: Any, t0: float, t1: float) -> Tensor:  # noqa: ANN40
     them.
 
     Raises:
-        TypeError, ValueError, RuntimeError: for what torch does not take for numbers.
+        TypeError, ValueError, RuntimeError: as `real_times`.
     """
-    times = torch.as_tensor(values, dtype=torch.float64)
-    dtype = torch.as_tensor(values).dtype if hasattr(values, "dtype") else torch.float64
+    times = real_times(values)
+    dtype = values.dtype if isinstance(values, Tensor) else torch.float64
     eps = torch.finfo(dtype).eps if dtype.is_floating_point else 0.0
     ends = times.clamp(min(t0, t1), max(t0, t1))
     return torch.where((ends - times).abs() <= eps * max(abs(t0), abs(t1)), ends, times)
@@ -156,15 +168,24 @@ def fixed_times(ts: Tensor | Sequence[float]) -> list[float]:
     """The `times` of a solve without gradients with respect to them.
 
     Raises:
-        TypeError, ValueError: as `times`, and for times that require a gradient, which would be
-            None.
+        TypeError, ValueError: as `times`, and for times that require a gradient.
     """
-    if isinstance(ts, Tensor) and ts.requires_grad and torch.is_grad_enabled():
-        raise ValueError(
-            "ts requires a gradient, and a solve has none with respect to its times: give "
-            "ts.detach(), or take sdekit.odeint for an ordinary equation, which has"
-        )
+    require_no_gradient("ts", ts)
     return times(ts)
+
+
+def require_no_gradient(name: str, values: object) -> None:
+    """Refuses times that require a gradient, which would be None.
+
+    Raises:
+        ValueError: with what to do.
+    """
+    parts = values if isinstance(values, list | tuple) else (values,)
+    if torch.is_grad_enabled() and any(getattr(part, "requires_grad", False) for part in parts):
+        raise ValueError(
+            f"{name} requires a gradient, and a solve has none with respect to its times: detach "
+            f"it, as by {name}.detach(), or take sdekit.odeint for an ordinary equation, which has"
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -282,7 +282,7 @@ def test_outside_there_is_no_state():
         solution.at(2.0000000002)
     with pytest.raises(ValueError, match='save="dense" only'):
         solve(ODE(f), X0, [0.0, 1.0, 2.0], solver=RK4()).at(1.0)
-    for wrong in ("1", None, ["1"]):
+    for wrong in ("1", None, ["1"], True, [1.0 + 0.1j], torch.tensor([1.0 + 0.1j])):
         with pytest.raises(TypeError, match="t must be a time or several"):
             solution.at(wrong)
 

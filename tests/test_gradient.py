@@ -817,13 +817,14 @@ def test_inductor_gives_the_same_numbers(monkeypatch):
     [
         lambda ode, x0, ts: solve(ode, x0, ts, solver=sdekit.RK4()),
         lambda ode, x0, ts: sdekit.integrate(ode, x0, ts, solver=sdekit.RK4()),
+        lambda ode, x0, ts: end(ode, x0, [0.0, ts[1]], solver=sdekit.RK4()),
         lambda ode, x0, ts: sdekit.stepper(ode, x0, ts, solver=sdekit.RK4()),
         lambda ode, x0, ts: sdekit.interop.solve_ode(ode, x0, ts),
         lambda ode, x0, ts: sdekit.Transitions(
             SDE(lambda t, x: -x, lambda t, x: 1.0, "additive"), ts, EulerMaruyama()
         ),
     ],
-    ids=["solve", "integrate", "stepper", "solve_ode", "Transitions"],
+    ids=["solve", "integrate", "a list", "stepper", "solve_ode", "Transitions"],
 )
 def test_times_that_require_a_gradient_are_refused(solved):
     """It would be None; without autograd they are numbers."""
@@ -836,6 +837,23 @@ def test_times_that_require_a_gradient_are_refused(solved):
         solved(ode, x0, ts)
     end = sdekit.odeint(lambda t, x: -x, x0, ts, method="rk4")[-1]
     assert torch.autograd.grad(end.sum(), ts)[0].abs().max() > 0.1
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_output_times_that_require_a_gradient_are_refused(listed):
+    time = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    times = [0.2, time] if listed else time[None]
+    settings = {"solver": sdekit.RK4()}
+    ode = ODE(lambda t, x: -x)
+    x0 = torch.ones(2, 1)
+    with pytest.raises(ValueError, match=r"save requires a gradient.*save\.detach\(\)"):
+        sdekit.solve(ode, x0, [0.0, 1.0], save=times, **settings)
+    dense = sdekit.solve(ode, x0, [0.0, 1.0], save="dense", **settings)
+    with pytest.raises(ValueError, match=r"t requires a gradient.*t\.detach\(\)"):
+        dense.at(times)
+    with torch.no_grad():
+        saved = sdekit.solve(ode, x0, [0.0, 1.0], save=times, **settings).xs
+        torch.testing.assert_close(dense.at(times), saved)
 
 
 def test_a_compiled_drift_is_compiled_once_and_gets_gradients():

@@ -153,7 +153,9 @@ def test_lists_are_no_states_of_the_interop():
                 call(Timeless(), X.tolist(), [0.0, 1.0], method=method)
 
 
-@pytest.mark.parametrize("ts", [None, "ab", ["a", "b"]])
+@pytest.mark.parametrize(
+    "ts", [None, "ab", ["a", "b"], torch.tensor([False, True]), torch.tensor([0.0, 1.0 + 0.5j])]
+)
 def test_times_are_numbers(ts):
     equation = Equation("none")
     for call in (

@@ -3,13 +3,12 @@
 from collections.abc import Collection, Sequence
 from itertools import pairwise
 
-import torch
 from torch import Tensor
 
 from sdekit import _solvers
 from sdekit._common.names import did_you_mean
 from sdekit._equations.sde import AbstractSDE
-from sdekit._grid import rounded_to_ends
+from sdekit._grid import require_no_gradient, rounded_to_ends
 from sdekit._noise.brownian import BrownianPath
 from sdekit._noise.white import AbstractNoise
 from sdekit._solve.control import PIDController
@@ -60,12 +59,11 @@ def chosen_times(save: "Sequence[float] | Tensor", grid: Sequence[float]) -> lis
     """The times of a `save=`, in the order of the solve.
 
     Raises:
-        TypeError: for values that are not numbers.
-        ValueError: for times outside the solve, or not in its order.
+        TypeError: for values that are not real numbers.
+        ValueError: for times outside the solve, or not in its order, or that require a gradient.
     """
+    require_no_gradient("save", save)
     try:
-        if torch.as_tensor(save).dtype == torch.bool:
-            raise TypeError("True and False are not times")
         times = rounded_to_ends(save, grid[0], grid[-1]).reshape(-1).tolist()
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"save must be 'last', 'all', 'dense' or times, not {save!r:.60}") from None

@@ -144,8 +144,8 @@ def solve(
             another kind, or adaptive steps or save="dense" are used with noise that cannot be read
             twice.
         ValueError: for times that are not monotone or outside ts, or nearer to each other than the
-            noise resolves, a ts that requires a gradient, a solver that does not support the noise
-            of the problem or adaptive steps, tolerances that the dtype does not resolve, or options
+            noise resolves, or that require a gradient, a solver that does not support the noise of
+            the problem or adaptive steps, tolerances that the dtype does not resolve, or options
             that cannot be combined.
 
     Example:

@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from sdekit._grid import rounded_to_ends
+from sdekit._grid import require_no_gradient, rounded_to_ends
 
 
 class Point(NamedTuple):
@@ -187,8 +187,9 @@ class Solution:
             `(batch, *event)`, or `(*times, batch, *event)` for several times.
 
         Raises:
-            TypeError: for values that are not numbers.
-            ValueError: if the solve has not kept its steps, or for times outside it.
+            TypeError: for values that are not real numbers.
+            ValueError: if the solve has not kept its steps, or for times outside it or that require
+                a gradient.
 
         Example:
             >>> ode = sdekit.ODE(lambda t, x: -x)
@@ -202,6 +203,7 @@ class Solution:
         """
         if self.dense is None:
             raise ValueError('states between the steps are known with save="dense" only')
+        require_no_gradient("t", t)
         try:
             times = rounded_to_ends(t, float(self.ts[0]), float(self.ts[-1]))
         except (TypeError, ValueError, RuntimeError):
