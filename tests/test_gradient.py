@@ -14,6 +14,7 @@ import torch._dynamo
 import torch._inductor.config
 from convergence import reverse_decay
 from torch._dynamo.utils import counters
+from torch.autograd import forward_ad
 from torch.func import jacfwd, jacrev, jvp, vmap
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -333,18 +334,54 @@ def test_a_leaf_that_turns_up_late_is_refused():
 
 
 def test_parameters_changed_before_the_backward_pass_are_noticed():
-    net = network()
-    x = end(
-        ODE(lambda t, x: net(x)),
-        *tensors((3, 2)),
-        uniform(0, 1, 5),
-        solver=ReversibleHeun(),
-        gradient=Reversible(),
-    )
-    with torch.no_grad():
-        net[0].weight.add_(1.0)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        x.sum().backward()
+    for gradient, message in (
+        (Reversible(), "modified by an inplace operation"),
+        (Checkpointed(), "changed in place after the solve"),
+    ):
+        net = network()
+        x0 = tensors((3, 2))[0]
+        encoder = torch.ones((), dtype=torch.float64, requires_grad=True)
+        settings = {"solver": ReversibleHeun(), "gradient": gradient}
+        x = end(ODE(lambda t, x, net=net: net(x)), x0 + encoder, uniform(0, 1, 5), **settings)
+        with torch.no_grad():
+            encoder.add_(1.0)  # not a part of the steps
+        x.sum().backward(retain_graph=True)
+        with torch.no_grad():
+            net[0].weight.add_(1.0)
+        with pytest.raises(RuntimeError, match=message):
+            x.sum().backward()
+
+
+def test_derivatives_in_forward_mode_are_refused_where_steps_are_reversed():
+    """They would be lost; Checkpointed() has them."""
+    x0 = torch.ones(2, 1, dtype=torch.float64)
+    rate = torch.tensor(1.3, dtype=torch.float64)
+    settings = {"solver": ReversibleHeun()}
+    ts = uniform(0, 1, 20)
+
+    def tangent(gradient):
+        dual = forward_ad.make_dual(rate, torch.ones_like(rate))
+        x = end(ODE(lambda t, x: -dual * x * x), x0, ts, gradient=gradient, **settings)
+        return forward_ad.unpack_dual(x).tangent
+
+    with forward_ad.dual_level():
+        torch.testing.assert_close(tangent(Checkpointed()), tangent(None))
+        with pytest.raises(RuntimeError, match="no derivatives in forward mode"):
+            tangent(Reversible())
+        end(ODE(lambda t, x: -rate * x), x0, ts, gradient=Reversible(), **settings)
+
+
+def test_a_hessian_of_listed_tensors_is_refused_where_steps_are_reversed():
+    x0 = torch.ones(2, 1, dtype=torch.float64)
+
+    def f(rate):
+        return end(
+            ODE(lambda t, x: -rate * x * x), x0, uniform(0, 1, 5), solver=ReversibleHeun(),
+            gradient=Reversible([rate]),
+        ).sum()  # fmt: skip
+
+    with pytest.raises(RuntimeError, match="first derivatives only"):
+        torch.autograd.functional.hessian(f, torch.tensor(1.3, dtype=torch.float64))
 
 
 def test_what_reversible_refuses():

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.autograd.graph import Node
 from torch.utils.checkpoint import checkpoint
 
@@ -53,6 +54,8 @@ class Checkpointed(AbstractGradient):
     states. All tensors that autograd reaches get a gradient, and second derivatives work.
 
     Raises:
+        RuntimeError: in the backward pass, when a leaf on which the first steps depend was changed
+            in place after the solve.
         ValueError: in a solve, for a solver whose steps use derivatives of f: `Rodas4`, `Rodas5P`,
             `ImplicitEulerMaruyama`, `ImplicitPlaten`; with `control=`, `event=`, `save="dense"` or
             times.
@@ -76,9 +79,22 @@ class Checkpointed(AbstractGradient):
         state = steps.init(x0)
         n = len(steps)
         length = math.isqrt(n - 1) + 1
+        versions: list[tuple[Tensor, int]] = []
+
+        def run(*arguments: Any) -> tuple[list[Tensor], Tensor, Tree]:  # noqa: ANN401
+            if any(leaf._version != version for leaf, version in versions):
+                raise RuntimeError(
+                    "a tensor on which f or g depends was changed in place after the solve, and "
+                    "Checkpointed() repeats its steps: change it after the backward pass"
+                )
+            return steps.run(*arguments)
+
         for i in range(0, n, length):
             j = min(i + length, n)
-            xs, x, state = checkpoint(steps.run, x, state, i, j, every, use_reentrant=False)
+            xs, x, state = checkpoint(run, x, state, i, j, every, use_reentrant=False)
+            if i == 0:
+                leaves = _leaves(_nodes(tensors((xs, x, state)), before=x0))
+                versions += [(leaf, leaf._version) for leaf in leaves]
             yield from zip(range(j + 1 - len(xs), j + 1), xs, strict=True)
 
 
@@ -94,7 +110,10 @@ class Reversible(AbstractGradient):
 
     Gradients go to x0 and to the tensors that f and g close over, such as the parameters of
     modules. These are found in the graph of the first step, at the cost of one step: all leaves
-    that require a gradient. If a later step uses another leaf, an error is raised.
+    that require a gradient. If a later step uses another leaf, an error is raised. A tensor that is
+    not a leaf gets a gradient only if it is in `parameters`: list it for
+    `torch.autograd.functional`, whose `create_graph=True` makes such tensors of its inputs and
+    takes gradients that are missing as 0, so that a Hessian is 0 instead of an error.
 
     Arguments:
         parameters: the tensors that get gradients, instead of those found: to leave out some, or to
@@ -104,7 +123,7 @@ class Reversible(AbstractGradient):
     Raises:
         TypeError: in a solve, for a solver that is not reversible.
         RuntimeError: in the backward pass, when a step uses a leaf that the first step did not, and
-            for second derivatives.
+            for second derivatives; in a solve, for derivatives in forward mode.
         ArithmeticError: in the backward pass, when it does not return to x0.
 
     Example:
@@ -134,6 +153,8 @@ class Reversible(AbstractGradient):
                 f"{name} cannot be run backwards exactly; use ReversibleHeun, or "
                 "gradient=Checkpointed()"
             )
+        if forward_ad._current_level >= 0:
+            _require_no_tangents(steps, x0)
         leaves, shared_graph = _captured_leaves(steps, x0)
         parameters = leaves if self.parameters is None else tuple(self.parameters)
         xs = _ReversibleSolve.apply(
@@ -144,6 +165,21 @@ class Reversible(AbstractGradient):
             *parameters,
         )
         yield from zip(range(len(steps) + 1 - len(xs), len(steps) + 1), xs, strict=True)
+
+
+def _require_no_tangents(steps: Steps, x: Tensor) -> None:
+    """Refuses derivatives in forward mode, which would be lost.
+
+    Raises:
+        RuntimeError: with what to do.
+    """
+    increment = next(steps.increments(x, 0, 1))
+    ends = steps.step(0, increment, x, steps.init(x))
+    if any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors(ends)):
+        raise RuntimeError(
+            "Reversible() has no derivatives in forward mode: leave out gradient, or take "
+            "gradient=Checkpointed()"
+        )
 
 
 def _captured_leaves(steps: Steps, x: Tensor) -> tuple[list[Tensor], bool]:
@@ -311,10 +347,10 @@ def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     return b if a is None else a if b is None else a + b
 
 
-def _nodes(outputs: Iterable[Tensor]) -> set[Node]:
-    """The nodes of the graph of some tensors."""
+def _nodes(outputs: Iterable[Tensor], before: Tensor | None = None) -> set[Node]:
+    """The nodes of the graph of some tensors; not those on which the tensor `before` depends."""
     stack = [tensor.grad_fn for tensor in outputs]
-    nodes = set()
+    nodes = set() if before is None or before.grad_fn is None else {before.grad_fn}
     while stack:
         node = stack.pop()
         if node is not None and node not in nodes:
