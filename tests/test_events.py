@@ -921,7 +921,7 @@ def test_a_function_that_is_infinite_on_one_side(large, located):
 
 
 def test_a_function_that_is_nan_at_the_first_state_is_refused():
-    """As one that becomes NaN; it is no zero there."""
+    """As one that becomes NaN; the first state does not count as a zero."""
     event = Event(lambda t, x: (x[:, 0] - 0.1).log() + 1)
     line = ODE(lambda t, x: torch.ones_like(x))
     x0 = torch.tensor([[0.2], [0.0]], dtype=torch.float64)

@@ -60,7 +60,8 @@ class SDE(AbstractSDE):
 
     Arguments:
         f: `f(t, x)`, shaped like x; t is a 0-dim tensor, or `(batch, 1, ...)` where samples have
-            their own times.
+            their own times. For float32 states, and narrower ones, t is rounded to float32, by up
+            to 2^-24 |t|: far from 0 shift the times, or solve in float64.
         g: `g(t, x)`, shaped as the table in `AbstractSDE` says for the noise type; an additive or
             diagonal g may also be a number, or broadcast against x as torch does.
         noise_type: "additive", "diagonal", "scalar" or "general". "additive" is not checked: with a
@@ -138,7 +139,7 @@ class ODE(AbstractSDE):
 
     Arguments:
         f: `f(t, x)`, shaped like x; t is a 0-dim tensor, or `(batch, 1, ...)` where samples have
-            their own times.
+            their own times, rounded as for `SDE`.
 
     Raises:
         TypeError: for an f that is not a function, or a function whose arguments are named in the
