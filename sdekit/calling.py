@@ -206,14 +206,19 @@ def has_hidden_values(x: Tensor) -> bool:
     return False
 
 
+def is_in_forward_mode() -> bool:
+    """Whether torch takes derivatives in forward mode."""
+    return forward_ad._current_level >= 0
+
+
 def is_differentiating() -> bool:
     """Whether torch takes derivatives, in reverse or in forward mode."""
-    return torch.is_grad_enabled() or forward_ad._current_level >= 0
+    return torch.is_grad_enabled() or is_in_forward_mode()
 
 
 def is_differentiated(value: Tensor) -> bool:
     """Whether torch may take derivatives of a value, in any mode."""
-    return value.requires_grad or forward_ad._current_level >= 0 or is_transformed()
+    return value.requires_grad or is_in_forward_mode() or is_transformed()
 
 
 def is_transformed() -> bool:

@@ -25,10 +25,10 @@ def called_for_some(rows: int, total: int) -> Iterator[None]:
     except (RuntimeError, ValueError) as error:
         if rows < total and not hasattr(error, "__notes__"):
             error.add_note(
-                f"f, g and events are called for some of the {total} samples, as those that have "
-                "not ended or that an event stops. If one of these functions uses numbers of each "
-                "sample, shapes differ then: add the numbers to the state, or define the equation "
-                "as a subclass of AbstractSDE with a method rows(index)."
+                f"f, g and events are called for some of the {total} samples, such as those that "
+                "have not ended or that an event stops. If one of these functions uses numbers of "
+                "each sample, shapes differ then: add the numbers to the state, or define the "
+                "equation as a subclass of AbstractSDE with a method rows(index)."
             )
         raise
 

@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from sdekit._solve.active import tensors
 from sdekit._solve.steps import Steps
 from sdekit._solvers.contract import Tree
+from sdekit.calling import is_in_forward_mode
 
 
 class AbstractGradient(ABC):
@@ -153,7 +154,7 @@ class Reversible(AbstractGradient):
                 f"{name} cannot be run backwards exactly; use ReversibleHeun, or "
                 "gradient=Checkpointed()"
             )
-        if forward_ad._current_level >= 0:
+        if is_in_forward_mode():
             _require_no_tangents(steps, x0)
         leaves, shared_graph = _captured_leaves(steps, x0)
         parameters = leaves if self.parameters is None else tuple(self.parameters)
