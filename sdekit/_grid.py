@@ -158,7 +158,7 @@ def rounded_to_ends(values: Any, t0: float, t1: float) -> Tensor:  # noqa: ANN40
         TypeError, ValueError, RuntimeError: as `real_times`.
     """
     times = real_times(values)
-    dtype = values.dtype if isinstance(values, Tensor) else torch.float64
+    dtype = torch.as_tensor(values).dtype if hasattr(values, "dtype") else torch.float64
     eps = torch.finfo(dtype).eps if dtype.is_floating_point else 0.0
     ends = times.clamp(min(t0, t1), max(t0, t1))
     return torch.where((ends - times).abs() <= eps * max(abs(t0), abs(t1)), ends, times)

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Sequence
 from itertools import pairwise
 
+import torch
 from torch import Tensor
 
 from sdekit import _solvers
