@@ -216,7 +216,9 @@ def test_state_dependent_noise_adds_its_divergence():
 @pytest.mark.parametrize("build", [ReverseSDE, ProbabilityFlow])
 @pytest.mark.parametrize("inference", [False, True])
 def test_a_diffusion_that_torch_cannot_differentiate_is_refused(build, inference):
-    """The divergence would be dropped; that of a g that is the same for all x is 0."""
+    """The divergence would be dropped; that of a g that is the same for all x, and of one that
+    jumps, is 0.
+    """
     scale = torch.tensor(2.0, requires_grad=True)
     x = torch.full((2, 1), 2.0)
 
@@ -230,6 +232,8 @@ def test_a_diffusion_that_torch_cannot_differentiate_is_refused(build, inference
     factor = 1.0 if build is ReverseSDE else 0.5
     assert torch.equal(drift(lambda t, x: x), -x - factor * (2 * x - x**3))
     assert torch.equal(drift(one), -x + factor * x)
+    edge = x + 1.5 * torch.finfo(x.dtype).eps ** 0.25 * (1 + x)
+    assert torch.equal(drift(lambda t, x: torch.where(x > edge, 2.0, 1.0)), -x + factor * x)
 
 
 def test_the_diffusion_is_compared_once_in_a_solve():
