@@ -6,7 +6,7 @@ reverse process, y = A x_0 + noise, and the posterior is that of the network. Pr
 x_0 is within central intervals of 50, 80 and 95 %, coordinate by coordinate, with standard errors
 over the observations, and the p-value of TARP with points that depend on y. Approximations, 64
 samples of each posterior, stand beside weights by the path and by the flow. `python
-benchmarks/posterior_coverage.py`, 40 minutes on one thread; the flow with a quarter of the draws.
+benchmarks/posterior_coverage.py`, two hours on one thread; the flow with a quarter of the draws.
 """
 
 import argparse
