@@ -295,9 +295,10 @@ class UnfinishedError(ArithmeticError):
             "steps have at least the length of a tick of the path: give BrownianPath a larger "
             "depth or knots nearer to each other, or ask for less; "
         )
-        self.advice = advice = advice or others + (ticks if coarse else "") + (
+        advice = advice or others + (ticks if coarse else "") + (
             "see `.solution` of this error, which `sdekit.solve` returns with throw=False"
         )
+        self.advice = advice
         failed = (solution.status != Status.DONE).nonzero().flatten().tolist()
         causes = "; ".join(
             f"row {after + i}: {_REASONS[Status(int(solution.status[i]))]} at t = {reached[i]:.6g}"

@@ -179,7 +179,8 @@ class Run:
         self.training.load_state_dict(state)
         model.record_scale(*scale_in(path))
         self._losses = list(state.get(_PENDING_LOSSES, torch.empty(0)).to(model.place()[1]))
-        step = self._saved = self.training.step
+        step = self.training.step
+        self._saved = step
         if self._losses:
             self._last = Record(step, self._losses[-1], self.training.recipe.rate(step - 1))
 
