@@ -150,7 +150,7 @@ def times(ts: Tensor | Sequence[float]) -> list[float]:
     return grid
 
 
-def rounded_to_ends(values: Any, t0: float, t1: float) -> Tensor:  # noqa: ANN401 - whatever is given
+def rounded_to_ends(values: Any, t0: float, t1: float) -> Tensor:  # noqa: ANN401
     """Times as float64, moved to an end of a span from which the rounding of their dtype moved
     them.
 

@@ -73,8 +73,8 @@ class SDE(AbstractSDE):
         ValueError: for an unknown noise type or calculus, noise_size without general noise, or
             general noise without noise_size; in a solve, when f or g returns another shape.
         TypeError: for an f or g that is not a function, or whose arguments are named in the order
-            (x, t); in a solve, when f
-            or g returns anything but a tensor of real floating-point numbers.
+            (x, t); in a solve, when f or g returns anything but a tensor of real floating-point
+            numbers.
         RuntimeError: in a solve, when f or g changes t, x or a tensor that it returned before in
             place.
 
