@@ -9,6 +9,7 @@ import datetime
 import json
 import os
 import platform
+import re
 import shlex
 import statistics
 import sys
@@ -64,14 +65,23 @@ def save(name: str, result: dict[str, Any]) -> None:
     (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
 
 
-def publish(name: str, particulars: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+def publish(
+    name: str, particulars: dict[str, Any], rows: list[dict[str, Any]], part: str | None = None
+) -> None:
     """Writes docs/results/NAME.json, a row a line: what `environment` found, and the rows, whose
-    numbers are rounded to six digits.
+    numbers are rounded to six digits. A part of a result, such as one problem, is NAME-PART.json,
+    and replaces no other part.
     """
     PUBLISHED.mkdir(exist_ok=True)
     lines = ",\n".join(f"    {json.dumps(rounded(row))}" for row in rows)
     text = f'{{\n  "environment": {json.dumps(particulars)},\n  "rows": [\n{lines}\n  ]\n}}\n'
-    (PUBLISHED / f"{name}.json").write_text(text)
+    file = name if part is None else f"{name}-{words(part)}"
+    (PUBLISHED / f"{file}.json").write_text(text)
+
+
+def words(title: str) -> str:
+    """A title as part of the name of a file: "d = 2, narrow" is "d_2_narrow"."""
+    return re.sub(r"\W+", "_", title)
 
 
 def rounded(value: Any) -> Any:  # noqa: ANN401

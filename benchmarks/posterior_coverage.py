@@ -121,14 +121,12 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     result = environment(dtype="torch.float32", seed=SEED, draws=arguments.draws)
-    rows = []
     for d in arguments.dimensions:
         case = Case.of(d, arguments.draws)
         approximations(case)
         weighted(case)
-        rows += case.rows
-    save("posterior_coverage", {**result, "rows": rows})
-    publish("posterior_coverage", result, rows)
+        save(f"posterior_coverage_{d}", {**result, "rows": case.rows})
+        publish("posterior_coverage", result, case.rows, part=f"{d}")
 
 
 if __name__ == "__main__":

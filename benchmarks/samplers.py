@@ -23,7 +23,7 @@ printed in units of it. The mixtures are none of those on which anything was cho
     python benchmarks/samplers.py [--only deterministic|stochastic] [--mixtures FIRST]
         [--problems "d = 8" digits ...] [--samples N] [--budgets 5 8 10] [--seeds 0 1 2]
 
-With problems that are named, results are saved under their names.
+Each problem is a part of the table on the page: one that is run replaces no other.
 """
 
 import argparse
@@ -32,7 +32,6 @@ import importlib
 import importlib.util
 import itertools
 import math
-import re
 import statistics
 import time
 import warnings
@@ -43,7 +42,7 @@ from typing import Any, cast
 import torch
 import torchdiffeq
 import torchsde
-from _bench import RESULTS, environment, publish, save
+from _bench import RESULTS, environment, publish, save, words
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
@@ -84,6 +83,7 @@ GRIDS: dict[str, AbstractGrid] = {
 }
 MEASURES = ("mean", "rms", "within mode", "median")
 Run = Callable[[int], Tensor]  # from a number of evaluations to x at the end
+Rows = dict[str, list[dict[str, Any]]]  # by the name of a table
 
 
 def mixture(
@@ -297,13 +297,11 @@ def others(down: Start) -> Iterator[tuple[str, Run]]:
 # Deterministic
 
 
-def deterministic(sizes: dict[str, int], seeds: list[int]) -> dict[str, list[dict[str, Any]]]:
-    """The errors of all samplers, and the ratios of the default's to the best, of problems with
-    numbers of samples.
-    """
+def deterministic(problem: str, n: int, seeds: list[int]) -> Rows:
+    """The errors of all samplers, and the ratios of the default's to the best, of n samples."""
     rows = []
     ratios = []
-    for (problem, n), (sde, kernel) in itertools.product(sizes.items(), SDES.items()):
+    for sde, kernel in SDES.items():
         each = []
         for seed in seeds:
             begin = time.process_time()
@@ -324,7 +322,7 @@ def deterministic(sizes: dict[str, int], seeds: list[int]) -> dict[str, list[dic
         print(
             f"{problem}, {sde}, error over the best, of means (of medians): {figures}", flush=True
         )
-    return {"deterministic": rows, "ratios": ratios}
+    return {"errors": rows, "ratios": ratios}
 
 
 Found = dict[str, dict[int, dict[str, float]]]  # by method, number of evaluations and measure
@@ -421,16 +419,14 @@ NOISY: dict[str, AbstractMethod] = {
     "pc": METHODS["pc"],
 }
 EACH = {"SRA1 on the clock": 2, "edm (churn)": 2, "pc": 2}
-# Problems, numbers of samples and of evaluations.
-SETTINGS = [
-    ("d = 2, narrow", 20_000, 25),
-    ("d = 8, narrow", 20_000, 25),
-    ("d = 16, full", 20_000, 25),
-    ("d = 3072", 1_000, 25),
-    ("d = 2, narrow", 200_000, 50),
-    ("d = 8, narrow", 200_000, 50),
-    ("d = 16, full", 200_000, 50),
-]
+# Numbers of samples and of evaluations.
+_SMALL = [(20_000, 25), (200_000, 50)]
+SETTINGS = {
+    "d = 2, narrow": _SMALL,
+    "d = 8, narrow": _SMALL,
+    "d = 16, full": _SMALL,
+    "d = 3072": [(1_000, 25)],
+}
 SCORES = ("weights", "means", "covariances")
 
 
@@ -480,13 +476,13 @@ def with_torchsde(down: Start, steps: int, method: str) -> Tensor:
     return down.over_alpha(cast(Tensor, found)[-1])
 
 
-def stochastic(
-    settings: list[tuple[str, int, int]], seeds: list[int]
-) -> dict[str, list[dict[str, Any]]]:
-    """The deviations of all samplers from the law, and the largest over the seeds."""
+def stochastic(problem: str, settings: list[tuple[int, int]], seeds: list[int]) -> Rows:
+    """The deviations of all samplers from the law, for numbers of samples and of evaluations, and
+    the largest over the seeds.
+    """
     rows = []
     largest = []
-    for (problem, n, evaluations), (sde, kernel) in itertools.product(settings, SDES.items()):
+    for (n, evaluations), (sde, kernel) in itertools.product(settings, SDES.items()):
         case = {"problem": problem, "sde": sde, "n": n, "evaluations": evaluations}
         here = []
         for seed in seeds:
@@ -507,7 +503,7 @@ def stochastic(
         largest += [
             case | over_seeds(name, here) for name in dict.fromkeys(r["method"] for r in here)
         ]
-    return {"stochastic": rows, "largest": largest}
+    return {"errors": rows, "largest": largest}
 
 
 def over_seeds(method: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -650,48 +646,38 @@ def main() -> None:
     parser.add_argument("--budgets", type=int, nargs="+", help="numbers of evaluations")
     parser.add_argument("--seeds", type=int, nargs="+", default=[SEED], help="of x_T and of noise")
     arguments = parser.parse_args()
-    wanted = [arguments.only] if arguments.only else parts
     MIXTURES.update(mixtures(arguments.mixtures))
-    result: dict[str, Any] = {
-        "environment": environment(
-            dtype="float64", seeds=arguments.seeds, mixtures=arguments.mixtures
-        )
-    }
-    file = file_of(arguments)
+    particulars = environment(dtype="float64", seeds=arguments.seeds, mixtures=arguments.mixtures)
     with torch.no_grad():
-        if "deterministic" in wanted:
-            BUDGETS[:] = arguments.budgets or BUDGETS
-            chosen = arguments.problems or list(SAMPLES)
-            sizes = {name: arguments.samples or SAMPLES.get(name, 20_000) for name in chosen}
-            result |= deterministic(sizes, arguments.seeds)
-            draw(result["deterministic"], file)
-        if "stochastic" in wanted:
-            result |= stochastic(settings_of(arguments), arguments.seeds)
-    save(file, result)
-    if arguments.samples is arguments.budgets is None:
-        if "ratios" in result and arguments.problems is None:
-            publish("samplers", result["environment"], against_others(result["ratios"]))
-        if "largest" in result:
-            publish("samplers_laws", result["environment"], deviations(result["largest"]))
+        if arguments.only != "stochastic":
+            run_deterministic(arguments, particulars)
+        if arguments.only != "deterministic":
+            run_stochastic(arguments, particulars)
 
 
-def file_of(arguments: argparse.Namespace) -> str:
-    """The name of the file of results, with what is not the default."""
-    parts = ["samplers"]
-    parts += [arguments.only] if arguments.only else []
-    parts += [str(arguments.mixtures)] if arguments.mixtures != FIRST else []
-    parts += arguments.problems or []
-    return re.sub(r"\W+", "_", " ".join(parts))
+def run_deterministic(arguments: argparse.Namespace, particulars: dict[str, Any]) -> None:
+    """Runs, draws and stores each problem."""
+    BUDGETS[:] = arguments.budgets or BUDGETS
+    for problem in arguments.problems or SAMPLES:
+        n = arguments.samples or SAMPLES.get(problem, 20_000)
+        found = deterministic(problem, n, arguments.seeds)
+        file = words(f"samplers {arguments.mixtures} {problem}")
+        save(file, {"environment": particulars, **found})
+        draw(found["errors"], file)
+        if arguments.budgets is None:
+            publish("samplers", particulars, against_others(found["ratios"]), part=problem)
 
 
-def settings_of(arguments: argparse.Namespace) -> list[tuple[str, int, int]]:
-    """Problems, numbers of samples and of evaluations of the stochastic samplers."""
-    problems = arguments.problems or list(dict.fromkeys(setting[0] for setting in SETTINGS))
-    if arguments.samples is None and arguments.budgets is None:
-        return [setting for setting in SETTINGS if setting[0] in problems]
-    samples = arguments.samples or 20_000
-    budgets = arguments.budgets or [25]
-    return list(itertools.product(problems, [samples], budgets))
+def run_stochastic(arguments: argparse.Namespace, particulars: dict[str, Any]) -> None:
+    """Runs and stores each problem."""
+    whole = arguments.samples is arguments.budgets is None
+    chosen = list(itertools.product([arguments.samples or 20_000], arguments.budgets or [25]))
+    for problem in arguments.problems or SETTINGS:
+        settings = SETTINGS.get(problem, _SMALL) if whole else chosen
+        found = stochastic(problem, settings, arguments.seeds)
+        save(words(f"laws {arguments.mixtures} {problem}"), {"environment": particulars, **found})
+        if whole:
+            publish("samplers_laws", particulars, deviations(found["largest"]), part=problem)
 
 
 if __name__ == "__main__":

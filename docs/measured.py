@@ -1,9 +1,10 @@
 """Tables of measurements on the pages, from what the benchmarks wrote to docs/results.
 
 A page has a comment `<!-- measured: NAME -->`, and `registered.py` puts the table of
-`docs/results/NAME.json` in its place when the pages are built. So a page says what was measured
-last: run the command of a table again and its numbers change. A table has a column for each key of
-the rows, unless `TABLES` says otherwise. `python docs/measured.py` prints the tables.
+`docs/results/NAME.json`, or of its parts `NAME-PART.json` together, in its place when the pages are
+built. So a page says what was measured last: run the command of a table again and its numbers
+change. A table has a column for each key of the rows, unless `TABLES` says otherwise.
+`python docs/measured.py` prints the tables.
 """
 
 import json
@@ -25,25 +26,43 @@ def completed(text: str) -> str:
 
 
 def table(name: str) -> list[str]:
-    """The lines of a table, and a sentence with its origin."""
+    """The lines of a table, and a sentence with its origin for each machine."""
     result = stored(name)
-    return [*TABLES.get(name, plain)(result["rows"]), "", origin(result["environment"])]
+    return [*TABLES.get(name, plain)(result["rows"]), "", *origins(result["environments"])]
 
 
-def stored(name: str) -> dict[str, Any]:
-    """The environment and the rows of a result."""
-    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+def names() -> list[str]:
+    """The names of all results."""
+    return sorted({path.stem.partition("-")[0] for path in RESULTS.glob("*.json")})
 
 
-def origin(found: dict[str, Any]) -> str:
-    """The command, the date and the machine of a result."""
-    versions = found["versions"]
-    dtype = found["dtype"].removeprefix("torch.")
-    return (
-        f"Measured by `{found['command']}` on {found['date']}, with torch {versions['torch']}, "
-        f"sdekit {versions['sdekit']} and Python {found['python']}, on {found['threads']} of "
-        f"{found['cores']} cores ({found['processor']}), in {dtype}."
-    )
+def stored(name: str) -> dict[str, list[dict[str, Any]]]:
+    """The environments and the rows of a result, of all its parts together."""
+    paths = [*RESULTS.glob(f"{name}.json"), *RESULTS.glob(f"{name}-*.json")]
+    in_order = sorted(paths, key=lambda path: (len(path.stem), path.stem))
+    parts = [json.loads(path.read_text(encoding="utf-8")) for path in in_order]
+    return {
+        "environments": [part["environment"] for part in parts],
+        "rows": [row for part in parts for row in part["rows"]],
+    }
+
+
+def origins(environments: list[dict[str, Any]]) -> list[str]:
+    """The commands, the dates and the machines of a result: a sentence for each machine and day."""
+    commands: dict[str, list[str]] = {}
+    for found in environments:
+        versions = found["versions"]
+        dtype = found["dtype"].removeprefix("torch.")
+        machine = (
+            f"on {found['date']}, with torch {versions['torch']}, sdekit {versions['sdekit']} and "
+            f"Python {found['python']}, on {found['threads']} of {found['cores']} cores "
+            f"({found['processor']}), in {dtype}."
+        )
+        commands.setdefault(machine, []).append(f"`{found['command']}`")
+    return [
+        f"Measured by {', '.join(dict.fromkeys(those))} {machine}"
+        for machine, those in commands.items()
+    ]
 
 
 def lines(heads: list[str], body: list[list[str]]) -> list[str]:
@@ -206,5 +225,5 @@ TABLES: dict[str, Table] = {
 }  # fmt: skip
 
 if __name__ == "__main__":
-    for each in sorted(RESULTS.glob("*.json")):
-        print("\n".join(table(each.stem)), end="\n\n")
+    for each in names():
+        print("\n".join(table(each)), end="\n\n")

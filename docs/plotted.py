@@ -71,7 +71,7 @@ def write() -> None:
     """Draws all stored results that have a plot."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     for name, plot in PLOTS.items():
-        if (measured.RESULTS / f"{name}.json").exists():
+        if name in measured.names():
             drawn(measured.stored(name)["rows"], plot).savefig(FOLDER / f"{name}.png", dpi=130)
 
 

@@ -32,13 +32,14 @@ def test_tables_of_measurements_are_made_from_what_the_commands_wrote():
         for page in PAGES
         for name in re.findall(r"^<!-- (?:measured|plotted): (\w+) -->$", page.read_text(), re.M)
     }
-    assert sorted(places) == sorted(path.stem for path in measured.RESULTS.glob("*.json"))
+    assert sorted(places) == measured.names()
     for name, page in places.items():
-        command = measured.stored(name)["environment"]["command"]
+        commands = [found["command"] for found in measured.stored(name)["environments"]]
         written = (ROOT / "docs" / f"{page}.md").read_text()
         text = completed(page, written)
-        assert (ROOT / command.split()[1]).exists()
-        assert command in text
+        assert commands
+        assert all((ROOT / command.split()[1]).exists() for command in commands)
+        assert all(f"`{command}`" in text for command in commands)
         assert "<!-- measured" not in text
         assert "<!-- plotted" not in text
         if f"<!-- plotted: {name} -->" in written:
@@ -46,10 +47,11 @@ def test_tables_of_measurements_are_made_from_what_the_commands_wrote():
 
 
 def test_every_line_of_a_stored_table_has_a_cell_for_each_column():
-    for path in measured.RESULTS.glob("*.json"):
-        lines = measured.table(path.stem)[:-2]
+    for name in measured.names():
+        table = measured.table(name)
+        lines = table[: table.index("")]
         assert len(lines) > 2
-        assert len({line.count("|") for line in lines}) == 1, path.name
+        assert len({line.count("|") for line in lines}) == 1, name
 
 
 def test_a_table_of_solvers_is_made_from_their_evaluations():
@@ -286,7 +288,7 @@ def test_what_is_stored_is_drawn_for_the_pages(tmp_path, monkeypatch):
     monkeypatch.setattr(Figure, "savefig", quick)
     monkeypatch.setattr(plotted, "FOLDER", tmp_path)
     plotted.write()
-    names = {path.stem for path in measured.RESULTS.glob("*.json")}
+    names = set(measured.names())
     assert {path.stem for path in tmp_path.iterdir()} == names & plotted.PLOTS.keys()
     assert "mixture" in names & plotted.PLOTS.keys()
 
@@ -300,6 +302,31 @@ def test_published_numbers_have_six_digits(tmp_path, monkeypatch):
     expected = {"n": 1234567, "errors": [0.333333, 3.33333e-10], "best": {"ratio": 66.6667}}
     assert found == {"environment": {"command": "b"}, "rows": [expected | {"name": "a"}] * 2}
     assert sum("ratio" in line for line in text.splitlines()) == 2
+
+
+def test_parts_of_a_result_make_one_table(tmp_path, monkeypatch):
+    """A run of one part replaces no other, and every command is named once on each machine."""
+    monkeypatch.setattr(_bench, "PUBLISHED", tmp_path)
+    monkeypatch.setattr(measured, "RESULTS", tmp_path)
+    place = {"date": "today", "versions": {"torch": "2", "sdekit": "0"}, "python": "3"}
+    place |= {"threads": 1, "cores": 2, "processor": "x", "dtype": "torch.float64"}
+    first = place | {"command": "python a.py"}
+    for error, part in ((9, "d = 2, narrow"), (3, "d = 16"), (1, "d = 2, narrow")):
+        _bench.publish("a", first, [{"d": part, "error": error}], part)
+    _bench.publish("a", place | {"command": "python b.py"}, [{"d": "4", "error": 2}], part="4")
+    _bench.publish("ab", first, [{"d": "other"}])
+    assert measured.names() == ["a", "ab"]
+    assert (tmp_path / "a-d_2_narrow.json").exists()
+    assert measured.table("a") == [
+        "| d | error |",
+        "| --- | --- |",
+        "| 4 | 2 |",
+        "| d = 16 | 3 |",
+        "| d = 2, narrow | 1 |",
+        "",
+        "Measured by `python b.py`, `python a.py` on today, with torch 2, sdekit 0 and Python 3, "
+        "on 1 of 2 cores (x), in float64.",
+    ]
 
 
 def test_all_samplers_are_compared_at_x_over_alpha():
