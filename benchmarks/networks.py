@@ -6,8 +6,7 @@ near a random surface in 32 dimensions, and U-Nets on digits. They predict the n
 or the flow. The error of a sample is the root mean square of its coordinates' difference to the
 flow of the same network from the same x_T, solved to 1e-6. A row has the mean error of the default,
 that of the best of the published samplers over all grids, the ratio of the means and that of the
-medians; at the end the geometric means of both ratios over the networks without guidance, without
-digits. For digits also with labels and guidance of 3, and Frechet distances in the features of a
+medians. For digits also with labels and guidance of 3, and Frechet distances in the features of a
 classifier, less that of the solved flow, with bootstrapped standard errors.
 
 `python benchmarks/networks.py [--quick] [--names curve surface digits]`; an hour on one core, all
@@ -16,7 +15,6 @@ but the digits five minutes.
 
 import argparse
 import math
-import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -173,32 +171,6 @@ def compared(
     return rows
 
 
-def geometric_means(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """For each number of evaluations the geometric means of both ratios, over the networks of the
-    plane and of the surface without guidance.
-    """
-    means = []
-    for steps in sorted({row["evaluations"] for row in rows}):
-        own = [
-            row
-            for row in rows
-            if row["evaluations"] == steps
-            and "guidance" not in row["network"]
-            and not row["network"].startswith("digits")
-        ]
-        if not own:
-            continue
-        mean: dict[str, Any] = {"evaluations": steps, "networks": len(own)}
-        for ratio in ("ratio", "ratio of medians"):
-            mean[ratio] = statistics.geometric_mean(row[ratio] for row in own)
-        means.append(mean)
-        print(
-            f"geometric mean over {len(own)} networks, {steps:3d} evaluations: ratio "
-            f"{mean['ratio']:.2f}, of medians {mean['ratio of medians']:.2f}"
-        )
-    return means
-
-
 def distances(model: sd.ScoreModel, budgets: tuple[int, ...]) -> list[dict[str, Any]]:
     """Frechet distances of digits to the training images, less that of the solved flow."""
     source = sd.data.load("digits")
@@ -253,19 +225,14 @@ def draw(rows: list[dict[str, Any]]) -> None:
     figure.savefig(RESULTS / "networks.png", dpi=120)
 
 
-def publish_tables(result: dict[str, Any]) -> None:
-    """Ratios of networks alone, with their means, and under guidance."""
-    keys = ("network", "evaluations", "ratio", "default")
-    rows = [{key: row[key] for key in keys} for row in result["rows"]]
-    guided = [row for row in rows if "guidance" in row["network"]]
-    plain = [row for row in rows if row not in guided]
-    for name, key in (("mean", "ratio"), ("mean of ratios of medians", "ratio of medians")):
-        plain += [
-            {"network": f"geometric {name}", "evaluations": row["evaluations"], "ratio": row[key]}
-            for row in result["geometric means"]
-        ]
-    publish("networks", result["environment"], plain)
-    publish("networks_guided", result["environment"], guided)
+def publish_case(name: str, result: dict[str, Any]) -> None:
+    """Ratios of a network alone, and under guidance."""
+    keys = ("network", "evaluations", "ratio", "ratio of medians", "default")
+    own = [row for row in result["rows"] if row["network"].startswith(name)]
+    rows = [{key: row[key] for key in keys} for row in own]
+    for table, under_guidance in (("networks", False), ("networks_guided", True)):
+        if here := [row for row in rows if ("guidance" in row["network"]) is under_guidance]:
+            publish(table, result["environment"], here, part=name)
 
 
 def main() -> None:
@@ -296,10 +263,8 @@ def main() -> None:
             result[f"Frechet, {case.name}"] = distances(plain, budgets[:4])
         draw(result["rows"])
         save("networks", result)
-    result["geometric means"] = geometric_means(result["rows"])
-    save("networks", result)
-    if not arguments.quick:
-        publish_tables(result)
+        if not arguments.quick:
+            publish_case(case.name, result)
 
 
 if __name__ == "__main__":

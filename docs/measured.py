@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Callable
 from pathlib import Path
+from statistics import geometric_mean
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
@@ -110,6 +111,20 @@ def named(made: Table, *keys: str) -> Table:
     return lambda rows: made([row | {key: f'`"{row[key]}"`' for key in keys} for row in rows])
 
 
+def networks(rows: Rows) -> list[str]:
+    """The ratios of each network, and the geometric means of them and of those of the medians over
+    all networks but those of digits.
+    """
+    laws = [row for row in rows if not row["network"].startswith("digits")]
+    means = [
+        {"network": f"geometric mean{title}", "evaluations": n}
+        | {"ratio": geometric_mean(row[key] for row in laws if row["evaluations"] == n)}
+        for title, key in (("", "ratio"), (" of ratios of medians", "ratio of medians"))
+        for n in dict.fromkeys(row["evaluations"] for row in laws)
+    ]
+    return crossed("network", "evaluations", "{ratio:.2f}")(rows + means)
+
+
 def solvers(rows: Rows) -> list[str]:
     """The solver with the fewest evaluations for each equation and error, and the next two."""
     heads = ["equation", "error of", "at most", "take", "evaluations", "next"]
@@ -202,7 +217,7 @@ TABLES: dict[str, Table] = {
         "method, evaluations", "problem", "{over the floor:.1f} ({error of the mean / std:.2f})"
     ),
     "mixture": named(crossed("method, evaluations", "sde", "{worst:.1f}"), "method", "sde"),
-    "networks": crossed("network", "evaluations", "{ratio:.2f}"),
+    "networks": networks,
     "networks_guided": crossed("network", "evaluations", "{ratio:.2f}"),
     "order": crossed("problem", "library, direction", "{error:.1e} (`{method}`)"),
     "overhead_samplers": named(plain, "method"),

@@ -102,20 +102,33 @@ def test_a_crossed_table_has_a_column_for_each_value():
     ]
 
 
-def test_geometric_means_of_networks_leave_out_guidance_and_digits():
-    names = ["curve 1, vp, noise", "surface, vp, noise", "digits, vp, noise"]
-    names.append("curves, vp, noise, guidance 3")
-    ratios = [(0.5, 1.0), (2.0, 4.0), (9.0, 9.0), (7.0, 7.0)]
-    both = ("ratio", "ratio of medians")
+def test_a_table_of_networks_ends_in_geometric_means_without_digits():
+    ratios = {"curve 1": (0.5, 1.0), "surface": (2.0, 4.0), "digits": (9.0, 9.0)}
     rows = [
-        {"network": name, "evaluations": steps} | dict(zip(both, pair, strict=True))
-        for name, pair in zip(names, ratios, strict=True)
-        for steps in (5, 10)
+        {"network": f"{name}, vp, noise", "evaluations": n, "ratio": a, "ratio of medians": b}
+        for name, (a, b) in ratios.items()
+        for n in (5, 10)
     ]
-    means = {"networks": 2, "ratio": 1.0, "ratio of medians": 2.0}
-    expected = [pytest.approx({"evaluations": steps} | means) for steps in (5, 10)]
-    assert networks.geometric_means(rows) == expected
-    assert networks.geometric_means(rows[4:]) == []
+    assert measured.networks(rows)[2:] == [
+        "| curve 1, vp, noise | 0.50 | 0.50 |",
+        "| surface, vp, noise | 2.00 | 2.00 |",
+        "| digits, vp, noise | 9.00 | 9.00 |",
+        "| geometric mean | 1.00 | 1.00 |",
+        "| geometric mean of ratios of medians | 2.00 | 2.00 |",
+    ]
+    assert len(measured.networks(rows[4:])) == 3
+
+
+def test_a_network_is_stored_apart_from_its_guidance(tmp_path, monkeypatch):
+    monkeypatch.setattr(_bench, "PUBLISHED", tmp_path)
+    names = ["curves, vp", "curves, vp, guidance 3", "digits, vp"]
+    keys = ("evaluations", "ratio", "ratio of medians", "default", "best")
+    rows = [{"network": name} | dict.fromkeys(keys, 1) for name in names]
+    networks.publish_case("curves, vp", {"environment": {}, "rows": rows})
+    for table, name in (("networks", names[0]), ("networks_guided", names[1])):
+        (row,) = json.loads((tmp_path / f"{table}-curves_vp.json").read_text())["rows"]
+        assert row == {"network": name} | dict.fromkeys(keys[:4], 1)
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_the_commands_of_the_decisions_exist():
