@@ -1,6 +1,7 @@
 """The oracle itself: against torch.distributions, autograd and moments."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -52,10 +53,14 @@ def test_times_per_sample_and_events_of_any_rank(kind):
     mixture = GaussianMixture(WEIGHTS, MEANS, KINDS[kind])
     sde = VPSDE()
     t = torch.linspace(0.05, 1, 50, dtype=torch.float64)
-    rows = torch.cat([mixture.score(float(s), X[i : i + 1], sde) for i, s in enumerate(t)])
-    torch.testing.assert_close(mixture.score(t, X, sde), rows)
+    rows = {
+        of: torch.cat([of(float(s), X[i : i + 1]) for i, s in enumerate(t)])
+        for of in (mixture.predict_data, mixture.predict_noise, partial(mixture.score, sde=sde))
+    }
+    for of, each in rows.items():
+        torch.testing.assert_close(of(t, X), each)
     image = GaussianMixture(WEIGHTS, MEANS.reshape(3, 1, 3, 1), KINDS[kind])
-    torch.testing.assert_close(image.score(t, X.reshape(50, 1, 3, 1), sde).reshape(50, 3), rows)
+    torch.testing.assert_close(image.score(t, X.reshape(50, 1, 3, 1), sde).reshape(50, 3), each)
     assert image.sample(4, seed=0).shape == (4, 1, 3, 1)
 
 

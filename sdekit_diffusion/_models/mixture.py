@@ -362,15 +362,24 @@ class GaussianMixture(AbstractMixture):
         of component k given u.
         """
         a = signal_scale(l)
-        z, variances, logits = self._components(a, noise_scale(l), u)
+        b = noise_scale(l)
+        z, variances, logits = self._components(a, b, u)
+        r = torch.softmax(logits, dim=1)
+        means = self._means.to(u)
         gain = broadcast(a, z) * self._variances.to(u) / variances
-        return self._mix(logits, gain * z, self._means.to(u)).reshape(u.shape)
+        if self._axes is not None:
+            return (r @ means + self._sum(r[:, :, None] * gain * z)).reshape(u.shape)
+        # Without an array of all samples, components and coordinates.
+        mixed = _averaged(r, gain, torch.ones_like(means[:, :1])) * self._flat(u)
+        mixed = mixed + _averaged(r, broadcast(b, z) ** 2 / variances, means)
+        return mixed.reshape(u.shape)
 
     def predict_noise(self, l: Time, u: Tensor) -> Tensor:
         """eps(l, u) = b sum_k r_k (a^2 C_k + b^2 I)^{-1} (u - a m_k)."""
         b = noise_scale(l)
         z, variances, logits = self._components(signal_scale(l), b, u)
-        return self._mix(logits, broadcast(b, z) * z / variances, None).reshape(u.shape)
+        r = torch.softmax(logits, dim=1)[:, :, None]
+        return self._sum(r * broadcast(b, z) / variances * z).reshape(u.shape)
 
     def score(self, t: Time, x: Tensor, sde: AbstractDiffusion | str | None = None) -> Tensor:
         """grad log p_t(x) = -sum_k r_k (alpha^2 C_k + sigma^2 I)^{-1} (x - alpha m_k), also where
@@ -383,11 +392,13 @@ class GaussianMixture(AbstractMixture):
         kernel = self.under(sde)
         t = kernel.checked(times_of(t, x))
         z, variances, logits = self._components(kernel.alpha(t), kernel.sigma(t), x)
-        return self._mix(logits, -z / variances, None).reshape(x.shape)
+        r = torch.softmax(logits, dim=1)[:, :, None]
+        return -self._sum(r / variances * z).reshape(x.shape)
 
     def _components(self, alpha: Time, sigma: Time, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x - alpha m_k along the axes of each component, `(batch, K, d)`, the variances along
-        them, and log (w_k N_k(x)), `(batch, K)`.
+        them, `(K, d)`, or `(batch, K, d)` for a time of each sample, where d may be 1, and
+        log (w_k N_k(x)), `(batch, K)`.
         """
         z = self._flat(x).unsqueeze(1)
         alpha = broadcast(alpha, z)
@@ -395,22 +406,34 @@ class GaussianMixture(AbstractMixture):
         z = z - alpha * self._means.to(x)
         z = z if self._axes is None else torch.einsum("bki,kij->bkj", z, self._axes.to(x))
         variances = alpha * alpha * self._variances.to(x) + sigma * sigma
-        variances = (
-            variances.expand(z.shape) if variances.ndim == z.ndim else variances.expand(z.shape[1:])
+        d = z.shape[-1]
+        determinant = variances.log().sum(dim=-1) * (d // variances.shape[-1])
+        squares = (
+            z.square().sum(dim=-1) / variances.squeeze(-1)
+            if variances.shape[-1] == 1
+            else (z.square() / variances).sum(dim=-1)
         )
-        squares = z.square() / variances + variances.log() + math.log(2 * math.pi)
-        return z, variances, self.weights.to(x).log() - 0.5 * squares.sum(dim=-1)
+        logits = self.weights.to(x).log() - 0.5 * (
+            squares + determinant + d * math.log(2 * math.pi)
+        )
+        return z, variances, logits
 
-    def _mix(self, logits: Tensor, components: Tensor, offset: Tensor | None) -> Tensor:
-        """sum_k r_k (axes_k components_k + offset_k), with r = softmax(logits)."""
-        r = torch.softmax(logits, dim=1)
-        components = components * r[:, :, None]
-        mixture = (
-            components.sum(dim=1)
-            if self._axes is None
-            else torch.einsum("bkj,kij->bi", components, self._axes.to(components))
-        )
-        return mixture if offset is None else mixture + r @ offset
+    def _sum(self, components: Tensor) -> Tensor:
+        """sum_k axes_k components_k."""
+        if self._axes is None:
+            return components.sum(dim=1)
+        return torch.einsum("bkj,kij->bi", components, self._axes.to(components))
+
+
+def _averaged(r: Tensor, factors: Tensor, points: Tensor) -> Tensor:
+    """sum_k r_k factors_k points_k, with factors `(K, d)`, or `(batch, K, d)` of each sample, where
+    d may be 1.
+    """
+    if factors.shape[-1] == 1:
+        return (r * factors.squeeze(-1)) @ points
+    if factors.ndim == 2:
+        return r @ (factors * points)
+    return torch.einsum("bk,bkd->bd", r, factors * points)
 
 
 def _spectrum(covariances: Tensor, k: int, d: int) -> tuple[Tensor, Tensor | None]:
