@@ -67,7 +67,7 @@ format: setup
 attack: setup ## all methods and solvers with faulty models, drifts and diffusions: no silent error
 	$(BIN)/python benchmarks/attack.py
 
-bench: setup ## every number of docs/benchmarks.md; needs a quiet machine
+bench: setup ## the scripts of docs/benchmarks.md; after make demo, on a quiet machine
 	$(BIN)/python benchmarks/throughput.py
 	$(BIN)/python benchmarks/imports.py
 	$(BIN)/python benchmarks/synchronisation.py

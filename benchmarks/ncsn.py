@@ -1,5 +1,4 @@
-"""Table 1 of the lecture in miniature: DDPM, NCSN, NCSNv2 and the VE, VP and sub-VP SDEs on
-scikit-learn's digits.
+"""A small comparison of DDPM, NCSN, NCSNv2 and the VE, VP and sub-VP SDEs on scikit-learn's digits.
 
 Six networks of 144,000 to 191,000 parameters and 7.3 to 7.8 MFLOP an image, U-Nets for DDPM and the
 SDEs and RefineNets for NCSN and NCSNv2, get as many updates on as many images: an equal number of

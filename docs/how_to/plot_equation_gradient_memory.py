@@ -82,8 +82,8 @@ for name, other in zip(list(ways)[1:], others, strict=True):
 # %%
 # Which one
 # ---------
-# - ``Checkpointed()`` supports all solvers but ``Rodas4``, ``ImplicitEulerMaruyama`` and
-#   ``ImplicitPlaten``, gives second derivatives too, and evaluates each step twice. Within the
+# - ``Checkpointed()`` supports all solvers but ``Rodas4``, ``Rodas5P``, ``ImplicitEulerMaruyama``
+#   and ``ImplicitPlaten``, gives second derivatives too, and evaluates each step twice. Within the
 #   backward pass it holds the tensors of about :math:`\sqrt n` steps once more.
 # - ``Reversible()`` costs three evaluations per step. Rounding errors grow where the drift
 #   contracts for a long time; if the solve does not return to ``x0``, an error is raised.

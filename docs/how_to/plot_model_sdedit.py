@@ -53,8 +53,9 @@ for line, label in zip(axes, (1, 2), strict=True):
     row(line, pixels(torch.cat([drawing, x]), data), f"label {label}")
 
 # %%
-# **The same noise under every diffusion.** ``strength`` is a share of the diffusion's own time;
-# ``level`` is the noise :math:`\sigma / \alpha` in standard deviations of the data.
+# **The same noise under every diffusion.** ``strength`` is a share of the diffusion's own grid,
+# which for most is its time; ``level`` is the noise :math:`\sigma / \alpha` in standard deviations
+# of the data.
 
 for sde in ("vp", "cosine", "ve"):
     start = sd.Noised(drawing, level=1.0)
