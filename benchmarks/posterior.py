@@ -195,7 +195,7 @@ def methods(d: int) -> dict[str, Callable[[Problem, int], Answer]]:
             "flow": weighted("flow", "jacobian"),
         }
     if d == 80:
-        found["flow"] = weighted(sd.FlowWeights(trace=Hutchinson(16)), "isotropic", 64)
+        found["flow"] = weighted(sd.FlowWeights(trace=Hutchinson(64)), "isotropic", 64)
     return found | azula_methods()
 
 
@@ -340,7 +340,12 @@ def main() -> None:
         "--measured", type=int, nargs="*", default=list(MEASURED), help="numbers of measurements"
     )
     parser.add_argument("--problems", type=int, default=None, help="of each cell")
-    parser.add_argument("--methods", nargs="*", default=[], help="only these")
+    parser.add_argument(
+        "--methods",
+        nargs="*",
+        default=[],
+        help="only these, with particles for the ratios of times",
+    )
     parser.add_argument("--calibrate", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -357,7 +362,8 @@ def main() -> None:
             cell = measure(d, m, arguments.problems or PROBLEMS[d], arguments.methods)
             show(cell)
             of_d += cell
-        publish(f"posterior_{d}", result, summarised(of_d))
+        part = " ".join(arguments.methods) or None
+        publish(f"posterior_{d}", result, summarised(of_d), part)
         rows += of_d
     summary = reliability(rows)
     print(summary)

@@ -155,10 +155,13 @@ def posteriors(rows: Rows) -> list[str]:
 
 
 def distances(row: dict[str, Any]) -> str:
-    """W1 and max-W2, each the median and in brackets the largest."""
+    """W1 and max-W2, each the median and in brackets the largest; "none" where there are no
+    samples.
+    """
     pairs = [(row[name], row[f"{name}, largest"]) for name in ("W1", "max-W2")]
     return ", ".join(
-        f"{median:.2f} ({f'{largest:.1f}' if math.isfinite(largest) else 'diverged'})"
+        f"{f'{median:.2f}' if math.isfinite(median) else 'none'} "
+        f"({f'{largest:.1f}' if math.isfinite(largest) else 'none'})"
         for median, largest in pairs
     )
 
