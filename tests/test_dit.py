@@ -1,5 +1,6 @@
 """The transformer against its formulas, and sizes that it refuses."""
 
+import copy
 import math
 import re
 
@@ -90,6 +91,25 @@ def test_positions_are_sines_and_cosines_of_columns_and_rows():
                 given = found[3 * row + column, j::2].tolist()
                 assert given == pytest.approx(wanted, abs=1e-6)
     assert "positions" not in DiT().state_dict()
+
+
+@pytest.mark.parametrize("default", [torch.float32, torch.float64])
+def test_positions_do_not_depend_on_earlier_dtypes(default):
+    exact = _positions(3, 4, 16)
+    assert exact.dtype == torch.float64
+    try:
+        torch.set_default_dtype(default)
+        net = DiT(size=(6, 8), width=16, depth=1)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(net.positions, exact.to(default))
+    before = net.positions
+    assert net.to(default).positions is before
+    for dtype in (torch.bfloat16, torch.float32, torch.float16, torch.float64):
+        assert torch.equal(copy.deepcopy(net.to(dtype)).positions, exact.to(dtype))
+    with torch.device("meta"):
+        net = DiT(size=(6, 8), width=16, depth=1)
+    assert torch.equal(net.to_empty(device="cpu").positions, exact.float())
 
 
 def test_sizes_of_the_published_transformer():

@@ -1,7 +1,8 @@
 """A transformer for images."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -77,7 +78,7 @@ class DiT(nn.Module):
         self.embedding = TimeEmbedding(width)
         inputs = channels + (image + 1 if image > 0 else 0)
         self.first = nn.Conv2d(inputs, width, patch, stride=patch)
-        positions = _positions(size[0] // patch, size[1] // patch, width)
+        positions = self._positions().to(torch.get_default_dtype())
         self.register_buffer("positions", positions, persistent=False)
         self.positions: Tensor
         self.blocks = nn.ModuleList([_Block(width, heads) for _ in range(depth)])
@@ -86,6 +87,17 @@ class DiT(nn.Module):
         self.last = _zero_linear(width, channels * patch**2)
         self.conditions = Conditions("DiT", width, classes, context, image)
         self.config |= self.conditions.config
+
+    def _positions(self) -> Tensor:
+        rows, columns = (side // self.patch for side in self.shape[1:])
+        return _positions(rows, columns, self.first.out_channels)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        before = self.positions
+        super()._apply(fn, recurse)
+        if self.positions is not before:  # to another dtype or device, not from rounded ones
+            self.positions = self._positions().to(self.positions)
+        return self
 
     @property
     def null(self) -> dict[str, float]:
@@ -185,14 +197,15 @@ def _normalised(h: Tensor) -> Tensor:
 
 def _positions(rows: int, columns: int, width: int) -> Tensor:
     """Sines and cosines (rows * columns, width) of the column of each patch, then of its row, times
-    width / 4 frequencies from 1 down to nearly 1 / 10000.
+    width / 4 frequencies from 1 down to nearly 1 / 10000, in float64.
     """
+    table = torch.empty(rows, columns, width, dtype=torch.float64)  # first: its size may be refused
     quarter = width // 4
     frequencies = 10000.0 ** (-torch.arange(quarter, dtype=torch.float64) / quarter)
     i = torch.arange(rows, dtype=torch.float64)[:, None, None] * frequencies
     j = torch.arange(columns, dtype=torch.float64)[None, :, None] * frequencies
     parts = torch.broadcast_tensors(j.sin(), j.cos(), i.sin(), i.cos())
-    return torch.cat(parts, dim=2).flatten(0, 1).to(torch.get_default_dtype())
+    return torch.cat(parts, dim=2, out=table).flatten(0, 1)
 
 
 def _require_sizes(
