@@ -135,11 +135,26 @@ def test_betas_may_be_given():
         ),
         ({**BETAS, "rescale_betas_zero_snr": True}, "ends at alpha = 0"),
         ({**BETAS, "timestep_type": "continuous"}, "continuous timesteps"),
+        (
+            {**BETAS, "snr_shift_scale": 3.0},
+            r"snr_shift_scale = 3.0 changes .*'trained_betas': 1 -",
+        ),
     ],
 )
 def test_what_is_refused(config, message):
     with pytest.raises(ValueError, match=message):
         from_diffusers(Stub(), config)
+
+
+def test_betas_of_shifted_levels():
+    """As the message says, for the levels of diffusers' CogVideoXDDIMScheduler."""
+    config = {**BETAS, "snr_shift_scale": 1}
+    products = torch.cumprod(1 - torch.tensor(from_diffusers(Stub(), config).sde.betas), dim=0)
+    c = products / (3 + (1 - 3) * products)
+    betas = 1 - c / torch.cat([c.new_ones(1), c[:-1]])
+    sde = from_diffusers(Stub(), {**config, "trained_betas": betas}).sde
+    for i in (0, 20, 49):
+        assert float(sde.alpha((i + 1) / 50)) ** 2 == pytest.approx(float(c[i]), rel=1e-3)
 
 
 def test_a_scheduler_is_not_its_config():

@@ -189,6 +189,13 @@ def _conventions(config: Mapping[str, Any]) -> tuple[AbstractDiffusion, Predicti
             "timesteps are not chains of betas; make a ScoreModel of the network with the "
             "diffusion it was trained under"
         )
+    if config.get("snr_shift_scale") not in (None, 1):
+        raise ValueError(
+            f"snr_shift_scale = {config['snr_shift_scale']} changes the noise levels that follow "
+            "from the betas; give the betas of the levels c = scheduler.alphas_cumprod: "
+            "from_diffusers(unet, {**config, 'snr_shift_scale': 1, 'trained_betas': "
+            "1 - c / torch.cat([c.new_ones(1), c[:-1]])})"
+        )
     betas = _betas(config)
     return DDPM(betas), _PREDICTIONS[prediction], (len(betas), -1)
 
