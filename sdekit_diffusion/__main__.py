@@ -307,7 +307,7 @@ def restore(
         name = trained.data_of(run, data, recorded_name)
         source = labels.source_of_run(run, model, name, labelling)
         given = labels.required(run, model, source, labelling)
-        images = source.test[first : first + n]
+        images = restoring.selected(source, first, n)
         degradation.operator(tuple(images.shape[1:]))
         options = {"samples": samples, "particles": particles, "steps": steps, "seed": seed}
         settings = {**asdict(degradation), **options, "data": labels.digest_of(images, given)}

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 import sdekit_diffusion as sd
-from sdekit import Status
+from sdekit import Exact, Status
 from sdekit_diffusion._app import (
     classified,
     comparison,
@@ -362,6 +362,17 @@ def test_the_likelihood_of_points_is_in_their_own_units():
     assert (found.unit, found.probes, found.draws, found.failed) == ("nats", 0, 0, 0)
     assert found.numbers()["mean"] == pytest.approx(float(expected.mean()), abs=1e-3)
     assert found.numbers()["stderr"] == pytest.approx(float(expected.std() / 3**0.5), rel=1e-2)
+
+
+def test_points_are_not_rounded_to_the_half_precision_of_a_model():
+    """3.007 is 3.0 in bfloat16, whose likelihood is another."""
+    model = linear_model((1,)).bfloat16()
+    x = torch.tensor([[3.007], [3.0]])
+    settings = {"trace": Exact(), "method": sd.AdaptiveFlow(1e-5, 1e-5)}
+    expected = sd.log_likelihood(model, x, **settings).value
+    found = held_out.measured(model, Scale(), x, Estimate(tolerance=1e-5)).value
+    assert torch.equal(found, expected)
+    assert found[0] != found[1]
 
 
 def test_failed_samples_are_left_out_of_the_mean_and_of_its_parts():

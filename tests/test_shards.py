@@ -408,6 +408,46 @@ def test_nothing_of_nothing(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("given", "error"),
+    [
+        ({"first": -1}, ValueError),
+        ({"first": 0.0}, TypeError),
+        ({"n": 10.0}, TypeError),
+        ({"n": True}, TypeError),
+        ({"batch_size": 4.0}, TypeError),
+        ({"batch_size": "4"}, TypeError),
+    ],
+)
+def test_numbers_of_samples_are_whole(tmp_path, given, error):
+    with pytest.raises(error, match=f"{next(iter(given))}.* {next(iter(given.values()))!r}"):
+        sd.Shards(tmp_path / "shards", **{"n": 10, "batch_size": 4, **given})
+
+
+def test_settings_that_are_not_numbers(tmp_path):
+    """NaN is equal to itself here, and numbers of numpy are those of Python."""
+    settings = {"a": float("nan"), "b": [float("nan")], "c": 1}
+    sd.Shards(tmp_path, np.int64(4), 2, settings=settings).fill(squares)
+    again = sd.Shards(tmp_path, 4, 2, settings={**settings, "c": np.float32(1)})
+    again.fill(lambda first, count: pytest.fail("made again"))
+    assert len(list(again)) == 2
+    with pytest.raises(ValueError, match=r"with a nan \(now 0.5\); repeat"):
+        sd.Shards(tmp_path, 4, 2, settings={**settings, "a": 0.5}).fill(squares)
+    wrong = sd.Shards(tmp_path / "new", 4, 2, settings={"a": torch.float32})
+    with pytest.raises(TypeError, match=r"settings must be what JSON can .* not torch.float32"):
+        wrong.fill(lambda first, count: pytest.fail("not before the work"))
+    assert not (tmp_path / "new").exists()
+
+
+def test_tensors_of_any_kind_are_stored(tmp_path):
+    shards = sd.Shards(tmp_path, 2, 2)
+    x = torch.tensor([0.5, -3.0])
+    shards.fill(lambda first, count: {"half": x.bfloat16(), "graph": x.clone().requires_grad_()})
+    (part,) = shards
+    assert (part["half"].dtype, part["half"].tolist()) == (np.float32, [0.5, -3.0])
+    assert part["graph"].tolist() == [0.5, -3.0]
+
+
+@pytest.mark.parametrize(
     "found", [{"square": torch.zeros(3)}, {"square": np.float64(1.0)}, {"settings": torch.zeros(4)}]
 )
 def test_what_work_may_return(shards, found):

@@ -14,7 +14,7 @@ from sdekit_diffusion._app.options import Estimate
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._inference.bits_per_dim import BitsPerDim, bits_per_dim
 from sdekit_diffusion._inference.likelihood import log_likelihood
-from sdekit_diffusion._models.model import AbstractModel
+from sdekit_diffusion._models.model import AbstractModel, solved_like
 from sdekit_diffusion._sampling.adaptive import AdaptiveFlow
 from sdekit_diffusion.data import Scale
 
@@ -116,7 +116,7 @@ def measured(
     }
     x = x.to(model.place()[1])
     if scale.levels is None:
-        likelihood = log_likelihood(model, scale.encode(x).to(model.place()[0]), **settings)
+        likelihood = log_likelihood(model, scale.encode(x).to(solved_like(model)), **settings)
         value = likelihood.value - scale.log_volume(tuple(x.shape[1:]))
         return BitsPerDim(
             value[None],

@@ -12,10 +12,11 @@ from sdekit_diffusion._app import figures
 from sdekit_diffusion._common.counters import DEQUANTISATION
 from sdekit_diffusion._inference.sample_posterior import sample_posterior
 from sdekit_diffusion._models.data_scale import data_scale
+from sdekit_diffusion._models.model import solved_like
 from sdekit_diffusion._models.observation import LinearObservation
 from sdekit_diffusion._models.operators import AbstractOperator, Blur, Downsampling, Mask
 from sdekit_diffusion._models.score_model import ScoreModel
-from sdekit_diffusion.data import Scale
+from sdekit_diffusion.data import Dataset, Scale
 from sdekit_diffusion.metrics import Calibration, sbc
 
 if TYPE_CHECKING:
@@ -112,6 +113,20 @@ def _known(hidden: Hidden, height: int, width: int) -> Tensor:
     return known
 
 
+def selected(source: Dataset, first: int, n: int) -> Tensor:
+    """Held-out images from number `first` on, n or all if there are fewer.
+
+    Raises:
+        ValueError: where there are none.
+    """
+    if n < 1 or not 0 <= first < len(source.test):
+        raise ValueError(
+            f"{source.name} has {len(source.test)} held-out images, and --first {first} --n {n} "
+            "names none: --first counts them from 0 on, and --n from 1"
+        )
+    return source.test[first : first + n]
+
+
 def restored(
     model: ScoreModel,
     degradation: Degradation,
@@ -130,11 +145,11 @@ def restored(
         first: the index of the first image.
     """
     scale: Scale = model.scale
-    dtype, device = model.place()
+    like = solved_like(model)
     # The model is one of dequantised images: the middles of levels are not among its samples.
     index = torch.arange(first, first + len(levels))
     u = uniform01(seed, index, tuple(levels.shape[1:]), counter=DEQUANTISATION)
-    x = scale.encode(levels, u).to(device, dtype)
+    x = scale.encode(levels, u).to(like)
     operator = degradation.operator(tuple(x.shape[1:]))
     std = data_scale(model, tuple(x.shape[1:])).std
     variance = (degradation.noise * std) ** 2

@@ -1,5 +1,6 @@
 """Checks of arguments of public functions: tensors, shapes, devices."""
 
+import json
 import math
 import operator
 from collections.abc import Sequence
@@ -25,6 +26,21 @@ def is_whole(value: object, smallest: int | None = None) -> bool:
 def is_number(value: object) -> bool:
     """Whether a value is a real number; booleans are not numbers."""
     return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def as_json(name: str, values: dict[str, Any]) -> dict[str, Any]:
+    """Values as JSON returns them, numbers of numpy as numbers.
+
+    Raises:
+        TypeError: for values that JSON cannot represent.
+    """
+
+    def number(value: Any) -> Any:  # noqa: ANN401
+        if isinstance(value, np.generic):
+            return value.item()
+        raise TypeError(f"{name} must be what JSON can represent, not {value!r:.60}")
+
+    return json.loads(json.dumps(values, default=number))
 
 
 def seed_given(seed: object, name: str = "seed") -> int:

@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from sdekit import NotFiniteError, UnfinishedError
+from sdekit_diffusion._common.inputs import as_json, is_whole
 from sdekit_diffusion._storage.atomic import PART, exclusive, replace_atomically
 from sdekit_diffusion._storage.distributed import process_group, rank, wait, world
 from sdekit_diffusion.data._array_files import require_ratio
@@ -45,6 +46,8 @@ class Shards:
             refuses a folder with other settings.
 
     Raises:
+        TypeError: for numbers of samples that are not whole; while filling or iterating, for
+            settings that JSON cannot represent.
         ValueError: for numbers out of range; while iterating, for damaged files, or results with
             other settings.
 
@@ -65,10 +68,15 @@ class Shards:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "folder", Path(self.folder))
-        if self.n < 0 or self.batch_size < 1:
+        for name in ("n", "first", "batch_size"):
+            value = getattr(self, name)
+            if not is_whole(value):
+                raise TypeError(f"{name} must be a whole number, such as 100; not {value!r:.60}")
+            object.__setattr__(self, name, int(value))
+        if min(self.n, self.first) < 0 or self.batch_size < 1:
             raise ValueError(
-                f"n counts samples from 0 on and batch_size from 1; not {self.n} and "
-                f"{self.batch_size}"
+                "n and first count samples from 0 on, and batch_size from 1; not "
+                f"{self.n}, {self.first} and {self.batch_size}"
             )
 
     def fill(
@@ -89,11 +97,13 @@ class Shards:
             progress: show a bar, where there are several parts.
 
         Raises:
+            TypeError: for settings that JSON cannot represent.
             ValueError: when the folder has results with other settings, or work returns something
                 else than arrays with one row per sample.
             OSError: when a file cannot be written, or another process fills the folder; existing
                 files remain.
         """
+        self._all()  # refuses before the work what could not be stored after it
         with process_group("cpu"), ExitStack() as stack:
             if rank() == 0:
                 self._make()
@@ -175,7 +185,14 @@ class Shards:
 
     def _require(self, old: Mapping[str, Any]) -> None:
         new = self._all()
-        different = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+        # NaN differs from itself, and not as text.
+        different = [
+            name
+            for name in {**old, **new}
+            if old.get(name) != new.get(name)
+            and json.dumps(old.get(name), sort_keys=True)
+            != json.dumps(new.get(name), sort_keys=True)
+        ]
         if different:
             description = ", ".join(
                 f"{name} {_shortened(old.get(name))} (now {_shortened(new.get(name))})"
@@ -188,10 +205,9 @@ class Shards:
 
     def _all(self) -> dict[str, Any]:
         """The settings, with first, n and batch_size."""
-        return json.loads(
-            json.dumps(
-                {**self.settings, "first": self.first, "n": self.n, "batch_size": self.batch_size}
-            )
+        return as_json(
+            "settings",
+            {**self.settings, "first": self.first, "n": self.n, "batch_size": self.batch_size},
         )
 
     def _compute(
@@ -208,10 +224,7 @@ class Shards:
             raise error.relocated(after=after, total=self.n) from None
         except UnfinishedError as error:
             raise UnfinishedError(error.solution, error.reached, after, error.advice) from None
-        arrays = {
-            name: np.asarray(value.cpu() if isinstance(value, Tensor) else value)
-            for name, value in results.items()
-        }
+        arrays = {name: _array(value) for name, value in results.items()}
         for name, value in arrays.items():
             if value.ndim < 1 or len(value) != count or name == _SETTINGS:
                 description = f"{name!r}, {value.dtype} of shape {value.shape}"
@@ -226,6 +239,14 @@ class Shards:
             for name, value in {**arrays, _SETTINGS: np.array(json.dumps(self._all()))}.items():
                 with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                     np.lib.format.write_array(member, value, allow_pickle=False)
+
+
+def _array(value: Tensor | NDArray[Any]) -> NDArray[Any]:
+    """The numbers of a tensor as an array, those in bfloat16, which numpy has not, as float32."""
+    if isinstance(value, Tensor):
+        value = value.detach().cpu()
+        value = value.float() if value.dtype == torch.bfloat16 else value
+    return np.asarray(value)
 
 
 class _DamagedError(ValueError):
