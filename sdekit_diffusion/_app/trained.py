@@ -59,14 +59,20 @@ def source_of(name: str, scale: Scale, conditions: Conditions | None = None) -> 
         ValueError: when it does not exist, or is of another kind than the model's data.
     """
     source = datasets.load(name, conditions=conditions)
-    if (source.scale.levels is None) != (scale.levels is None):
+    levels = source.scale.levels
+    if (levels is None) != (scale.levels is None):
         data_kinds = [
-            "continuous data" if levels is None else "images"
-            for levels in (source.scale.levels, scale.levels)
+            "continuous data" if levels is None else "images" for levels in (levels, scale.levels)
         ]
         raise ValueError(
             f"{source.name} holds {data_kinds[0]} and the model is for {data_kinds[1]}; "
             "give it such data"
+        )
+    # The number of levels of integers is that of their maximum, which need not be the largest one.
+    if levels and scale.levels and not scale.levels / 2 < levels <= scale.levels:
+        raise ValueError(
+            f"{source.name} holds images of the levels 0 to {levels - 1} and the model is for 0 to "
+            f"{scale.levels - 1}; give it such data"
         )
     return replace(source, scale=scale)
 
