@@ -164,6 +164,92 @@ def test_a_compiled_network_is_saved_as_the_network_that_was_compiled(tmp_path, 
     assert type(load(tmp_path / "run", ema=0).net) is nets.MLP
 
 
+def block_compiled(net):
+    net.blocks[0] = torch.compile(net.blocks[0], backend="eager")
+    return net
+
+
+WRAPPERS = {
+    "block": block_compiled,
+    "parallel": nn.DataParallel,
+    "compiled parallel": lambda net: torch.compile(nn.DataParallel(net), backend="eager"),
+    "parallel compiled": lambda net: nn.DataParallel(torch.compile(net, backend="eager")),
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_a_network_with_wrappers_is_saved_without_them(tmp_path, wrapper):
+    """And loaded into one with or without them, also from files with their names."""
+    original = model()
+    expected = sample(original, 3, steps=2, seed=0)
+    wrapped = original.with_network(WRAPPERS[wrapper](original.net))
+    folder = save(wrapped, tmp_path / "saved")
+    names = set(model().net.state_dict())
+    assert set(load_file(weights(folder))) == names
+    fresh = lambda: nets.MLP(shape=(2,), width=16, depth=1)  # noqa: E731
+    other = WRAPPERS[wrapper](fresh())
+    for loaded in (load(folder), load(folder, net=fresh()), load(folder, net=other)):
+        assert torch.equal(sample(loaded, 3, steps=2, seed=0), expected)
+    replace_weights(folder, serialised(dict(wrapped.net.state_dict())))
+    again = load(folder, net=WRAPPERS[wrapper](fresh()))
+    assert torch.equal(sample(again, 3, steps=2, seed=0), expected)
+
+
+# Of torch itself, while it compiles.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.parametrize("wrapper", ["block", "parallel"])
+def test_averages_of_a_network_with_wrappers(tmp_path, wrapper):
+    trained = model()
+    trained = trained.with_network(WRAPPERS[wrapper](trained.net))
+    recipe = Recipe(steps=2, batch_size=4, widths=(0.1,))
+    fit(trained, torch.randn(8, 2), recipe, folder=tmp_path, log=Log(snapshots=2), progress=False)
+    found = [load(tmp_path, ema=0), load(tmp_path, width=0.1)]
+    assert [type(loaded.net) for loaded in found] == [nets.MLP] * 2
+    assert not torch.equal(*(next(loaded.parameters()) for loaded in found))
+
+
+class Extra(nn.Linear):
+    def get_extra_state(self):
+        return {"a": 1}
+
+    def set_extra_state(self, state):
+        pass
+
+
+def test_extra_state_that_is_no_tensor_is_refused(tmp_path):
+    net = nets.MLP(shape=(2,), width=16, depth=1)
+    net.extra = Extra(2, 2)
+    own = ScoreModel(net, "vp", shape=(2,))
+    with pytest.raises(TypeError, match=r"extra\._extra_state in the state .* is \{'a': 1\}"):
+        save(own, tmp_path / "saved")
+    with pytest.raises(TypeError, match=r"extra\._extra_state"):
+        fit(own, torch.randn(8, 2), Recipe(steps=2), folder=tmp_path / "run", progress=False)
+    assert not (tmp_path / "saved").exists()
+    assert not list((tmp_path / "run").rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_weights_that_are_not_finite_are_warned_of(tmp_path, value):
+    """Buffers may be infinite, as masks of attention are."""
+    diverged = model().to(torch.bfloat16)
+    diverged.net.register_buffer("mask", torch.tensor(-math.inf))
+    folder = save(diverged, tmp_path)
+    count = len(list(diverged.parameters()))
+    net = nets.MLP(shape=(2,), width=16, depth=1)
+    net.register_buffer("mask", torch.tensor(0.0))
+    load(folder, net=net)
+    names = [name for name, _ in diverged.net.named_parameters()]
+    with torch.no_grad():
+        for name in names[1:3]:
+            diverged.net.get_parameter(name).view(-1)[-1] = value
+    said = f"infinite numbers in 2 of its {count} weights, the first of them {names[1]}: "
+    with pytest.warns(UserWarning, match=said) as warned:
+        save(diverged, tmp_path)
+    with pytest.warns(UserWarning, match=said) as warned_again:
+        load(tmp_path, net=net)
+    assert [found.filename for found in (*warned, *warned_again)] == [__file__] * 2
+
+
 def test_numbers_of_numpy_are_saved_as_numbers(tmp_path):
     net = nets.MLP(shape=(np.int64(2),), width=np.int32(8), depth=1)
     own = ScoreModel(net, VPSDE(np.float32(0.25)), shape=(2,), data_std=np.float32(0.5))
@@ -352,6 +438,8 @@ UNET = nets.UNet(1, 8, (1, 2))
         (UNET, {"blocks": 10**9}),
         (UNET, {"multipliers": [1, 10**4]}),
         (nets.NCSN(1, 4, (1,), (1,), levels=3), {"levels": 10**9}),
+        (nets.DiT(1, (1, 1), 1, 4, 1, 1), {"size": [3000, 3000]}),
+        (nets.DiT(1, (1, 1), 1, 4, 1, 1), {"size": [10**12, 1]}),
     ],
 )
 def test_networks_larger_than_their_weights_are_refused_before_memory_is_used(

@@ -34,7 +34,7 @@ from sdekit_diffusion import (
 )
 from sdekit_diffusion import load as load_model
 from sdekit_diffusion.__main__ import COMMANDS, main
-from sdekit_diffusion._app import evaluation, held_out, measurements, report
+from sdekit_diffusion._app import evaluation, held_out, measurements, report, trained
 from sdekit_diffusion._app.evaluation import distances
 from sdekit_diffusion._app.held_out import measured
 from sdekit_diffusion._app.net_options import Net
@@ -1006,6 +1006,16 @@ def test_what_likelihood_refuses(digits, moons, tmp_path, capsys):
     assert "shape" in error(capsys, "likelihood", moons, "--data", tmp_path / "wide.npy")
 
 
+def test_images_of_another_number_of_levels_are_refused():
+    """Digits have 17 levels. Integers whose maximum is somewhat smaller may be of the same kind."""
+    for levels in (16, 34, 256):
+        message = f"the levels 0 to 16 and the model is for 0 to {levels - 1}"
+        with pytest.raises(ValueError, match=message):
+            trained.source_of("digits", Scale.quantised(levels))
+    for levels in (17, 33):
+        assert trained.source_of("digits", Scale.quantised(levels)).scale.levels == levels
+
+
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"format": "sdekit-diffusion 1"}'])
 def test_a_damaged_config(damaged, text, capsys):
     (damaged / "config.json").write_text(text)
@@ -1064,7 +1074,8 @@ def test_weights_that_are_not_finite(damaged, capsys):
         for name, value in load_file(weights_of(damaged)).items()
     }
     replace_weights(damaged, serialised(weights))
-    assert "not finite" in error(capsys, "sample", damaged, "--n", "2", "--steps", "3")
+    with pytest.warns(UserWarning, match="NaN or infinite numbers in"):
+        assert "not finite" in error(capsys, "sample", damaged, "--n", "2", "--steps", "3")
 
 
 def test_messages_have_no_names_of_tyros_own():

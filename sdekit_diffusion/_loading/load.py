@@ -17,17 +17,20 @@ from sdekit_diffusion._loading.bounded import Bounded, shape_from
 from sdekit_diffusion._loading.combined import combined
 from sdekit_diffusion._loading.diffusers import WRAPPER, wrap
 from sdekit_diffusion._loading.named import named_network, network_of
+from sdekit_diffusion._loading.weights import unwrapped
 from sdekit_diffusion._models.checkpoint import (
     CONFIG,
     MEAN,
     STATE,
     CheckpointError,
+    bare,
+    plain_name,
     read_config,
     read_tensors,
     scale_in,
+    warn_of_not_finite,
 )
 from sdekit_diffusion._models.score_model import ScoreModel
-from sdekit_diffusion._models.wrapped import COMPILED, uncompiled
 from sdekit_diffusion._training.history import best_of, newest
 from sdekit_diffusion.data import Scale
 
@@ -67,7 +70,7 @@ def load(
             passed to `from_diffusers`; a model with such a network; a folder of diffusers; or
             "package.module:factory", which is imported, called without arguments, and returns a
             module or a model. A warning is raised where its class or its configuration is not the
-            one that was saved.
+            one that was saved, and for weights that are NaN or infinite.
         device: the device of the model.
         ema: the decay of the averaged weights to load, one of `Recipe.ema`, from the newest
             checkpoint of a run; 0 for the weights without averaging. Unless given, the first decay.
@@ -101,14 +104,13 @@ def load(
     if best:
         folder = best_of(run)
     config = read_config(folder)
-    weights = read_tensors(folder) if ema is None else _averaged(folder, config, ema)
+    parts = [read_tensors(folder) if ema is None else _averaged(folder, config, ema)]
+    parts[0].pop(MEAN, None)
     if width is not None:
-        weights |= combined(run, width, config["notes"])
-    weights = {name.removeprefix(f"{COMPILED}."): value for name, value in weights.items()}
-    weights.pop(MEAN, None)
+        parts.append(combined(run, width, config["notes"]))
     own_network = _given_network(net)
     try:
-        network = _network(config["net"], weights) if own_network is None else own_network
+        network = _network(config["net"], parts[0]) if own_network is None else own_network
         if config["net"]["class"] == WRAPPER:
             network = wrap(network)
         model = _model(config, network)
@@ -119,12 +121,14 @@ def load(
             f"{folder / CONFIG} does not describe a model ({error!r:.300}); the checkpoint is "
             "damaged"
         ) from error
+    weights = _named_as_in(bare(network), parts)
     try:
-        _cast_like(uncompiled(network), weights)
-        uncompiled(network).load_state_dict(weights)
+        _cast_like(bare(network), weights)
+        bare(network).load_state_dict(weights)
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise CheckpointError(f"{folder} holds the weights of another network: {reason}") from error
+    warn_of_not_finite(network, f"the network in {folder}")
     if own_network is not None:
         _warn_of_another(config["net"], network, folder)
     try:
@@ -154,8 +158,9 @@ def _warn_of_another(config: Any, network: nn.Module, folder: Path) -> None:  # 
     weights a checkpoint contains: the names and shapes of the weights may be the same for both.
     """
     saved = config["class"]
-    kinds = [kind.__name__ for kind in type(uncompiled(network)).__mro__]
-    given = _arguments(uncompiled(network)) if config["config"] is not None else None
+    # Earlier versions recorded the class of a wrapper.
+    kinds = [kind.__name__ for kind in (*type(bare(network)).__mro__, type(network))]
+    given = _arguments(bare(network)) if config["config"] is not None else None
     if saved not in kinds:
         differ = f"class {saved}, and net is of {kinds[0]}"
     elif given is not None and given != config["config"]:
@@ -202,6 +207,17 @@ def _model(config: dict[str, Any], network: nn.Module) -> ScoreModel:
     if model.place()[0] != _DTYPES[config["dtype"]]:
         model.to(_DTYPES[config["dtype"]])
     return model
+
+
+def _named_as_in(network: nn.Module, parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """All weights by the names in this network; those of wrappers are removed or added."""
+    names = {plain_name(name): name for name in network.state_dict()}
+    plain = [{plain_name(name): value for name, value in part.items()} for part in parts]
+    return {
+        names.get(name, name): value
+        for part in plain
+        for name, value in unwrapped(part, names).items()
+    }
 
 
 def _cast_like(network: nn.Module, weights: Mapping[str, Tensor]) -> None:

@@ -11,16 +11,20 @@ import hashlib
 import json
 import platform
 import re
+import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as deserialised
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 
+from sdekit_diffusion._models.wrapped import COMPILED, uncompiled
 from sdekit_diffusion._storage.atomic import PART
 
 FORMAT = "sdekit-diffusion 2"
@@ -141,6 +145,38 @@ def scale_in(folder: str | Path) -> tuple[Tensor | float, float | None]:
     config = read_config(folder)
     mean = read_tensors(folder).get(MEAN, config.get("data_mean") or 0.0)
     return mean, config["data_std"]
+
+
+def bare(net: nn.Module) -> nn.Module:
+    """The network in wrappers of torch: of torch.compile and of parallel modules."""
+    parallel = isinstance(net, DataParallel | DistributedDataParallel)
+    inner = uncompiled(net.module if parallel else net)
+    return net if inner is net else bare(inner)
+
+
+def plain_name(name: str) -> str:
+    """The name of a tensor of a network, without those of compiled modules in it."""
+    return ".".join(part for part in name.split(".") if part != COMPILED)
+
+
+def warn_of_not_finite(net: nn.Module, owner: str) -> None:
+    """Warns of weights that are NaN or infinite, the caller of the function that calls this one. A
+    network that diverged may be looked at.
+    """
+    weights = dict(bare(net).named_parameters())
+    wrong = [
+        plain_name(name)
+        for name, value in weights.items()
+        # One pass without a copy, in formats that torch can compare.
+        if value.is_floating_point() and value.numel() and value.dtype.itemsize > 1
+        if not bool(torch.stack(value.detach().aminmax()).isfinite().all())
+    ]
+    if wrong:
+        warnings.warn(
+            f"{owner} has NaN or infinite numbers in {len(wrong)} of its {len(weights)} "
+            f"weights, the first of them {wrong[0]}: training diverged, or they are damaged",
+            stacklevel=3,
+        )
 
 
 def files_of(folder: Path) -> set[str]:

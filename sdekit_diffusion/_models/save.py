@@ -12,11 +12,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from safetensors.torch import save as serialised
 from torch import Tensor, nn
 
 from sdekit_diffusion import nets
+from sdekit_diffusion._common.inputs import as_json
 from sdekit_diffusion._diffusions.names import DIFFUSIONS
 from sdekit_diffusion._models.checkpoint import (
     CONFIG,
@@ -26,13 +26,16 @@ from sdekit_diffusion._models.checkpoint import (
     TEMPORARY,
     WEIGHTS,
     CheckpointError,
+    bare,
     checksum,
     files_of,
+    plain_name,
     read_config,
     versions,
+    warn_of_not_finite,
 )
 from sdekit_diffusion._models.score_model import ScoreModel
-from sdekit_diffusion._models.wrapped import require_own, uncompiled
+from sdekit_diffusion._models.wrapped import require_own
 from sdekit_diffusion._storage.atomic import (
     exclusive,
     flush,
@@ -52,7 +55,9 @@ def save(
     """Writes config.json and weights-*.safetensors into a folder, which is created if missing.
 
     The checkpoint is written atomically: at any time the folder contains either the old or the new
-    one. The files of the old checkpoint are removed, and no others.
+    one. The files of the old checkpoint are removed, and no others. A warning is raised for weights
+    that are NaN or infinite. Of a network in wrappers, of `torch.compile`, `DataParallel` or
+    `DistributedDataParallel`, the network itself is saved.
 
     Arguments:
         model: the model. Its network either has a `config` of constructor arguments and a class in
@@ -66,9 +71,9 @@ def save(
         the folder.
 
     Raises:
-        TypeError: when the network is a plain function, which has no weights to save, the model is
-            in a wrapper, or the class of its diffusion is not in `DIFFUSIONS`; for notes or
-            settings that JSON cannot represent.
+        TypeError: when the network is a plain function, which has no weights to save, or has extra
+            state that is not a tensor; when the model is in a wrapper, or the class of its
+            diffusion is not in `DIFFUSIONS`; for notes or settings that JSON cannot represent.
         ValueError: when the model has conditions, which a checkpoint does not contain.
         CheckpointError: when the folder has a config.json that is not one of `save`, or is damaged;
             nothing is written then.
@@ -82,6 +87,8 @@ def save(
         ['config.json', 'weights']
     """
     config = config_to_save(model, notes)
+    assert isinstance(model.net, nn.Module)
+    warn_of_not_finite(model.net, "the network")
     if Path(folder).is_file():
         raise NotADirectoryError(
             f"{str(folder)!r} is a file: save writes a folder of several files; name another"
@@ -103,14 +110,15 @@ def config_to_save(model: ScoreModel, notes: Mapping[str, Any] | None) -> dict[s
     )
     if not isinstance(model.net, nn.Module):
         raise TypeError("this model's network is a plain function and has no weights to save")
-    return config_of(model) | {"notes": _as_json("notes", dict(notes or {}))}
+    return config_of(model) | {"notes": as_json("notes", dict(notes or {}))}
 
 
 def config_of(model: ScoreModel) -> dict[str, Any]:
     """The config of a model without its files and notes.
 
     Raises:
-        TypeError: when its diffusion has no name.
+        TypeError: when its diffusion has no name, or its network has extra state that is not a
+            tensor.
         ValueError: when it has conditions.
     """
     if model.conditions:
@@ -120,7 +128,9 @@ def config_of(model: ScoreModel) -> dict[str, Any]:
             "given() was called on, and after load(folder) call "
             f"given({names.replace(', ', '=..., ')}=...) again"
         )
-    net = uncompiled(model.net)
+    assert isinstance(model.net, nn.Module)
+    net = bare(model.net)
+    _tensors(net)  # refuses before training what could not be saved after it
     registered = nets.registry.get(type(net).__name__) is type(net)
     names = {kind: name for name, kind in DIFFUSIONS.items()}
     if type(model.sde) not in names:
@@ -149,22 +159,23 @@ def config_of(model: ScoreModel) -> dict[str, Any]:
         "dtype": str(model.place()[0]).removeprefix("torch."),
         "versions": versions(),
     }
-    return _as_json("the settings of the model", config)
+    return as_json("the settings of the model", config)
 
 
-def _as_json(name: str, values: dict[str, Any]) -> dict[str, Any]:
-    """Values as JSON returns them, numbers of numpy as numbers.
+def _tensors(net: nn.Module) -> dict[str, Tensor]:
+    """The state of a network, by names without those of wrappers.
 
     Raises:
-        TypeError: for values that JSON cannot represent.
+        TypeError: for extra state that is not a tensor.
     """
-
-    def number(value: Any) -> Any:  # noqa: ANN401
-        if isinstance(value, np.generic):
-            return value.item()
-        raise TypeError(f"{name} must be what JSON can represent, not {value!r:.60}")
-
-    return json.loads(json.dumps(values, default=number))
+    state = bare(net).state_dict()
+    for name, value in state.items():
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"{name} in the state of the network is {value!r:.60}, and a checkpoint holds "
+                "tensors only: let get_extra_state return one, or keep it in an attribute"
+            )
+    return {plain_name(name): value for name, value in state.items()}
 
 
 def write(
@@ -177,7 +188,7 @@ def write(
     assert isinstance(model.net, nn.Module)
     old_files = files_of(folder)
     # Clones, since safetensors refuses tensors that share memory.
-    weights = {name: value.clone() for name, value in uncompiled(model.net).state_dict().items()}
+    weights = {name: value.clone() for name, value in _tensors(model.net).items()}
     if isinstance(model.data_mean, Tensor):
         weights[MEAN] = model.data_mean.clone()
     parts = {WEIGHTS: weights} | ({} if state is None else {STATE: dict(state)})
