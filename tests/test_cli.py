@@ -1006,14 +1006,18 @@ def test_what_likelihood_refuses(digits, moons, tmp_path, capsys):
     assert "shape" in error(capsys, "likelihood", moons, "--data", tmp_path / "wide.npy")
 
 
-def test_images_of_another_number_of_levels_are_refused():
-    """Digits have 17 levels. Integers whose maximum is somewhat smaller may be of the same kind."""
+def test_images_of_another_number_of_levels_are_refused(tmp_path):
+    """Digits have 17 levels. Integers whose maximum is somewhat smaller may be of the same kind;
+    bytes, which could have 256 levels, are of fewer if none of them is larger.
+    """
     for levels in (16, 34, 256):
         message = f"the levels 0 to 16 and the model is for 0 to {levels - 1}"
         with pytest.raises(ValueError, match=message):
             trained.source_of("digits", Scale.quantised(levels))
-    for levels in (17, 33):
-        assert trained.source_of("digits", Scale.quantised(levels)).scale.levels == levels
+    digits = load("digits")
+    np.savez(tmp_path / "bytes.npz", train=digits.train.numpy(), test=digits.test.numpy())
+    for name, levels in (("digits", 17), ("digits", 32), (str(tmp_path / "bytes.npz"), 17)):
+        assert trained.source_of(name, Scale.quantised(levels)).scale.levels == levels
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"format": "sdekit-diffusion 1"}'])

@@ -68,12 +68,14 @@ def source_of(name: str, scale: Scale, conditions: Conditions | None = None) -> 
             f"{source.name} holds {data_kinds[0]} and the model is for {data_kinds[1]}; "
             "give it such data"
         )
-    # The number of levels of integers is that of their maximum, which need not be the largest one.
-    if levels and scale.levels and not scale.levels / 2 < levels <= scale.levels:
-        raise ValueError(
-            f"{source.name} holds images of the levels 0 to {levels - 1} and the model is for 0 to "
-            f"{scale.levels - 1}; give it such data"
-        )
+    # Bytes may be of fewer levels than 256, and other integers of more than their maximum says.
+    if levels and scale.levels and levels != scale.levels and len(source.test):
+        largest = int(source.test.max())
+        if not scale.levels / 2 <= largest < scale.levels:
+            raise ValueError(
+                f"{source.name} holds images of the levels 0 to {largest} and the model is for 0 "
+                f"to {scale.levels - 1}; give it such data"
+            )
     return replace(source, scale=scale)
 
 
