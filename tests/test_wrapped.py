@@ -297,7 +297,30 @@ HIDING = {
     "a callable object": lambda net: Plain(net),
     "a dict": lambda net: (lambda held: lambda x, t: held["net"](x))({"net": net}),
     "a list of a callable object": lambda net: Plain([net]),
+    "a decorated function": lambda net: torch.no_grad()(lambda x, t: net(x)),
+    "a function in a function": lambda net: (lambda held: lambda x, t: held(x, t))(Plain(net).of),
+    "a partial in a function": lambda net: (lambda held: lambda x, t: held(x))(
+        functools.partial(Plain(net).of, t=None)
+    ),
+    "a function that another of the module calls": lambda net: lambda x, t: dropped(x, t),
+    "a function that calls itself": lambda net: recursive(net),
+    "lists in lists": lambda net: (lambda held: lambda x, t: held[0][0](x))([[net]]),
 }
+
+
+def dropped(x, t):
+    return DROPPED(x)
+
+
+def recursive(net):
+    """A function that uses itself, and a variable without a value."""
+
+    def score(x, t, again=True):
+        return score(x, t, again=False) if again else net(x) if net else unused
+
+    if net is None:
+        unused = None
+    return score
 
 
 class Plain:

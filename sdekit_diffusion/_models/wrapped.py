@@ -2,8 +2,9 @@
 
 import functools
 import inspect
-from types import ModuleType
-from typing import TypeVar
+from contextlib import suppress
+from types import FunctionType, ModuleType
+from typing import Any, TypeVar
 
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
@@ -108,25 +109,60 @@ def _owner(function: object) -> object:
 
 
 def modules_of(function: object) -> list[nn.Module]:
-    """The modules that a function calls, as far as they can be found: through `functools.partial`,
-    as the owner of a method, among the attributes of this owner or of a callable object, or among
-    the variables that it uses; also in lists, tuples and dicts among these.
+    """The modules that a function calls, as far as they can be found: as the owner of a method,
+    among the attributes of this owner or of a callable object, or among the variables that it uses;
+    also through lists, tuples, dicts, `functools.partial` and other functions among these, such as
+    the one that a decorator was given.
     """
-    values: list[object] = []
-    while isinstance(function, functools.partial):
-        values += [*function.args, *function.keywords.values()]
-        function = function.func
-    values += [function, getattr(function, "__self__", None)]
-    if inspect.isfunction(function):
-        variables = inspect.getclosurevars(function)
-        values += [*variables.nonlocals.values(), *variables.globals.values()]
-    for holder in (function, getattr(function, "__self__", None)):
+    found: list[nn.Module] = []
+    seen: dict[int, object] = {}  # with the objects, so that no other can have their id
+    waiting = [function]
+    while waiting:
+        value = waiting.pop()
+        if id(value) in seen:
+            continue
+        seen[id(value)] = value
+        if isinstance(value, nn.Module):
+            found.append(value)
+        else:
+            waiting += [
+                part for part in _parts(value) if callable(part) or isinstance(part, _CONTAINERS)
+            ]
+    return found
+
+
+_CONTAINERS = (dict, list, tuple)
+_LIBRARIES = ("torch", "sdekit", "sdekit_diffusion")  # no global variable has the user's network
+
+
+def _parts(value: Any) -> list[object]:  # noqa: ANN401
+    """What a function or a container refers to."""
+    if isinstance(value, _CONTAINERS):
+        return [*value.values()] if isinstance(value, dict) else [*value]
+    owner = getattr(value, "__self__", None)
+    parts = [owner]
+    if isinstance(value, functools.partial):
+        parts += [value.func, *value.args, *value.keywords.values()]
+    elif inspect.ismethod(value):
+        parts.append(value.__func__)
+    elif inspect.isfunction(value):
+        parts += _variables(value)
+    for holder in (value, owner):
         if not isinstance(holder, nn.Module | ModuleType | type):
-            values += getattr(holder, "__dict__", {}).values()
-    for value in [*values]:
-        if isinstance(value, dict | list | tuple):
-            values += value.values() if isinstance(value, dict) else value
-    return [value for value in values if isinstance(value, nn.Module)]
+            parts += getattr(holder, "__dict__", {}).values()
+    return parts
+
+
+def _variables(function: FunctionType) -> list[object]:
+    """The values of the variables of a function that are not its own."""
+    values: list[object] = []
+    for cell in function.__closure__ or ():
+        with suppress(ValueError):  # not assigned yet
+            values.append(cell.cell_contents)
+    variables = function.__globals__
+    if str(variables.get("__name__")).partition(".")[0] not in _LIBRARIES:
+        values += [variables[name] for name in function.__code__.co_names if name in variables]
+    return values
 
 
 def require_own(model: object, kind: type, remedy: str) -> None:
