@@ -316,8 +316,26 @@ def test_other_arguments_of_a_network_go_with_their_samples():
     assert not check_model(model.given(shift=shift.flip(0)), X + shift[:, None], throw=False).fits
 
 
+def test_a_condition_that_is_one_number_stays_with_the_opposite_sign():
+    """It is repeated for the samples there too; else the network fails, and another convention is
+    named.
+    """
+
+    class Opposite(torch.nn.Module):
+        null = {"label": -1}
+
+        def forward(self, x, t, label=None):
+            assert label.shape == t.shape
+            return -exact(VPSDE())(x, t)
+
+    model = ScoreModel(Opposite(), "vp", shape=(4,))
+    with pytest.raises(ValueError, match="With the opposite sign of the output it is"):
+        check_model(model.given(label=1), X)
+
+
 @pytest.mark.parametrize(
-    "refusal", [IndexError, AssertionError, TypeError, KeyError, ZeroDivisionError]
+    "refusal",
+    [IndexError, AssertionError, TypeError, KeyError, ZeroDivisionError, AttributeError],
 )
 @pytest.mark.usefixtures("each_point_once")
 def test_a_network_that_refuses_other_labels_is_checked(refusal):

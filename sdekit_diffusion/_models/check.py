@@ -35,7 +35,15 @@ _LARGEST_RATIO = 10.0
 _LARGEST_ALTERNATIVE = 0.95
 _SMALLEST_GAIN = 1.25
 # Errors of a network for labels that it does not accept.
-_REFUSALS = (ValueError, TypeError, RuntimeError, LookupError, ArithmeticError, AssertionError)
+_REFUSALS = (
+    ValueError,
+    TypeError,
+    AttributeError,
+    RuntimeError,
+    LookupError,
+    ArithmeticError,
+    AssertionError,
+)
 
 
 @dataclass(frozen=True)

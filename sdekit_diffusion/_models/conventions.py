@@ -59,6 +59,7 @@ class _Negative(nn.Module):
     def __init__(self, net: Callable[..., Tensor]) -> None:
         super().__init__()
         self.net = net
+        self.null = getattr(net, "null", None)
 
     def forward(self, x: Tensor, t: Tensor, **conditions: Any) -> Tensor:  # noqa: ANN401
         return -self.net(x, t, **conditions)
