@@ -97,6 +97,35 @@ def test_everything_is_exact(kind):
     torch.testing.assert_close(ours, exact, rtol=0, atol=1e-4)  # EDM ends at sigma_max
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", READ)
+def test_half_precision_rounds_points_and_outputs_only(kind, dtype):
+    """The noise levels that the function is given, and those in c_skip and c_out, are in float32:
+    the preconditioning of a network whose output is 0 has the accuracy of its points alone.
+    """
+    seen = []
+
+    def function(x, label):
+        seen.append((x.dtype, label))
+        return torch.zeros_like(x)
+
+    arguments = READ[kind][1]
+    net = Double(function).to(dtype)
+    model = from_edm(net, shape=(4,), **arguments)
+    sigma = torch.tensor([0.0123, 0.345, 1.07, 5.43, 54.3])
+    x = (X[:5] + sigma[:, None] * NOISY).to(dtype).double()
+    found = model.net(x.to(dtype), sigma).double()
+    label = sigma.log() / 4 if arguments.get("raw") == "edm" else sigma
+    assert seen[-1][0] == dtype
+    assert torch.equal(seen[-1][1], label)
+    v = arguments.get("sigma_data", 0.5) ** 2
+    s = sigma.double()[:, None]
+    skip = x * (s * (1 - v) / (s**2 + v)) if kind != "denoiser" else 0 * x
+    torch.testing.assert_close(found, skip, rtol=1e-6, atol=1e-6)
+    assert sample(model, 3, steps=3, seed=0, end=0.01).isfinite().all()
+    assert {label.dtype for _, label in seen} == {torch.float32}
+
+
 @pytest.mark.parametrize("truth", READ)
 @pytest.mark.parametrize("told", READ)
 def test_a_wrong_reading_is_named(truth, told):

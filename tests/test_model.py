@@ -4,12 +4,13 @@ test_schedules.py.
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import sdekit
-from sdekit_diffusion import DDPM, NCSN, VESDE, VPSDE, GaussianMixture, ScoreModel, nets
+from sdekit_diffusion import DDPM, NCSN, VESDE, VPSDE, GaussianMixture, ScoreModel, nets, sample
 from sdekit_diffusion._models.model import solved_like
 from sdekit_diffusion._models.score_model import as_model
 
@@ -139,6 +140,84 @@ def test_the_network_runs_in_its_dtype_and_the_state_keeps_its_own(dtype):
     assert model.place()[0] == dtype
 
 
+HALF = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+
+
+class Steps(nn.Module):
+    """Remembers its points and labels; its first floating parameter is not its first."""
+
+    def __init__(self, dtype, first=torch.complex64):
+        super().__init__()
+        self.first = nn.Parameter(torch.zeros(1, dtype=first), requires_grad=False)
+        self.second = nn.Parameter(torch.zeros(1, dtype=dtype))
+        self.seen = []
+
+    def forward(self, x, t):
+        self.seen.append((x, t))
+        return x + self.second
+
+
+@HALF
+@pytest.mark.parametrize("method", ["ddim", "euler_maruyama", "ode"])
+def test_labels_of_a_network_in_half_precision_are_not_rounded(dtype, method):
+    """Step 541 of a thousand would be 540 in bfloat16, and 541.35 be 541.5 in float16."""
+    net = Steps(dtype)
+    model = ScoreModel(net, DDPM(), shape=(2,), conditioning=(1000, -1), data_std=1.0)
+    for t in (0.542, torch.full((7,), 0.542)):
+        model.denoise(t, X)
+        assert net.seen[-1][1].tolist() == [541.0] * 7
+    sample(model, 3, seed=0, method=method, steps=None if method == "ode" else 7)
+    assert {x.dtype for x, _ in net.seen} == {dtype}
+    assert {t.dtype for _, t in net.seen} == {torch.float32}
+    labels = torch.cat([t for _, t in net.seen])
+    assert (labels != labels.to(dtype)).any()
+
+
+@pytest.mark.parametrize("first", [torch.complex64, torch.int64], ids=str)
+def test_the_first_floating_parameter_decides_the_dtype(first):
+    net = Steps(torch.float64, first)
+    model = ScoreModel(net, "vp", shape=(2,), data_std=1.0)
+    assert model.place()[0] == torch.float64
+    assert model.denoise(0.5, X.float()).dtype == torch.float32
+    assert sample(model, 3, steps=3, seed=0).dtype == torch.float64
+    for value in (part for seen in net.seen for part in seen):
+        assert value.dtype == torch.float64
+
+
+@HALF
+def test_a_network_that_needs_labels_in_half_precision_is_told_what_to_cast(dtype):
+    class Narrow(nn.Linear):
+        def forward(self, x, t):
+            return super().forward(torch.cat([x, t[:, None]], dim=1))
+
+    class Cast(Narrow):
+        def forward(self, x, t):
+            return super().forward(x, t.to(x.dtype))
+
+    refused = ScoreModel(Narrow(3, 2).to(dtype), "vp", shape=(2,), data_std=1.0)
+    for call in (lambda: refused.denoise(0.5, X), lambda: sample(refused, 3, steps=2, seed=0)):
+        with pytest.raises(TypeError, match=r"labels t in torch.float32.*embedding.to\(x.dtype\)"):
+            call()
+    right = ScoreModel(Cast(3, 2).to(dtype), "vp", shape=(2,), data_std=1.0)
+    assert sample(right, 3, steps=2, seed=0).isfinite().all()
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        ScoreModel(Cast(4, 2).to(dtype), "vp").denoise(0.5, X)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_labels_of_whole_steps_are_whole(dtype):
+    """170 of 1,000 labels were those of the step before, cut off, for times in float32. Next to
+    powers of two labels are finer than the times; there, rounding gives the step.
+    """
+    net = Steps(torch.float32)
+    model = ScoreModel(net, DDPM(), conditioning=(1000, -1))
+    steps = torch.arange(1000)
+    model.denoise(((steps + 1) / torch.tensor(1000, dtype=dtype)), torch.zeros(1000, 2))
+    labels = net.seen[-1][1]
+    assert torch.equal(labels.round().long(), steps)
+    assert (labels.long() != steps).sum() <= (0 if dtype == torch.float64 else 10)
+
+
 def test_what_is_refused():
     with pytest.raises(
         ValueError, match="predicts = 'epsilons' is not one of noise, data, score, velocity, flow"
@@ -194,12 +273,28 @@ def test_conditions_are_added_to_those_that_are_given_already():
     assert model.conditions == {"a": 1}
 
 
+def test_arrays_of_numpy_are_no_conditions():
+    """They would not be split into batches. Numbers and lists are for all samples."""
+    model = ScoreModel(lambda x, t, a=None: x, "vp", shape=(2,))
+    with pytest.raises(TypeError, match=r"a is an array of numpy.*torch.as_tensor\(a\)"):
+        model.given(a=np.arange(4))
+    for value in (np.array(1.0), np.float64(1.0), [1, 2], torch.arange(4)):
+        assert model.given(a=value).conditions["a"] is value
+
+
 def test_a_plain_score_becomes_a_model():
     sde = VPSDE()
     model, chosen = as_model(lambda x, t: MIXTURE.score(t, x, sde), "vp", (2,))
     assert chosen == sde
     assert model.shape == (2,)
     torch.testing.assert_close(model.denoise(0.5, X), MIXTURE.denoise(0.5, X, sde))
+
+
+def test_a_shape_that_comes_later_is_compared_with_the_mean():
+    model = ScoreModel(nn.Linear(8, 8), "vp", data_mean=torch.arange(8.0), data_std=1.0)
+    with pytest.raises(ValueError, match=r"data_mean has shape \(8,\), and a sample \(3, 8, 8\)"):
+        as_model(model, None, (3, 8, 8))
+    assert as_model(model, None, (8,))[0].shape == (8,)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])

@@ -232,6 +232,17 @@ def test_scores_are_the_published_networks(size, rescaled):
         )
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision(dtype):
+    p = Weights(3, 4, 32)
+    model = from_ncsnv2(wrapped(p), shape=(3, 32, 32))
+    x = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    exact = model.score(0.5, x)
+    half = model.to(dtype).score(0.5, x)
+    assert half.dtype == torch.float32
+    assert (half - exact).abs().max() < 0.1 * exact.abs().max()
+
+
 def test_a_checkpoint_is_the_list_that_training_writes(checkpoint):
     """The averaged weights unless the last are wanted; with the prefix of DataParallel or without;
     a state dict as it is.

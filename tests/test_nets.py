@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from sdekit_diffusion import nets
+from sdekit_diffusion import ScoreModel, nets
 from sdekit_diffusion.nets import MLP, NCSN, DiT, NCSNv2, UNet
 from sdekit_diffusion.nets._embedding import TimeEmbedding
 from sdekit_diffusion.nets._unet_blocks import norm
@@ -117,6 +117,16 @@ def test_times_may_be_more_precise_than_the_weights():
     assert not torch.equal(*phases)
     assert net(x, fine[:1]).dtype == torch.bfloat16
     assert torch.equal(net(x, torch.tensor([3])), net(x, torch.tensor([3.0])))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_a_model_in_half_precision_passes_on_precise_times(case, dtype):
+    net, shape = case
+    net = awake(net.to(dtype))
+    x, _ = inputs(shape)
+    t = torch.linspace(-5.0, 7.0, len(x)) / 3
+    out = ScoreModel(net, "vp", "velocity", conditioning="log_snr")(x, t)
+    assert torch.equal(out, net(x.to(dtype), t).float())
 
 
 @pytest.mark.parametrize(

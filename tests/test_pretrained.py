@@ -224,6 +224,21 @@ def test_the_chain_is_that_of_the_scheduler(diffusers, schedule):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_networks_of_diffusers_in_half_precision(diffusers, dtype):
+    """As its pipelines call them: with steps that are not rounded."""
+    unet = unet_of(diffusers).to(dtype)
+    model = from_diffusers(unet, {**BETAS, "num_train_timesteps": 1000}, data_std=0.5)
+    x = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)).to(dtype)
+    steps = torch.tensor([541, 998])
+    expected = unet(x, steps).sample
+    found = model(x, steps)
+    assert torch.equal(found, expected)
+    assert not torch.equal(unet(x, torch.tensor([540, 1000])).sample, expected)
+    assert sample(model, 2, steps=2, seed=0).isfinite().all()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_a_network_of_diffusers_trains_samples_and_has_a_likelihood(diffusers, monkeypatch):
     """On digits, for a few seconds: it comes to denoise, makes samples of their deviation, and
     tells them from noise.

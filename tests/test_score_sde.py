@@ -161,6 +161,29 @@ def test_a_network_of_levels_gets_the_nearest(beside):
     assert seen[-1].tolist() == list(reversed(range(n)))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("run", RUNS)
+def test_half_precision_rounds_no_labels(run, dtype):
+    """Label 541.35 of VP would be 540 or 541.5, and level 300 be another in bfloat16."""
+    seen = []
+
+    def answer(law, x, label):
+        seen.append(label)
+        return x
+
+    _, sde, arguments = RUNS[run]
+    net = Exact(answer)
+    model = from_score_sde(checkpoint(), net, shape=(4,), data_std=1.0, **arguments)
+    t = float(sde.levels[77]) if "discrete" in run else 0.5419
+    model.score(t, X)
+    exact = seen[-1]
+    model.to(dtype)
+    model.score(t, X)
+    expected = exact if exact.dtype == torch.int64 else exact.float()
+    assert torch.equal(seen[-1], expected)
+    assert sample(model, 3, steps=3, seed=0).isfinite().all()
+
+
 NEIGHBOURS = [*itertools.pairwise([*RUNS, next(iter(RUNS))])]
 
 

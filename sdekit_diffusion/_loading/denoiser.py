@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, get_args
 
+import torch
 from torch import Tensor, nn
 
 from sdekit.elementary import broadcast
@@ -41,10 +42,12 @@ class _Preconditioned(nn.Module):
     def forward(self, x: Tensor, sigma: Tensor, **conditions: Any) -> Tensor:  # noqa: ANN401
         label = sigma.clamp(min=_SMALLEST_SIGMA)
         label = label.log() / 4 if self.label_kind == "edm" else label
+        dtype = x.dtype
+        x = x.to(torch.promote_types(dtype, sigma.dtype))  # sigma is not rounded to half precision
         s = broadcast(sigma, x)
         v = self.sigma_data**2
         size = (s * s + v).sqrt()
-        out = self.net(x / size, label, **conditions)
+        out = self.net((x / size).to(dtype), label, **conditions)
         return x * (s * (1 - v) / (s * s + v)) - out * (self.sigma_data * (1 + s * s) / size)
 
 

@@ -75,10 +75,10 @@ class Affine:
 class NetworkCall(NamedTuple):
     """How a network is called.
 
-    network: the function that calls it. dtype, device: those of labels; None for those of the
-    points. m: the mean of the data, a number or shaped like one sample. key: everything that
-    `affine` depends on besides the levels; None if this may change, so that the coefficients are
-    computed in each call.
+    network: the function that calls it. dtype, device: those of labels, at least float32; None for
+    those of the points. m: the mean of the data, a number or shaped like one sample. key:
+    everything that `affine` depends on besides the levels; None if this may change, so that the
+    coefficients are computed in each call.
     """
 
     network: Network

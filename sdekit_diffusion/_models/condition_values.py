@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from numbers import Real
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor
@@ -89,6 +90,19 @@ def require_entries(name: str, value: Tensor, n: int) -> None:
         raise ValueError(
             f"{name} has {len(value)} entries for {n} samples; give one entry per sample, or, if "
             f"it is one for all samples, {name}.expand({n}{sizes})"
+        )
+
+
+def require_no_array(name: str, value: object) -> None:
+    """Refuses an array of numpy as a condition.
+
+    Raises:
+        TypeError: says what to give.
+    """
+    if isinstance(value, np.ndarray) and value.ndim:
+        raise TypeError(
+            f"{name} is an array of numpy; give a tensor, which has one entry per sample: "
+            f"torch.as_tensor({name})"
         )
 
 

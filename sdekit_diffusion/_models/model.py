@@ -212,13 +212,14 @@ class AbstractModel(ABC):
 
 def times_of(t: Time, x: Tensor) -> Time:
     """A time for all samples of x, or one for each of them, `(batch,)`, from one of more dimensions
-    too.
+    too; in float64, since the conversions to a log-SNR and back would round a step's number.
 
     Raises:
         ValueError: for another number of times.
     """
-    if not isinstance(t, Tensor) or t.ndim == 0:
+    if not isinstance(t, Tensor):
         return t
+    t = t.to(torch.float64)
     if t.numel() == 1:
         return t.reshape(())
     if x.ndim == 0 or t.shape[0] != len(x) or t.numel() != len(x):

@@ -38,6 +38,7 @@ from sdekit_diffusion._models.condition_values import (
     null_of,
     require_entries,
     require_name,
+    require_no_array,
     require_no_infinity,
     unknown_like,
 )
@@ -103,14 +104,16 @@ class ScoreModel(nn.Module, AbstractModel):
     -net(x) / sigma: where alpha = 1 this is, up to the sign, technique 3 of Song and Ermon (2020).
 
     Arguments:
-        net: `net(x, t)`, shaped like x, t of shape `(batch,)`; a module or a plain function.
+        net: `net(x, t)`, shaped like x, t of shape `(batch,)`; a module or a plain function. x has
+            the dtype of its first floating parameter, and t too, but at least float32.
         sde: the diffusion, or its name in `DIFFUSIONS`, such as "vp".
         predicts: the meaning of the output. The names of diffusers, "epsilon", "sample",
             "v_prediction" and "flow_prediction", stand for "noise", "data", "velocity" and "flow".
         shape: the shape of one sample.
         conditioning: the arguments of the network. "time" calls `net(x, t)`, "sigma"
             `net(x, sigma(t))`, and a pair (a, b) `net(x, a t + b)`: (N, -1) counts DDPM's N steps
-            from 0, and (1 - L, L - 1) NCSN's L levels from the noisiest. "log_snr" calls
+            from 0, and (1 - L, L - 1) NCSN's L levels from the noisiest; between them a t + b is a
+            fraction, so that a network with a table needs t.round().long(). "log_snr" calls
             `net(u, l)` with l = log(alpha / sigma) and u = x / sqrt(alpha^2 + sigma^2). Then the
             network does not depend on the diffusion, and its output is as above for
             u = a x_0 + b eps, a^2 + b^2 = 1. "standardised" is "log_snr" for data x_0 / s with
@@ -243,11 +246,7 @@ class ScoreModel(nn.Module, AbstractModel):
         tensor = torch.as_tensor(mean).detach()
         if not bool(tensor.isfinite().all()):
             raise ValueError(f"data_mean must be finite, not {mean!r:.60}")
-        if tensor.ndim and self.shape is not None and tuple(tensor.shape) != self.shape:
-            raise ValueError(
-                f"data_mean has shape {tuple(tensor.shape)}, and a sample {self.shape}; give a "
-                "number, or a tensor shaped like one sample"
-            )
+        _require_mean(tensor, self.shape)
         if tensor.ndim:
             dtype = torch.promote_types(tensor.dtype, torch.float32)
             self._recorded.mean = tensor.to(device=self.place()[1], dtype=dtype)
@@ -259,17 +258,19 @@ class ScoreModel(nn.Module, AbstractModel):
         """The same model with conditions, which its network receives as `net(x, t, **conditions)`.
 
         A tensor of one or more dimensions has one entry per sample, such as labels `(batch,)`; the
-        network receives it, if floating, in the dtype of x. A number is repeated for all samples if
-        the condition has a value in `null`. Everything else is passed unchanged. The result shares
-        the network.
+        network receives it, if floating, in the dtype of x. Everything else is for all samples: a
+        number is repeated if the condition has a value in `null`, and lists, dicts and other
+        objects are passed unchanged, also to each part of a batch. The result shares the network.
 
         Raises:
+            TypeError: for an array of numpy, which is not split into batches.
             ValueError: for a condition that is not in the signature of the network, or has infinite
                 values.
         """
         for name in conditions.keys() - self.conditions.keys() - self.null.keys():
             require_name(name, self.net, self.null)
         for name, value in conditions.items():
+            require_no_array(name, value)
             require_no_infinity(name, value, self.null)
         model = copy.copy(self)  # shares the network, until one of the two is given another
         model._modules = dict(self._modules)
@@ -360,12 +361,16 @@ class ScoreModel(nn.Module, AbstractModel):
         )
 
     def place(self) -> tuple[torch.dtype, torch.device]:
-        parameter = next(self.parameters(), None)
+        parameter = self._parameter()
         return (
             (torch.get_default_dtype(), torch.device("cpu"))
             if parameter is None
             else (parameter.dtype, parameter.device)
         )
+
+    def _parameter(self) -> Tensor | None:
+        """The first floating parameter, whose dtype is that of the points."""
+        return next(filter(torch.is_floating_point, self.parameters()), None)
 
     def forward(self, point: Tensor, label: Time | None = None) -> Tensor:
         """The output of the network, in the dtype of its input.
@@ -389,10 +394,12 @@ class ScoreModel(nn.Module, AbstractModel):
             )
         for name, value in self.entries().items():
             require_entries(name, value, len(point))
-        dtype = next(self.parameters(), point).dtype
+        parameter = self._parameter()
+        dtype = point.dtype if parameter is None else parameter.dtype
+        label_dtype = torch.promote_types(dtype, torch.float32)
         if not isinstance(label, Tensor):
-            label = torch.full((len(point),), label, dtype=dtype, device=point.device)
-        label = label.to(device=point.device, dtype=dtype, non_blocking=True)
+            label = torch.full((len(point),), label, dtype=label_dtype, device=point.device)
+        label = label.to(device=point.device, dtype=label_dtype, non_blocking=True)
         out = self._call_network(None, point.to(dtype), label.expand(len(point)))
         if self.plain and _OUTPUT.of is not None and _OUTPUT.of() is out:
             raise TypeError(
@@ -437,14 +444,22 @@ class ScoreModel(nn.Module, AbstractModel):
 
     def _arguments(self, point: Tensor) -> dict[str, Any]:
         """The conditions as the network receives them for these points."""
-        trained = bool(self.conditions) and next(self.parameters(), None) is not None
+        trained = bool(self.conditions) and self._parameter() is not None
         dtype = point.dtype if trained else None  # to which the point is cast
         return expanded(self.conditions, self.null, len(point), point.device, dtype)
 
     def _explain(self, error: Exception, point: Tensor, label: Tensor) -> None:
         """Raises a more informative error for a call that failed, if there is one."""
-        if accepts_swapped(partial(self.net, **self._arguments(point)), point, label, point.shape):
+        net = partial(self.net, **self._arguments(point))
+        if accepts_swapped(net, point, label, point.shape):
             raise TypeError(_SWAPPED_ARGUMENTS) from error
+        rounded = label.to(point.dtype)
+        if label.dtype != point.dtype and accepts_swapped(net, rounded, point, point.shape):
+            raise TypeError(
+                f"the network fails for labels t in {label.dtype}, which are not rounded to the "
+                f"{point.dtype} of its weights: embed t as it is, and cast what a layer receives, "
+                "as in layer(embedding.to(x.dtype))"
+            ) from error
         if isinstance(error, TypeError):
             if names := missing_arguments(self.net, point, label, **self._arguments(point)):
                 arguments = ", ".join(f"{name}=..." for name in names)
@@ -479,7 +494,7 @@ class ScoreModel(nn.Module, AbstractModel):
     def network_call(self) -> NetworkCall | None:
         if _PREDICTIONS(type(self)) != _PREDICTIONS(ScoreModel):
             return None  # of a subclass, which may predict anything
-        parameter = next(self.parameters(), None)
+        parameter = self._parameter()
         if self._forward_hooks or self._forward_pre_hooks:
             network = self
         elif self.plain:
@@ -488,8 +503,10 @@ class ScoreModel(nn.Module, AbstractModel):
             network = partial(self._call_network, None if parameter is None else parameter.dtype)
         key = (self.sde, self.predicts, self.conditioning, self._unit())
         key = key if is_immutable(self.sde) else None
-        dtype, device = (None, None) if parameter is None else (parameter.dtype, parameter.device)
-        return NetworkCall(network, dtype, device, key)
+        if parameter is None:
+            return NetworkCall(network, None, None, key)
+        label_dtype = torch.promote_types(parameter.dtype, torch.float32)
+        return NetworkCall(network, label_dtype, parameter.device, key)
 
     def affine(self, l: Time, prediction: Literal["data", "noise"]) -> Affine:
         size, label, alpha, sigma = self._levels(l)
@@ -604,6 +621,20 @@ def _range(given: object) -> tuple[float, float]:
     return pair
 
 
+def _require_mean(mean: Tensor | float, shape: tuple[int, ...] | None) -> None:
+    """Refuses a mean of the data that is neither a number nor shaped like one sample.
+
+    Raises:
+        ValueError: with both shapes.
+    """
+    given = getattr(mean, "shape", ())
+    if given and shape is not None and tuple(given) != shape:
+        raise ValueError(
+            f"data_mean has shape {tuple(given)}, and a sample {shape}; give a number, or a tensor "
+            "shaped like one sample"
+        )
+
+
 def _pair(given: Any) -> tuple[float, float] | None:  # noqa: ANN401
     """Two numbers as floats; None for anything else."""
     try:
@@ -635,7 +666,8 @@ def as_model(
 
     Raises:
         TypeError: when the model is neither, or is in a wrapper that is not supported.
-        ValueError: when there is no diffusion, neither given nor of the model.
+        ValueError: when there is no diffusion, neither given nor of the model, or when the mean of
+            the data has another shape than that given.
     """
     model = cast(
         AbstractModel | Callable[[Tensor, Tensor], Tensor], unwrapped(model, AbstractModel)
@@ -657,6 +689,7 @@ def as_model(
     elif isinstance(model, ScoreModel) and model.shape is None and shape is not None:
         model = model.given()  # a copy
         model.shape = shape_given(shape)
+        _require_mean(model.data_mean, model.shape)
     if isinstance(model, ScoreModel):
         model.warn_of_missing(model.conditions, stacklevel=stacklevel)
     selected = model.sde if sde is None else diffusion(sde)
