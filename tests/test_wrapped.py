@@ -294,6 +294,7 @@ HIDING = {
     "a partial": lambda net: functools.partial(lambda held, x, t: held(x), net),
     "a method": lambda net: functools.partial(Method(net).of, more=0.0),
     "a method of a plain object": lambda net: Plain(net).of,
+    "a method of an object that is not callable": lambda net: Owner(net).of,
     "a callable object": lambda net: Plain(net),
     "a dict": lambda net: (lambda held: lambda x, t: held["net"](x))({"net": net}),
     "a list of a callable object": lambda net: Plain([net]),
@@ -323,14 +324,16 @@ def recursive(net):
     return score
 
 
-class Plain:
+class Owner:
     def __init__(self, net):
         self.net = net
 
     def of(self, x, t):
         return (self.net[0] if isinstance(self.net, list) else self.net)(x)
 
-    __call__ = of
+
+class Plain(Owner):
+    __call__ = Owner.of
 
 
 class Method(nn.Module):

@@ -138,9 +138,9 @@ _LIBRARIES = ("torch", "sdekit", "sdekit_diffusion")  # no global variable has t
 def _parts(value: Any) -> list[object]:  # noqa: ANN401
     """What a function or a container refers to."""
     if isinstance(value, _CONTAINERS):
-        return [*value.values()] if isinstance(value, dict) else [*value]
+        return list(value.values() if isinstance(value, dict) else value)
     owner = getattr(value, "__self__", None)
-    parts = [owner]
+    parts: list[object] = [owner]
     if isinstance(value, functools.partial):
         parts += [value.func, *value.args, *value.keywords.values()]
     elif inspect.ismethod(value):
