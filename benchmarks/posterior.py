@@ -180,14 +180,11 @@ def methods(d: int) -> dict[str, Callable[[Problem, int], Answer]]:
         "isotropic": unweighted("isotropic"),
         "DPS": unweighted("dps"),
         "particles": weighted(sd.Particles(steps=STEPS), "isotropic"),
+        "data": unweighted("data"),
+        "particles, data": weighted(sd.Particles(steps=STEPS), "data"),
     }
     if d <= 80:
-        found |= {
-            "data": unweighted("data"),
-            "diagonal": unweighted("diagonal"),
-            "jacobian": unweighted("jacobian"),
-            "particles, data": weighted(sd.Particles(steps=STEPS), "data"),
-        }
+        found |= {"diagonal": unweighted("diagonal"), "jacobian": unweighted("jacobian")}
     if d == 8:
         found |= {
             "particles, jacobian": weighted(sd.Particles(steps=STEPS), "jacobian"),
