@@ -124,7 +124,7 @@ class Wrong(AbstractOperator):
         (LinearMap(lambda x: x.square()), r"A\(x \+ 2 z\) is not A\(x\) \+ 2 A\(z\)"),
         (LinearMap(lambda x: x + 1), "An affine map has its offset in y"),
         (LinearMap(lambda x: x - x.mean(0)), "not linear"),
-        (LinearMap(lambda x: x.sum()), r"of 3 samples it returned \(\)"),
+        (LinearMap(lambda x: x.sum()), r"of 4 samples it returned \(\)"),
         (LinearMap(lambda x: x, lambda v: -v), "the adjoint is not that of the operator"),
         (Wrong(), "Leave it out"),
         (Matrix(torch.eye(4)), "has 4 columns and a sample of shape"),
@@ -132,12 +132,23 @@ class Wrong(AbstractOperator):
         (Downsampling(4), "blocks of side 4 do not fill images of 6 x 6"),
         (Mask(torch.zeros(6, dtype=torch.bool)), "the operator measures nothing"),
         (LinearMap(lambda x: x * math.nan), "not linear"),
+        (LinearMap(lambda x: 1e3 * x + 0.01), r"A\(0\) is 0\.01, not 0\. Subtract A\(0\)"),
+        (LinearMap(lambda x: 1e3 * (x.abs() / x.abs() * x)), r"A\(0\) is nan, not 0"),
     ],
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_what_does_not_fit_is_refused(operator, message):
     with pytest.raises(ValueError, match=message):
         require_linear(operator, EVENT, X)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_rounding_at_0_is_no_offset(dtype):
+    """A difference of numbers that are rounded."""
+    c = torch.ones((), dtype=dtype)
+    operator = LinearMap(lambda x: (x + c) - c.nextafter(2 * c))
+    assert (operator(torch.zeros(1, *EVENT, dtype=dtype)) != 0).all()
+    require_linear(operator, EVENT, c)
 
 
 def test_arguments_are_checked():
@@ -165,7 +176,7 @@ def test_arguments_are_checked():
         FourierSampling([[True]])
     with pytest.raises(TypeError, match=r"mask must be a tensor of shape \(\*shape\), not list"):
         Mask([True])
-    for angles in ([], [math.inf]):
+    for angles in ([], [math.inf], 0.5, "right"):
         with pytest.raises(ValueError, match="angles are one or more finite numbers"):
             Radon(angles)
     with pytest.raises(ValueError, match="Radon is for square images, not 4 x 8"):

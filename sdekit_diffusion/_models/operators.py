@@ -14,6 +14,7 @@ from torch.nn import functional
 from sdekit_diffusion._common.inputs import is_whole, require_tensor
 
 _TOLERANCE = 1e-3  # of the check of linearity, relative to the size of the results
+_ROUNDING = 16  # of A(0), in units in the last place of the largest result
 MAX_GRAM = 4096  # the largest number of measurements for which A A^T is computed
 
 
@@ -303,8 +304,8 @@ class Radon(AbstractOperator):
         angles: in radians; at 0 each sum is over a column.
 
     Raises:
-        ValueError: for no angles, or angles that are not finite; when applied to samples that are
-            not square images.
+        ValueError: for angles that are not one or more finite numbers; when applied to samples that
+            are not square images.
 
     Example:
         >>> sd.Radon([0.0, 0.5])(torch.ones(3, 1, 8, 8)).shape
@@ -314,7 +315,11 @@ class Radon(AbstractOperator):
     angles: Sequence[float]
 
     def __post_init__(self) -> None:
-        if not len(self.angles) or not all(math.isfinite(angle) for angle in self.angles):
+        try:
+            valid = len(self.angles) > 0 and all(math.isfinite(angle) for angle in self.angles)
+        except TypeError:  # not a sequence, or not of numbers
+            valid = False
+        if not valid:
             raise ValueError(
                 "angles are one or more finite numbers in radians, such as [0.0, 0.5]; not "
                 f"{self.angles!r:.60}"
@@ -383,19 +388,25 @@ def require_linear(
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, *event, generator=generator).to(like)
     with torch.no_grad():
-        both = operator(torch.cat([x, x[:1] + 2 * x[1:]]))
-    if not isinstance(both, Tensor) or both.ndim < 2 or len(both) != 3:
+        both = operator(torch.cat([x, x[:1] + 2 * x[1:], torch.zeros_like(x[:1])]))
+    if not isinstance(both, Tensor) or both.ndim < 2 or len(both) != 4:
         raise ValueError(
-            "the operator must map a batch (batch, *shape) to (batch, *measured); of 3 samples it "
+            "the operator must map a batch (batch, *shape) to (batch, *measured); of 4 samples it "
             f"returned {tuple(both.shape) if isinstance(both, Tensor) else type(both).__name__}"
         )
     if not both.numel():
         raise ValueError(f"the operator measures nothing: it returned {tuple(both.shape)}")
-    size = float(both.abs().max()) or 1.0
+    size = float(both[:3].abs().max()) or 1.0
     if not float((both[0] + 2 * both[1] - both[2]).abs().max()) <= _TOLERANCE * size:
         raise ValueError(
             "the operator is not linear: A(x + 2 z) is not A(x) + 2 A(z). An affine map has its "
             "offset in y; for other maps give log p(y | x), as Observation(y, log_likelihood)"
+        )
+    at_zero = float(both[3].abs().max())
+    if not at_zero <= _ROUNDING * torch.finfo(x.dtype).eps * size:
+        raise ValueError(
+            f"the operator is not linear: A(0) is {at_zero:g}, not 0. Subtract A(0) from the "
+            "results of the operator, and from y"
         )
     v = torch.randn(both[:1].shape, generator=generator).to(both)
     direct = float((both[:1] * v).sum())
