@@ -202,6 +202,19 @@ def test_what_is_refused(call, message):
         call()
 
 
+def test_a_posterior_has_its_axes_once():
+    """No array of one matrix for each of 300 components, 480,000 numbers; samples are the same."""
+    points = torch.randn(300, 40, generator=GENERATOR, dtype=torch.float64)
+    observation = LinearObservation(torch.ones(1, 40), torch.zeros(1), 100.0)
+    x = points[:2].float()
+    with Largest() as largest:
+        law = EmpiricalMixture(points, 0.1).given(observation)
+        law.sample(100, seed=0)
+        law.denoise(0.5, x, "vp")
+        law.score(0.5, points[:2], "vp")
+    assert 24_000 <= largest.numbers <= 48_000
+
+
 def test_samples_of_a_posterior_have_its_law():
     """Whose components share their variances: means and variances within 6 standard errors."""
     points = torch.tensor([[-1.0, 0.2], [0.3, 1.0], [1.2, -0.5]], dtype=torch.float64)

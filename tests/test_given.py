@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.autograd.profiler import profile
 
 from sdekit_diffusion import (
     EmpiricalMixture,
@@ -160,6 +161,35 @@ def test_components_that_do_not_matter_are_left_out():
     assert given.means.shape == (1, 1)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
+def test_components_whose_weight_is_0_in_the_dtype_are_left_out(dtype):
+    """The last of 201 has e^-99.5 of the weight of any other, hence e^-104.8 of the sum."""
+    means = torch.zeros(201, 1, dtype=dtype)
+    means[-1] = 19.95
+    observation = LinearObservation(torch.eye(1), torch.zeros(1), 1.0)
+    laws = (
+        GaussianMixture([1 / 201] * 201, means, [1.0] * 201),
+        EmpiricalMixture(means, 1.0),
+    )
+    for law in laws:
+        given = law.given(observation)
+        assert len(given.weights) == (201 if dtype == torch.float64 else 200)
+        assert (given.weights > 0).all()
+        close = {"rtol": 0, "atol": 1e-3}
+        torch.testing.assert_close(given.mean(), torch.zeros(1, dtype=dtype), **close)
+
+
+def test_evidences_take_no_copies_of_the_covariances():
+    """50 y of 100 numbers and 2 components: 8 MB of copies, and the largest array has 160 kB."""
+    matrices = torch.eye(100).double().expand(2, 100, 100)
+    law = GaussianMixture([0.5, 0.5], torch.zeros(2, 100).double(), matrices)
+    y = torch.randn(50, 100, generator=GENERATOR, dtype=torch.float64)
+    observation = LinearObservation(torch.eye(100), y, 1.0).bound((100,))
+    with profile(profile_memory=True, use_kineto=False) as profiled:
+        law.log_evidence(observation)
+    assert 80_000 <= max(event.cpu_memory_usage for event in profiled.function_events) < 1_000_000
+
+
 def test_points():
     """The points with other weights."""
     points = torch.randn(40, 2, generator=GENERATOR, dtype=torch.float64)
@@ -187,7 +217,11 @@ def test_points_with_width_are_a_gaussian_mixture():
     a, b = (each.given(OBSERVED) for each in (law, same))
     torch.testing.assert_close(a.log_prob(x), b.log_prob(x))
     torch.testing.assert_close(a.denoise(0.4, x, "vp"), b.denoise(0.4, x, "vp"))
+    torch.testing.assert_close(a.score(0.4, x, "vp"), b.score(0.4, x, "vp"))
     torch.testing.assert_close(law.log_evidence(OBSERVED), same.log_evidence(OBSERVED))
+    again = LinearObservation(torch.tensor([[0.5, 1.0]]), torch.tensor([0.2]), 0.1)
+    a, b = (each.given(again) for each in (a, b))
+    torch.testing.assert_close(a.log_prob(x), b.log_prob(x))
 
 
 def test_images_of_a_mask():

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
-from sdekit_diffusion import VESDE, VPSDE, GaussianMixture, SubVPSDE
+from sdekit_diffusion import VESDE, VPSDE, GaussianMixture, LinearObservation, SubVPSDE
 
 WEIGHTS = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)
 MEANS = torch.tensor([[1.0, 0.0, -1.0], [0.5, 2.0, 0.0], [-2.0, -1.0, 1.0]], dtype=torch.float64)
@@ -141,11 +141,35 @@ def test_times_outside_are_refused(t):
         ([0.5, 0.5], [[0.0], [1.0]], [1.0, math.inf], "covariances must be finite"),
         ([1.0], [[0.0, 0.0]], [[[1.0, 0.0], [0.0, math.nan]]], "covariances must be finite"),
         ([1.0], [[0.0, 0.0]], [[[1.0, 0.5], [0.0, 1.0]]], "symmetric"),
+        ([1.0], 0.0, [1.0], r"means must have shape \(K, \*event\), .*, not \(\)"),
+        ([], [], [], r"means must have shape \(K, \*event\), .*, not \(0,\)"),
+        ([0.0] * 99, [0.0] * 99, [1.0] * 99, r"99 positive numbers, .*, not \[.{50,59}$"),
     ],
 )
 def test_what_is_not_a_mixture(weights, means, covariances, message):
     with pytest.raises(ValueError, match=message):
         GaussianMixture(weights, means, covariances)
+
+
+def test_covariances_are_decomposed_in_float64():
+    """Although the means are float32, in which a variance of 1e-8 beside 1 is rounding."""
+    generator = torch.Generator().manual_seed(0)
+    q, _ = torch.linalg.qr(torch.randn(4, 4, generator=generator, dtype=torch.float64))
+    covariance = q @ torch.diag(torch.tensor([1.0, 1.0, 1.0, 1e-8]).double()) @ q.T
+    laws = [
+        GaussianMixture([1.0], torch.zeros(1, 4), c)
+        for c in ([covariance.tolist()], covariance[None])
+    ]
+    double = GaussianMixture([1.0], torch.zeros(1, 4).double(), covariance[None])
+    given = LinearObservation(q[:, :1].T, torch.tensor([1e-4]).double(), 1e-8)
+    x = double.sample(100, seed=0)
+    for law in laws:
+        assert law.log_prob(x.float()).dtype == torch.float32
+        torch.testing.assert_close(law.log_prob(x), double.log_prob(x), rtol=0, atol=1e-3)
+        a, b = (each.log_evidence(given) for each in (law, double))
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+    half = GaussianMixture([1 / 7] * 7, torch.zeros(7, 4).half(), torch.eye(4).expand(7, 4, 4))
+    torch.testing.assert_close(half.covariance(), torch.eye(4).half(), rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("n", [-1, 2.5, True])

@@ -12,11 +12,11 @@ from sdekit.elementary import Time, broadcast
 from sdekit_diffusion._common.inputs import require_tensor
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._models.mixture import (
-    NEGLIGIBLE,
     ROUNDING,
     AbstractMixture,
     GaussianMixture,
     Observed,
+    components_kept,
 )
 from sdekit_diffusion._models.model import noise_scale, signal_scale, times_of
 from sdekit_diffusion._models.observation import AbstractObservation
@@ -123,7 +123,7 @@ class EmpiricalMixture(AbstractMixture):
     def given(self, observation: AbstractObservation) -> AbstractMixture:
         """The exact law given y = A x + N(0, R): for s = 0 the centres with other weights, for
         s > 0 a `GaussianMixture` with one covariance for all components. Centres whose weight is
-        below e^-100 of the largest are omitted.
+        below e^-100 of the largest, or 0 in their dtype, are omitted.
 
         Raises:
             TypeError, ValueError: as `GaussianMixture.given`.
@@ -136,7 +136,8 @@ class EmpiricalMixture(AbstractMixture):
         """
         observed = self._observed(observation, one=True)
         logits = self._given_logits(observed)[0]
-        kept = logits > logits.max() + NEGLIGIBLE
+        dtype = self._centres.dtype if self.std else self.weights.dtype
+        kept = components_kept(logits, dtype)
         weights = torch.softmax(logits[kept], dim=0)
         centres = self._centres[kept]
         if not self.std:
@@ -148,8 +149,7 @@ class EmpiricalMixture(AbstractMixture):
         variances, axes = torch.linalg.eigh(0.5 * (rest + rest.T))
         exact = variances.where(variances > ROUNDING * self.std**2, 0.0).to(centres)
         points = (centres + (residual @ gain.T).to(centres)).reshape(-1, *self.shape)
-        shared = axes.to(centres).expand(len(centres), -1, -1)
-        return GaussianMixture.of_parts(weights, points, exact[None], shared)
+        return GaussianMixture.of_parts(weights, points, exact[None], axes.to(centres))
 
     def _given_logits(self, observed: Observed) -> Tensor:
         factor = observed.factor(self._covariance(observed))

@@ -29,7 +29,7 @@ from sdekit_diffusion._models.observation import (
 )
 
 ROUNDING = 1e-13  # a variance given y is 0 if it is below this share of the variance before
-NEGLIGIBLE = -100.0  # log of a weight over the largest one, below which a component is omitted
+_NEGLIGIBLE = -100.0  # log of a weight over the largest one, below which a component is omitted
 
 
 class AbstractMixture(AbstractModel):
@@ -160,13 +160,14 @@ class Observed:
         residual = self.y[:, None] - means @ self.matrix.T
         log_det = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(dim=-1)
         constant = log_det + residual.shape[-1] * math.log(2 * math.pi)
-        if factor.ndim == 2:  # one factor for all, which is not copied for each component
+        if factor.ndim == 2:  # one for all components; no factor is copied, here or below
             rows = residual.flatten(0, 1).T
             white = torch.linalg.solve_triangular(factor, rows, upper=False).T
             squares = white.square().sum(dim=1).reshape(residual.shape[:2])
         else:
-            white = torch.linalg.solve_triangular(factor, residual.unsqueeze(-1), upper=False)
-            squares = white.square().sum(dim=(-2, -1))
+            columns = residual.permute(1, 2, 0)
+            white = torch.linalg.solve_triangular(factor, columns, upper=False)
+            squares = white.square().sum(dim=1).T
         return -0.5 * (squares + constant)
 
 
@@ -202,24 +203,28 @@ class GaussianMixture(AbstractMixture):
     ) -> None:
         means = torch.as_tensor(means)
         means = means if means.is_floating_point() else means.to(torch.get_default_dtype())
-        self.weights = torch.as_tensor(weights).to(means)
-        covariances = torch.as_tensor(covariances).to(means)
-        for name, values in (("means", means), ("covariances", covariances)):
+        if means.ndim < 1 or not means.numel():
+            raise ValueError(
+                f"means must have shape (K, *event), one for each of K components, not "
+                f"{tuple(means.shape)}"
+            )
+        weights = torch.as_tensor(weights)
+        self.weights = weights.to(means)
+        covariances = torch.as_tensor(covariances, dtype=torch.float64).to(means.device)
+        for name, values in (("means", means), ("covariances", covariances.to(means))):
             if not bool(values.isfinite().all()):
                 raise ValueError(f"{name} must be finite; leave out components that are not")
         self.shape = tuple(means.shape[1:])
         self._means = means.reshape(len(means), -1)
-        self._variances, self._axes = _spectrum(covariances, *self._means.shape)
+        self._variances, self._axes = _spectrum(covariances, self._means)
         if self.weights.shape != (len(means),) or not bool((self.weights > 0).all()):
             raise ValueError(
                 f"weights must be {len(means)} positive numbers, one for each mean, not "
-                f"{self.weights.tolist()}"
+                f"{self.weights.tolist()!r:.60}"
             )
-        if abs(float(self.weights.sum()) - 1) > 1e-5:
-            raise ValueError(
-                f"weights must sum to 1, not {float(self.weights.sum()):g}; divide them by their "
-                "sum"
-            )
+        total = float(weights.sum(dtype=torch.float64))
+        if abs(total - 1) > 1e-5:
+            raise ValueError(f"weights must sum to 1, not {total:g}; divide them by their sum")
         self.data_mean = self.mean()
         spread = (self._means - self.data_mean.reshape(-1)).square() + self._variances
         self.data_std = math.sqrt(float((self.weights @ spread).mean()))
@@ -228,8 +233,8 @@ class GaussianMixture(AbstractMixture):
     def of_parts(
         cls, weights: Tensor, means: Tensor, variances: Tensor, axes: Tensor | None
     ) -> "GaussianMixture":
-        """A mixture from variances `(K, d)`, which may be 0, along axes `(K, d, d)`; axes may be
-        None, for the coordinates.
+        """A mixture from variances `(K, d)`, which may be 0, along axes `(K, d, d)`, or `(d, d)`
+        for all components, or None for the coordinates.
         """
         shape = tuple(means.shape[1:])
         law = cls(weights, means, torch.ones_like(weights))
@@ -254,8 +259,15 @@ class GaussianMixture(AbstractMixture):
     @property
     def covariances(self) -> Tensor:
         """The covariances of the components, of flattened samples, `(K, d, d)`."""
-        full = torch.diag_embed(self._variances.expand_as(self._means))
-        return full if self._axes is None else self._axes @ full @ self._axes.mT
+        return self._covariances().to(self._means)
+
+    def _covariances(self) -> Tensor:
+        """The covariances in float64."""
+        full = torch.diag_embed(self._variances.expand_as(self._means).to(torch.float64))
+        if self._axes is None:
+            return full
+        axes = self._axes.to(full)
+        return axes @ full @ axes.mT
 
     def marginal(self, t: float, sde: AbstractDiffusion | str) -> "GaussianMixture":
         """The law p_t under a diffusion, an object or a name."""
@@ -284,8 +296,8 @@ class GaussianMixture(AbstractMixture):
             S_k = A C_k A^T + R,  weights w_k N(y; A m_k, S_k),
             means m_k + C_k A^T S_k^{-1} (y - A m_k),  covariances C_k - C_k A^T S_k^{-1} A C_k.
 
-        Components whose weight is below e^-100 of the largest are omitted. Without noise the law
-        has no density, but it has samples and a denoiser.
+        Components whose weight is below e^-100 of the largest, or 0 in the dtype of the means, are
+        omitted. Without noise the law has no density, but it has samples and a denoiser.
 
         Raises:
             TypeError: for an observation that is not linear.
@@ -300,9 +312,9 @@ class GaussianMixture(AbstractMixture):
         """
         observed = self._observed(observation, one=True)
         logits = self._given_logits(observed)[0]
-        kept = logits > logits.max() + NEGLIGIBLE
+        kept = components_kept(logits, self._means.dtype)
         means = self._means[kept].to(torch.float64)
-        covariances = self.covariances.to(torch.float64)[kept]
+        covariances = self._covariances()[kept]
         factor = observed.factor(covariances)
         gain = torch.cholesky_solve(observed.matrix @ covariances, factor).mT
         residual = observed.y[0] - means @ observed.matrix.T
@@ -311,21 +323,22 @@ class GaussianMixture(AbstractMixture):
         variances, axes = torch.linalg.eigh(0.5 * (rest + rest.mT))
         largest = covariances.diagonal(dim1=1, dim2=2).amax(dim=1, keepdim=True)
         exact = variances.where(variances > ROUNDING * largest, 0.0)
-        weights, points, variances, axes = (
-            value.to(self._means)
-            for value in (torch.softmax(logits[kept], dim=0), moved, exact, axes)
-        )
+        weights = torch.softmax(logits[kept], dim=0)
+        points, variances, axes = (value.to(self._means) for value in (moved, exact, axes))
         return self.of_parts(weights, points.reshape(-1, *self.shape), variances, axes)
 
     def _given_logits(self, observed: Observed) -> Tensor:
-        factor = observed.factor(self.covariances.to(torch.float64))
+        factor = observed.factor(self._covariances())
         log_weights = self.weights.to(torch.float64).log()
         return log_weights + observed.log_normal(self._means.to(torch.float64), factor)
 
     def _component_points(self, k: Tensor, z: Tensor) -> Tensor:
         z = z * self._variances.expand_as(self._means)[k].sqrt()
-        z = z if self._axes is None else torch.einsum("nij,nj->ni", self._axes[k], z)
-        return self._means[k] + z
+        if self._axes is None:
+            return self._means[k] + z
+        if self._axes.ndim == 2:
+            return self._means[k] + z @ self._axes.T
+        return self._means[k] + torch.einsum("nij,nj->ni", self._axes[k], z)
 
     def log_prob(self, x: Tensor) -> Tensor:
         """log p_0(x) in nats: `(batch, *event)` to `(batch,)`.
@@ -404,7 +417,9 @@ class GaussianMixture(AbstractMixture):
         alpha = broadcast(alpha, z)
         sigma = broadcast(sigma, z)
         z = z - alpha * self._means.to(x)
-        z = z if self._axes is None else torch.einsum("bki,kij->bkj", z, self._axes.to(x))
+        if self._axes is not None:
+            axes = self._axes.to(x)
+            z = z @ axes if axes.ndim == 2 else torch.einsum("bki,kij->bkj", z, axes)
         variances = alpha * alpha * self._variances.to(x) + sigma * sigma
         d = z.shape[-1]
         determinant = variances.log().sum(dim=-1) * (d // variances.shape[-1])
@@ -422,7 +437,18 @@ class GaussianMixture(AbstractMixture):
         """sum_k axes_k components_k."""
         if self._axes is None:
             return components.sum(dim=1)
-        return torch.einsum("bkj,kij->bi", components, self._axes.to(components))
+        axes = self._axes.to(components)
+        if axes.ndim == 2:
+            return components.sum(dim=1) @ axes.T
+        return torch.einsum("bkj,kij->bi", components, axes)
+
+
+def components_kept(logits: Tensor, dtype: torch.dtype) -> Tensor:
+    """Whether each component of a law given y is kept, `(K,)`: its weight is neither below e^-100
+    of the largest, nor 0 in a dtype.
+    """
+    weights = torch.softmax(logits, dim=0).to(dtype)
+    return (logits > logits.max() + _NEGLIGIBLE) & (weights > 0)
 
 
 def _averaged(r: Tensor, factors: Tensor, points: Tensor) -> Tensor:
@@ -436,14 +462,15 @@ def _averaged(r: Tensor, factors: Tensor, points: Tensor) -> Tensor:
     return torch.einsum("bk,bkd->bd", r, factors * points)
 
 
-def _spectrum(covariances: Tensor, k: int, d: int) -> tuple[Tensor, Tensor | None]:
+def _spectrum(covariances: Tensor, means: Tensor) -> tuple[Tensor, Tensor | None]:
     """Variances, `(K, d)` or `(K, 1)`, and the axes along which they are, `(K, d, d)`, or None for
-    the coordinates.
+    the coordinates: computed in float64, in the dtype of the means, `(K, d)`.
 
     Raises:
         ValueError: for shapes that do not fit, or matrices that are not symmetric and positive
             definite.
     """
+    (k, d) = means.shape
     shape = tuple(covariances.shape)
     if shape not in ((k,), (k, d), (k, d, d)):
         raise ValueError(
@@ -458,9 +485,10 @@ def _spectrum(covariances: Tensor, k: int, d: int) -> tuple[Tensor, Tensor | Non
     else:
         variances = covariances.reshape(k, -1)
         axes = None
+    variances = variances.to(means)
     if not bool((variances > 0).all()):
         raise ValueError(
             "covariances must be positive definite; the smallest variance is "
             f"{float(variances.min()):g}"
         )
-    return variances, axes
+    return variances, None if axes is None else axes.to(means)
