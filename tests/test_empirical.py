@@ -88,6 +88,39 @@ def test_float32_weighs_near_duplicates_as_float64_does(apart, sigma):
         assert (torch.softmax(product, dim=1) - double).abs().max() > 2e-3
 
 
+@pytest.mark.parametrize("std", [0.0, 0.02])
+def test_float32_far_from_0(std):
+    """Whose products have an error of the size of the squared distances, unless they are of
+    differences to the mean: those of points near 0 need no copy of the centres.
+    """
+    centres = (1e3 + 0.1 * torch.randn(1000, 2, generator=GENERATOR)).float()
+    single = EmpiricalMixture(centres, std)
+    double = EmpiricalMixture(centres.double(), std)
+    x = centres + 0.03 * torch.randn(1000, 2, generator=GENERATOR)
+    error = single.denoise(0.03, x, "edm") - double.denoise(0.03, x.double(), "edm")
+    assert error.abs().max() < 2e-3 * 0.1
+    assert torch.equal(single.centres, centres)
+    assert single._centred.abs().max() < 1
+    near = EmpiricalMixture(MANY, std)
+    assert near._centred.data_ptr() == MANY.data_ptr()
+
+
+@pytest.mark.parametrize("far", [0.0, 100.0])
+def test_products_of_differences_to_the_mean(far):
+    """In float64, with a time and derivatives of each sample."""
+    ours, plain = pair(MANY + far, 0.2)
+    t = torch.linspace(0.01, 1, 20, dtype=torch.float64)
+    noise = torch.randn(20, 2, 3, generator=GENERATOR, dtype=torch.float64)
+    x = (0.5 * MANY[:20] + 0.5 * far + noise).requires_grad_()
+    for name in ("denoise", "score"):
+        a, b = (getattr(law, name)(t, x, "vp") for law in (ours, plain))
+        close(a, b, rtol=1e-9, atol=1e-9)
+        slopes = [torch.autograd.grad(value.square().sum(), x)[0] for value in (a, b)]
+        close(*slopes, rtol=1e-8, atol=1e-6)
+    law = ours.marginal(0.3, "vp")
+    close(law.log_prob(x), plain.marginal(0.3, "vp").log_prob(x), rtol=1e-9, atol=1e-9)
+
+
 def test_points_themselves_have_a_score_where_there_is_noise():
     points = EmpiricalMixture(FEW)
     near = FEW[2:3] + 1e-4

@@ -34,9 +34,11 @@ class EmpiricalMixture(AbstractMixture):
     processed in blocks of 2^23 numbers. It has no diffusion of its own: pass `sde=`.
 
     Squared distances are |x|^2 - 2 alpha x . c + alpha^2 |c|^2 by a matrix product. In float32 its
-    error is up to 1e-6 |x| |c|, and that of the logarithm of a weight half of this over v. The
-    distances to the 16 nearest centres, the only ones that matter where v is small, are computed
-    from differences in float64.
+    error is up to 1e-6 |x| |c|, and that of the logarithm of a weight half of this over v. Where
+    the mean of the centres is farther from 0 than the centres from their mean, x and c are
+    differences to the mean, and the mixture holds a second copy of the centres. The distances to
+    the 16 centres that are nearest by the product, the only ones that matter where v is small, are
+    computed from differences in float64.
 
     Arguments:
         centres: c_k, `(n, *event)`, in the dtype of the points; for points of another dtype each
@@ -71,18 +73,23 @@ class EmpiricalMixture(AbstractMixture):
         self.shape = tuple(centres.shape[1:])
         self.std = float(std)
         self._centres = centres.reshape(len(centres), -1)
+        n = len(centres)
+        equal = torch.full((n,), 1 / n, dtype=torch.float64)
+        self.weights = equal if weights is None else _checked_weights(weights, n)
+        self.weights = self.weights.to(centres.device)
+        mean, variance = self._moments()
+        if not math.isfinite(variance) or not 0 <= self.std < math.inf:
+            raise ValueError(f"centres must be finite and std a number from 0 on; std is {std}")
+        self.data_mean = mean.to(self._centres).reshape(self.shape)
+        # Far from 0 a product of two points has few digits of the distance between them.
+        far = float(mean.norm()) > math.sqrt(len(mean) * variance)
+        self._origin = self.data_mean.reshape(-1) if far else None
+        self._centred = self._centres - self._origin if far else self._centres
         parts = [
             part.to(torch.float64).square().sum(dim=1)
-            for part in self._centres.split(self._block_size(1))
+            for part in self._centred.split(self._block_size(1))
         ]
         self._squares = torch.cat(parts)
-        if not bool(self._squares.isfinite().all()) or not 0 <= self.std < math.inf:
-            raise ValueError(f"centres must be finite and std a number from 0 on; std is {std}")
-        self.weights = torch.full_like(self._squares, 1 / len(centres))
-        if weights is not None:
-            self.weights = _checked_weights(weights, len(centres)).to(self._squares)
-        mean, variance = self._moments()
-        self.data_mean = mean.to(self._centres).reshape(self.shape)
         # For a single point any value is possible.
         self.data_std = math.sqrt(variance + self.std**2) or 1.0
 
@@ -245,19 +252,19 @@ class EmpiricalMixture(AbstractMixture):
 
     def _mean(self, alpha: Tensor, v: Tensor, x: Tensor) -> Tensor:
         """The mean of the centres given x, `(batch, d)`."""
-        centres = self._centres.to(x)
-        return torch.cat(
-            [
-                torch.softmax(logits, dim=1) @ centres
-                for _, logits in self._blocks(alpha, v, self._flat(x))
-            ]
-        )
+        centres = self._centred.to(x)
+        parts = [
+            torch.softmax(logits, dim=1) @ centres
+            for _, logits in self._blocks(alpha, v, self._flat(x))
+        ]
+        mean = torch.cat(parts)
+        return mean if self._origin is None else mean + self._origin.to(x)
 
     def _blocks(self, alpha: Tensor, v: Tensor, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """For each block of points, the smallest squared distance q to an alpha c_k, `(block,)` in
         float64, and log w_k - (q_k - q) / (2 v) for the distances q_k to all, `(block, n)`.
         """
-        centres = self._centres.to(x)
+        centres = self._centred.to(x)
         squares = self._squares.to(x)
         log_weights = self.weights.log().to(x)
         count = min(_NEAREST, len(centres))
@@ -265,22 +272,30 @@ class EmpiricalMixture(AbstractMixture):
         for a, variance, points in zip(
             alpha.split(size), v.split(size), x.split(size), strict=True
         ):
+            centred = self._from_origin(a, points)
             product = torch.addmm(
-                a.square() * squares + points.square().sum(dim=1, keepdim=True),
-                a * points,
+                a.square() * squares + centred.square().sum(dim=1, keepdim=True),
+                a * centred,
                 centres.T,
                 alpha=-2,
             )
             nearest = product.detach().topk(count, largest=False).indices
             difference = points.to(torch.float64).unsqueeze(1) - a.to(torch.float64).unsqueeze(
                 1
-            ) * centres[nearest].to(torch.float64)
+            ) * self._centres[nearest.to(self._centres.device)].to(x.device, torch.float64)
             distances = difference.square().sum(dim=2)
             smallest = distances.amin(dim=1)
             relative = (product - smallest.to(x.dtype).unsqueeze(1)).scatter(
                 1, nearest, (distances - smallest.unsqueeze(1)).to(x.dtype)
             )
             yield smallest, relative * (-0.5 / variance) + log_weights
+
+    def _from_origin(self, alpha: Tensor, points: Tensor) -> Tensor:
+        """Points minus alpha times the origin of the centred centres, rounded once."""
+        if self._origin is None:
+            return points
+        origin = self._origin.to(points.device, torch.float64)
+        return (points.to(torch.float64) - alpha.to(torch.float64) * origin).to(points.dtype)
 
 
 def _checked_weights(weights: Tensor | Sequence[float], n: int) -> Tensor:
