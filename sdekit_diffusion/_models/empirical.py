@@ -83,8 +83,9 @@ class EmpiricalMixture(AbstractMixture):
         self.data_mean = mean.to(self._centres).reshape(self.shape)
         # Far from 0 a product of two points has few digits of the distance between them.
         far = float(mean.norm()) > math.sqrt(len(mean) * variance)
-        self._origin = self.data_mean.reshape(-1) if far else None
-        self._centred = self._centres - self._origin if far else self._centres
+        origin = self.data_mean.reshape(-1)
+        self._origin = origin if far else None
+        self._centred = self._centres - origin if far else self._centres
         parts = [
             part.to(torch.float64).square().sum(dim=1)
             for part in self._centred.split(self._block_size(1))
