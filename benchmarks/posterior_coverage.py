@@ -5,8 +5,9 @@ A network is trained on a mixture in 2 and in 16 dimensions. x_0 is a sample of 
 reverse process, y = A x_0 + noise, and the posterior is that of the network. Printed is how often
 x_0 is within central intervals of 50, 80 and 95 %, coordinate by coordinate, with standard errors
 over the observations, and the p-value of TARP with points that depend on y. Approximations, 64
-samples of each posterior, stand beside weights by the path and by the flow. `python
-benchmarks/posterior_coverage.py`, two hours on one thread; the flow with a quarter of the draws.
+samples of each posterior, stand beside weights by the path and by the flow, which has a quarter of
+the draws. `python benchmarks/posterior_coverage.py`, two hours on one thread;
+`--methods particles --particles 256` adds a line for a larger cloud.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from _bench import environment, publish, save
+from _bench import environment, publish, save, words
 from torch import Tensor
 
 import sdekit_diffusion as sd
@@ -26,7 +27,9 @@ from sdekit_diffusion.metrics import sbc, tarp
 SEED = 5
 DRAWS = 2000
 SAMPLES = 64  # of an approximation
+PARTICLES = 128
 LEVELS = (0.5, 0.8, 0.95)
+METHODS = ["isotropic", "diagonal", "jacobian", "DPS", "particles", "flow"]
 CHAIN = sd.OnClock(AdamsMoulton(2), eta=1.0, steps=100)
 
 
@@ -88,8 +91,8 @@ class Case:
         self.rows.append({"d": d, "method": name, "coverage": coverage, "tarp": p_value})
 
 
-def approximations(case: Case) -> None:
-    """Samples of the conditioned models as they are."""
+def approximations(case: Case, chosen: list[str]) -> None:
+    """Samples of the chosen conditioned models as they are."""
     n = len(case.truth)
     index = torch.arange(n).repeat_interleave(SAMPLES)
     given = case.observation()
@@ -98,35 +101,45 @@ def approximations(case: Case) -> None:
         for name in ("isotropic", "diagonal", "jacobian")
     }
     for name, model in {**models, "DPS": sd.DPS(case.model, given)}.items():
+        if name not in chosen:
+            continue
         begun = time.perf_counter()
         x = sd.sample(model.rows(index), len(index), method=CHAIN, seed=1, batch_size=16384)
         case.report(name, x.reshape(n, SAMPLES, -1), None, begun)
 
 
-def weighted(case: Case) -> None:
+def weighted(case: Case, chosen: list[str], particles: int) -> None:
     """The same with weights, by the path and by the flow."""
     begun = time.perf_counter()
-    found = sd.sample_posterior(case.model, case.observation(), 128, seed=1)
-    case.report("particles", found.x, found.log_weights, begun)
+    if "particles" in chosen:
+        found = sd.sample_posterior(case.model, case.observation(), particles, seed=1)
+        name = "particles" if particles == PARTICLES else f"{particles} particles"
+        case.report(name, found.x, found.log_weights, begun)
     begun = time.perf_counter()
-    some = case.observation(len(case.truth) // 4)
-    found = sd.sample_posterior(case.model, some, 64, method="flow", seed=1)
-    case.report("flow", found.x, found.log_weights, begun)
+    if "flow" in chosen:
+        some = case.observation(len(case.truth) // 4)
+        found = sd.sample_posterior(case.model, some, 64, method="flow", seed=1)
+        case.report("flow", found.x, found.log_weights, begun)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--draws", type=int, default=DRAWS)
     parser.add_argument("--dimensions", type=int, nargs="*", default=[2, 16])
+    parser.add_argument("--methods", nargs="*", default=METHODS, choices=METHODS)
+    parser.add_argument("--particles", type=int, default=PARTICLES)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     result = environment(dtype="torch.float32", seed=SEED, draws=arguments.draws)
     for d in arguments.dimensions:
         case = Case.of(d, arguments.draws)
-        approximations(case)
-        weighted(case)
-        save(f"posterior_coverage_{d}", {**result, "rows": case.rows})
-        publish("posterior_coverage", result, case.rows, part=f"{d}")
+        approximations(case, arguments.methods)
+        weighted(case, arguments.methods, arguments.particles)
+        part = f"{d}"
+        if arguments.methods != METHODS:
+            part = " ".join([part, *arguments.methods, f"{arguments.particles}"])
+        save(words(f"posterior_coverage {part}"), {**result, "rows": case.rows})
+        publish("posterior_coverage", result, case.rows, part)
 
 
 if __name__ == "__main__":
