@@ -263,6 +263,16 @@ def test_times_outside_are_refused(sde, t):
             call()
 
 
+@pytest.mark.parametrize("sde", DEFAULTS, ids=str)
+def test_times_outside_by_rounding_are_the_ends(sde):
+    x = torch.ones(1, 1, dtype=torch.float64)
+    for outside, end in ((-5e-8, 0.0), (1 + 1e-7, 1.0)):
+        t, last = outside * sde.T, end * sde.T
+        assert sde.kernel(t) == sde.kernel(last)
+        for a, b in ((t, last), (column(t), column(last))):
+            torch.testing.assert_close(sde.marginal(a, x), sde.marginal(b, x), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("sde", [VPSDE(), VESDE(), EDMSDE(), DDPM(cosine_betas(20))], ids=str)
 def test_loops_that_make_their_times_do_not_read_them(sde):
     """The same diffusion, which takes a tensor as it is and still refuses a float."""
@@ -385,6 +395,11 @@ def test_prior(sde):
     a = sde.prior((2, 3))
     torch.manual_seed(0)
     assert torch.equal(sde.prior((2, 3)), a)
+
+
+def test_the_prior_has_no_density_without_noise():
+    with pytest.raises(ValueError, match="no density where sigma = 0, at t = 0: ask for it at a l"):
+        VPSDE().log_prior(torch.zeros(1, 1), 0.0)
 
 
 def test_names():

@@ -168,6 +168,13 @@ def test_ncsn_of_geometric_levels_is_ve():
     assert uneven == NCSN([0.1, 0.5, 1.0])
 
 
+@pytest.mark.parametrize("sde", [DDPM(), NCSN(), NCSN([1.0, 0.5, 0.1])], ids=str)
+@pytest.mark.parametrize("name", ["alpha", "sigma", "f", "g", "log_snr"])
+def test_times_may_be_whole_numbers(sde, name):
+    function = getattr(sde, name)
+    torch.testing.assert_close(function(torch.tensor([0, 1])), function(torch.tensor([0.0, 1.0])))
+
+
 @pytest.mark.parametrize(
     ("build", "message"),
     [

@@ -120,7 +120,7 @@ class AbstractDiffusion(AbstractSDE):
 
     def kernel(self, t: float) -> tuple[float, float]:
         """alpha(t) and sigma(t)."""
-        self._require_in_range(t)
+        t = self._require_in_range(t)
         return float(self.alpha(t)), float(self.sigma(t))
 
     def log_snr(self, t: Time) -> Time:
@@ -272,14 +272,24 @@ class AbstractDiffusion(AbstractSDE):
     def log_prior(self, x: Tensor, t: float | None = None) -> Tensor:
         """log N(x; 0, sigma(t)^2 I) in nats, float64: `(batch, *event)` to `(batch,)`; t is T by
         default.
+
+        Raises:
+            ValueError: when t is outside [0, T], or sigma = 0 there.
         """
-        sigma = float(self.sigma(self.checked(self.T if t is None else t)))
+        time = self.checked(self.T if t is None else t)
+        sigma = float(self.sigma(time))
+        if not sigma:
+            raise ValueError(
+                f"the prior has no density where sigma = 0, at t = {float(time):g}: ask for it at "
+                "a later t; by default that is T"
+            )
         squares = sum_of_sample((x.to(torch.float64) / sigma).square())
         d = math.prod(x.shape[1:])
         return -0.5 * squares - d * (math.log(sigma) + 0.5 * math.log(2 * math.pi))
 
     def checked(self, t: Time) -> Time:
-        """t, after a check that it is in [0, T] up to rounding in float32.
+        """t, after a check that it is in [0, T] up to rounding in float32; what is outside by that
+        rounding is set to the end.
 
         The check of a tensor reads it once, which synchronises host and device.
 
@@ -289,7 +299,8 @@ class AbstractDiffusion(AbstractSDE):
         if isinstance(t, Tensor) and t.numel() and self._reads_times:
             for value in torch.stack(torch.aminmax(t.detach())).cpu():
                 self._require_in_range(float(value))
-        return self._require_in_range(t)
+            return clip(t, 0.0, self.T)
+        return t if isinstance(t, Tensor) else self._require_in_range(t)
 
     def unchecked(self) -> Self:
         """A copy, equal to this diffusion, that does not check times that are tensors.
@@ -306,15 +317,15 @@ class AbstractDiffusion(AbstractSDE):
         self._require_in_range(t1)
         return self.unchecked()
 
-    def _require_in_range(self, t: Time) -> Time:
-        """t itself; refuses a float outside [0, T]."""
-        if not isinstance(t, Tensor) and not -1e-6 <= t / self.T <= 1 + 1e-6:
+    def _require_in_range(self, t: float) -> float:
+        """t within [0, T]; refuses what is outside by more than rounding."""
+        if not -1e-6 <= t / self.T <= 1 + 1e-6:
             kind = type(self).__name__
             raise ValueError(
                 f"t = {t} is outside the range of {kind}, which runs from 0 (data) to {self.T:g} "
                 "(noise)"
             )
-        return t
+        return clip(t, 0.0, self.T)
 
 
 @dataclass(frozen=True)

@@ -26,11 +26,11 @@ class PiecewiseLinear:
 
     def __call__(self, x: Time) -> Time:
         x0, y0, slope = self._piece(x)
-        return y0 + slope * (x - x0)
+        return _like(y0 + slope * (x - x0), x)
 
     def slope(self, x: Time) -> Time:
         """The derivative; at a point (x_i, y_i) that of the piece after it."""
-        return self._piece(x)[2]
+        return _like(self._piece(x)[2], x)
 
     @cached_property
     def inverse(self) -> "PiecewiseLinear":
@@ -52,8 +52,15 @@ class PiecewiseLinear:
             return self._pieces[bisect_right(self.x, x, 1, len(self.x) - 1) - 1]
         table = self._table.to(x.device, non_blocking=True)
         index = torch.searchsorted(table[1:, 0].contiguous(), x.to(torch.float64), right=True)
-        x0, y0, slope = table[index].to(x.dtype).unbind(dim=-1)
+        x0, y0, slope = table[index].unbind(dim=-1)
         return x0, y0, slope
+
+
+def _like(value: Time, x: Time) -> Time:
+    """A value in the dtype of x; in the default dtype where x is a tensor of integers."""
+    if not (isinstance(value, Tensor) and isinstance(x, Tensor)):
+        return value
+    return value.to(x.dtype if x.is_floating_point() else torch.get_default_dtype())
 
 
 def require_increasing(function: PiecewiseLinear, reason: str) -> None:
