@@ -92,3 +92,5 @@ def test_what_is_refused():
         sample_between(MODEL, 0, 1)
     with pytest.raises(ValueError, match="AdaptiveSDE reads a Brownian path, which is not interp"):
         sample_between(MODEL, 0, 1, sde="vp", method="adaptive_sde")
+    with pytest.raises(ValueError, match=r"the same seed, 3: .* give two seeds"):
+        sample_between(MODEL, 3, 3, sde="vp")

@@ -79,6 +79,17 @@ class _PriorDraws(GivenStates):
     moves = True
 
 
+def _two_seeds(first: object, last: object) -> tuple[int, int]:
+    """Two seeds as integers of Python; equal ones are refused, whose noises are not independent."""
+    seeds = seed_given(first, "first"), seed_given(last, "last")
+    if seeds[0] == seeds[1]:
+        raise ValueError(
+            f"first and last are the same seed, {seeds[0]}, and the interpolation is between two "
+            "independent noises: give two seeds"
+        )
+    return seeds
+
+
 def sample_between(
     model: Model,
     first: int,
@@ -107,8 +118,8 @@ def sample_between(
 
     Raises:
         TypeError: for seeds that are not whole numbers, and as `sample`.
-        ValueError: for fewer than two samples, a method that reads a Brownian path, such as
-            "adaptive_sde", and as `sample`.
+        ValueError: for fewer than two samples, two equal seeds, a method that reads a Brownian
+            path, such as "adaptive_sde", and as `sample`.
 
     Example:
         >>> model = sd.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
@@ -120,8 +131,7 @@ def sample_between(
     """
     if n < 2:
         raise ValueError(f"n counts the samples with both ends, from 2 on, not {n}")
-    first = seed_given(first, "first")
-    last = seed_given(last, "last")
+    first, last = _two_seeds(first, last)
     sampler = method_of(method)
     if sampler.noise == "path":
         raise ValueError(
