@@ -140,6 +140,12 @@ def test_evaluations():
     assert METHODS["dpmpp_sde"].steps == 50
 
 
+def test_the_middle_of_a_step_is_on_the_clock_up_to_its_end():
+    """The clock ends at e^497, and the square of that is not a float."""
+    settings = {"sde": "vp", "seed": 0, "dtype": torch.float64}
+    assert sample(MIXTURE, 2, method=DDIM(6.0, 2, steps=40), **settings).isfinite().all()
+
+
 @pytest.mark.parametrize(
     "settings", [{"eta": -1.0}, {"eta": math.inf}, {"stages": 3}, {"s_noise": math.nan}], ids=str
 )

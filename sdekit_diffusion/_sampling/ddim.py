@@ -50,7 +50,7 @@ class DDIMStep(AbstractSolver):
         assert isinstance(t1, float)
         data = self._data(problem, t0, x)
         if self.stages == 2:
-            middle = math.sqrt(t0 * t1)
+            middle = math.sqrt(t0) * math.sqrt(t1)  # the product may overflow
             w = noise.w
             if w is not None:
                 assert noise.z is not None
