@@ -35,6 +35,7 @@ from sdekit import (
     uniform,
 )
 from sdekit_diffusion import (
+    DDIM,
     VESDE,
     VPSDE,
     AdaptiveSDE,
@@ -271,6 +272,13 @@ def test_a_clock_that_the_dtype_does_not_hold_is_refused(method):
         r"hold; take a smaller eta",
     ):
         sample(MIXTURE, 2, sde="vp", method=method, seed=0, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("noise", ["white", "path"])
+@pytest.mark.parametrize("method", [OnClock(eta=1e-9), DDIM(eta=1e-9)], ids=repr)
+def test_an_eta_that_the_clock_does_not_show_is_refused(method, noise):
+    with pytest.raises(ValueError, match=r"eta = 1e-09 is so small that the clock .* give eta = 0"):
+        sample(MIXTURE, 2, sde="vp", method=method, seed=0, noise=noise)
 
 
 def test_a_clock_that_the_dtype_just_holds():

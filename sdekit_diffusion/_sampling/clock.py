@@ -160,7 +160,7 @@ def clock_knots(eta: float, span: Span) -> Tensor:
     neighbours of at most 4.
 
     Raises:
-        ValueError: where floats do not hold that clock.
+        ValueError: where floats do not hold that clock, or do not resolve it.
     """
     if max(abs(2 * eta**2 * l) for l in span) > _LARGEST:
         raise ValueError(
@@ -168,7 +168,21 @@ def clock_knots(eta: float, span: Span) -> Tensor:
             "smaller one"
         )
     start, stop = (math.exp(2 * eta**2 * l) for l in span)
+    require_distinct(eta, torch.tensor([start, stop], dtype=torch.float64))
     return geometric(start, stop, math.ceil(math.log(stop / start, 4)))
+
+
+def require_distinct(eta: float, times: Tensor) -> None:
+    """Refuses an eta so small that times on its clock are equal in float64.
+
+    Raises:
+        ValueError: with what to change.
+    """
+    if not bool((times.diff() > 0).all()):
+        raise ValueError(
+            f"eta = {eta} is so small that the clock (alpha / sigma)^(2 eta^2) does not change "
+            "over a step: give eta = 0 for no noise, or a larger one"
+        )
 
 
 def piecewise_on_clock(

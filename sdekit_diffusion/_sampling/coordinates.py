@@ -5,6 +5,7 @@ of any scale.
 import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from numbers import Real
 from typing import Literal
 
 import torch
@@ -225,8 +226,13 @@ class Coordinates:
         """The range of l that the model and the diffusion share, down to sigma / alpha = end s.
 
         Raises:
+            TypeError: when end is not a number.
             ValueError: when end is not positive, or the range is empty.
         """
+        if not isinstance(end, Real | Tensor):
+            raise TypeError(
+                f"end is a number, sigma / alpha where a solve stops, such as 1e-3; not {end!r:.60}"
+            )
         if not end > 0:
             raise ValueError(
                 "end is sigma / alpha where the solve stops, a positive number such as 1e-3; not "
@@ -248,6 +254,10 @@ class Coordinates:
         """l at the noisy end of a solve, and the diffusion, of those in `_shared`, that sets it."""
         ends = [(self._range(sde)[0], sde) for sde in self._shared(model)]
         return max(ends, key=lambda end: end[0])
+
+    def cleanest(self, model: AbstractModel) -> AbstractDiffusion:
+        """The diffusion, of those in `_shared`, that sets l at the clean end of a solve."""
+        return min(self._shared(model), key=lambda sde: self._range(sde)[1])
 
     def _range(self, sde: AbstractDiffusion) -> Span:
         """l at the noisy and at the clean end of a diffusion."""

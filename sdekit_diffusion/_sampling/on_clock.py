@@ -25,6 +25,7 @@ from sdekit_diffusion._sampling.clock import (
     clock_knots,
     on_clock,
     piecewise_on_clock,
+    require_distinct,
 )
 from sdekit_diffusion._sampling.coordinates import Coordinates, Span
 from sdekit_diffusion._sampling.default import RULES, default_choice, default_reach
@@ -244,10 +245,13 @@ class OnClock(AbstractGridMethod):
             require_clock(problem, *(2 * eta**2 * l for l in problem.span))
         if self.grid.denoises and isinstance(rule, AbstractMultistep):
             rule = replace(rule, steps_after=1)
+        times = torch.as_tensor(equation.time(grid))
+        if eta and not callable(eta):
+            require_distinct(eta, times)
         return Transformed(
             equation,
             rule,
-            torch.as_tensor(equation.time(grid)),
+            times,
             lambda i, u: u / equation.scale(float(grid[i])),
             lambda i, y: y * equation.scale(float(grid[i])),
             lambda t: float(equation.parameter(t)),
