@@ -601,6 +601,17 @@ def test_half_precision_has_the_law(dtype, method):
     assert torch.equal(half, wide.to(dtype))
 
 
+@pytest.mark.parametrize("settings", [{}, {"denoise": True}], ids=str)
+def test_results_beyond_half_precision_are_refused(settings):
+    law = GaussianMixture([1.0], [[1e5]], [100.0])
+    given = {"sde": "edm", "steps": 2, "seed": 0, **settings}
+    with pytest.raises(
+        ValueError, match=r"up to 1e\+05, and torch.float16 holds .* to 65504: take"
+    ):
+        sample(law, 2, dtype=torch.float16, **given)
+    assert sample(law, 2, dtype=torch.bfloat16, **given).isfinite().all()
+
+
 def test_ode_reports_both_ends():
     seen = []
     x = sample(MIXTURES["2"], 3, sde="vp", method="ode", seed=1, callback=seen.append)
@@ -621,6 +632,7 @@ def test_ode_reports_both_ends():
         ),
         ({"sde": "vp", "end": -1.0}, ValueError, "positive number"),
         ({"sde": "vp", "end": 1e6}, ValueError, "nothing to solve"),
+        ({"sde": "vp", "end": "1e-3"}, TypeError, "end is a number, .* such as 1e-3; not '1e-3'"),
         ({"sde": "vp", "steps": 0}, ValueError, "a positive integer"),
         ({"sde": "vp", "steps": 2.5}, ValueError, "a positive integer; not 2.5"),
         ({"sde": "vp", "n": -1}, ValueError, "from 0 on"),

@@ -42,6 +42,23 @@ def noise_of(
     return choice
 
 
+def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Results in their dtype, which may be half precision.
+
+    Raises:
+        ValueError: for numbers beyond the range of a narrower dtype.
+    """
+    if x.dtype == dtype:
+        return x
+    narrow = x.to(dtype)
+    if bool((narrow.isinf() & x.isfinite()).any()):
+        raise ValueError(
+            f"the result has numbers up to {float(x[x.isfinite()].abs().max()):.3g}, and {dtype} "
+            f"holds those up to {torch.finfo(dtype).max:.5g}: take dtype=torch.float32"
+        )
+    return narrow
+
+
 @dataclass(frozen=True, eq=False)
 class ReverseProblems:
     """The reverse problems of a call, one per batch, from noise to data.
@@ -121,10 +138,8 @@ class ReverseProblems:
         return self._cast(replace(samples, x=x, evaluations=samples.evaluations + 1))
 
     def _cast(self, solution: Solution) -> Solution:
-        if solution.x.dtype == self.dtype:
-            return solution
-        xs = None if solution.xs is None else solution.xs.to(self.dtype)
-        return replace(solution, x=solution.x.to(self.dtype), xs=xs)
+        xs = None if solution.xs is None else cast(solution.xs, self.dtype)
+        return replace(solution, x=cast(solution.x, self.dtype), xs=xs)
 
     def _require_finite(self, x: Tensor, i: int) -> None:
         failed = ~torch.isfinite(x).flatten(1).all(dim=1) if x.ndim > 1 else ~torch.isfinite(x)
