@@ -340,6 +340,7 @@ def test_what_a_predictor_cannot_do_is_known():
         )
 
 
+@pytest.mark.filterwarnings("ignore:the last step leaves noise")  # of few steps
 @pytest.mark.parametrize("solver", [ReverseDiffusion(), Ancestral()], ids=str)
 def test_what_the_predictors_refuse(solver):
     x = torch.zeros(2, 1)

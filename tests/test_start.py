@@ -1,5 +1,5 @@
 """x_T: its dtype is kept, and what is data rather than noise is warned of, but no draw from the
-prior and no latent is.
+prior and no latent is. Results with visible noise are warned of.
 """
 
 import warnings
@@ -8,15 +8,23 @@ import pytest
 import torch
 from physical import prior, span_of
 
+from sdekit import Ancestral, EulerMaruyama, Heun, ReverseDiffusion
 from sdekit_diffusion import (
+    DIFFUSIONS,
+    METHODS,
+    NCSN,
     VESDE,
     VPSDE,
     AdaptiveFlow,
     CosineVPSDE,
     EmpiricalMixture,
     GaussianMixture,
+    InTime,
+    LinearObservation,
     encode,
+    log_likelihood,
     sample,
+    sample_posterior,
 )
 from sdekit_diffusion._sampling import start
 from sdekit_diffusion._sampling.coordinates import Coordinates
@@ -246,3 +254,62 @@ def test_a_diffusion_that_can_change_has_the_range_that_it_has_now():
     for last in (1.0, 0.5):
         object.__setattr__(sde, "last", last)
         assert Coordinates.of(law, sde).span(law, 1e-3)[0] == sde.log_snr(last)
+
+
+SMALL = GaussianMixture([1.0], [[0.0]], [1e-6])
+OF_SMALL = LinearObservation(torch.ones(1, 1), torch.zeros(1), 1.0)
+
+
+@pytest.mark.parametrize("sde", [NCSN(), VESDE(exact=False)], ids=str)
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda **options: sample(SMALL, 2, **FEW, **options),
+        lambda **options: log_likelihood(SMALL, torch.zeros(1, 1), method=LOOSE, **options),
+        lambda **options: sample_posterior(SMALL, OF_SMALL, 8, particles=4, seed=0, **options),
+    ],
+    ids=["sample", "log_likelihood", "sample_posterior"],
+)
+def test_noise_that_a_diffusion_leaves_is_warned_of(sde, call):
+    """Not if the caller accepts it."""
+    with pytest.warns(
+        UserWarning,
+        match=r"least noise of .* is sigma / alpha = 0\.01, 10 times the standard deviation of the "
+        r"data, 0\.001: .* accept the noise by end=10",
+    ):
+        call(sde=sde)
+    call(sde=sde, end=10)
+
+
+def test_noise_levels_that_the_caller_chose_are_not_warned_of():
+    sample(SMALL, 2, sde="ncsn", grid=[50.0, 1.0, 0.01], seed=0)
+
+
+@pytest.mark.parametrize("std", [0.1, 1.0, 10.0])
+@pytest.mark.parametrize("sde", DIFFUSIONS)
+def test_defaults_leave_no_visible_noise(sde, std):
+    law = GaussianMixture([1.0], [[0.0]], [std**2])
+    sample(law, 2, sde=sde, **FEW)
+    coordinates = Coordinates.of(law, DIFFUSIONS[sde](), (1,))
+    for method in METHODS.values():
+        left_over = method.left_over(coordinates, method.span(law, coordinates, 1e-3))
+        start.warn_of_last_step(left_over, stacklevel=1)
+
+
+@pytest.mark.parametrize("solver", [EulerMaruyama(), ReverseDiffusion(), Ancestral()], ids=repr)
+def test_noise_that_the_last_step_leaves_is_warned_of(solver):
+    """The noise of the step, (beta h)^(1/2) / s = 2.35, is what the result consists of."""
+    law = GaussianMixture([1.0], [[0.0]], [1e-4])
+    settings = {"sde": "vp", "method": solver, "steps": 300, "seed": 0}
+    with pytest.warns(UserWarning, match=r"leaves noise in the result, 2\.35 times the standard d"):
+        x = sample(law, 2000, **settings)
+    assert 2.2 < x.std() / law.data_std < 2.6
+    sample(law, 2, grid="log_snr", **settings)
+
+
+def test_steps_without_visible_noise_are_not_warned_of():
+    """Of the posterior's variance, without noise, or from where the noise is wanted."""
+    law = GaussianMixture([1.0], [[0.0]], [1e-4])
+    sample(law, 2, sde="ddpm", method="ancestral", steps=30, seed=0)
+    sample(law, 2, sde="vp", method=InTime(Heun(), eta=0.0, steps=30), seed=0)
+    sample(law, 2, sde="vp", method="euler_maruyama", steps=1000, end=5.0, seed=0)

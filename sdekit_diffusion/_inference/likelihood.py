@@ -12,7 +12,7 @@ from sdekit_diffusion._sampling.adaptive import AdaptiveFlow
 from sdekit_diffusion._sampling.arguments import Model
 from sdekit_diffusion._sampling.coordinates import Coordinates, event_of
 from sdekit_diffusion._sampling.grids import DEFAULT_END
-from sdekit_diffusion._sampling.start import warn_of_prior
+from sdekit_diffusion._sampling.start import warn_of_end, warn_of_prior
 
 
 def log_likelihood(
@@ -49,7 +49,8 @@ def log_likelihood(
             `sdekit.Hutchinson(probes=8)`, the default above.
         end: the noise that x is taken to have, in units of the standard deviation s of the data: p
             is the density of data + end s eps, eps standard normal. Where the least noise of the
-            diffusion, or of the model's own, is larger, as under `NCSN`, x is taken to have that.
+            diffusion, or of the model's own, is larger, as under `NCSN`, x is taken to have that,
+            with a warning above a fifth of s.
         log_prior: the log-density of x_T in nats, a function from `(batch, *shape)` to `(batch,)`.
         method: the tolerances, the solver and the largest number of steps, such as
             `AdaptiveFlow(rtol=1e-7, atol=1e-7)`; 1e-5 for both tolerances by default.
@@ -88,6 +89,7 @@ def log_likelihood(
     low, high = coordinates.span(model, end)
     if log_prior is None:
         warn_of_prior(model, coordinates, low)
+    warn_of_end(model, coordinates, high, end)
     flow_map = FlowMap(model, coordinates, (high, low), method, batch_size)
     return flow_map.log_likelihood(
         x,

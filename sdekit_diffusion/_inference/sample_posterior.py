@@ -29,6 +29,8 @@ from sdekit_diffusion._models.score_model import as_model
 from sdekit_diffusion._sampling.arguments import Model
 from sdekit_diffusion._sampling.coordinates import Coordinates
 from sdekit_diffusion._sampling.grids import DEFAULT_END
+from sdekit_diffusion._sampling.reverse_problems import cast
+from sdekit_diffusion._sampling.start import warn_of_end
 
 Proposal = AbstractCovariance | Callable[..., AbstractPosterior] | str
 
@@ -110,7 +112,8 @@ def sample_posterior(
             log p(y) is not reliable. Where the effective sample size is below 10 (or a quarter of
             fewer than 40 samples), log p(y) of the clouds has a standard deviation of more than 1
             nat, or the samples of a single cloud effectively descend from fewer than 4 initial
-            particles: then neither the samples nor log p(y) are reliable.
+            particles: then neither the samples nor log p(y) are reliable. Where the least noise of
+            the diffusion is above a fifth of the standard deviation of the data.
 
     Example:
         >>> law = sd.GaussianMixture([0.5, 0.5], [[-1.0, 0.0], [1.0, 0.0]], [0.1, 0.1])
@@ -145,6 +148,7 @@ def sample_posterior(
         seed_given(seed), first, noise,
         torch.promote_types(dtype or own_dtype, torch.float32), place,
     )  # fmt: skip
+    warn_of_end(posterior, coordinates, problem.span[1], end)
     parts = []
     bar = tqdm(total=count * n, unit="sample", desc="posterior", disable=not progress)
     with evaluating(posterior, count), bar:
@@ -153,7 +157,7 @@ def sample_posterior(
             one = replace(problem, posterior=row, number=first + j, report=bar.update)
             parts.append(weighting.run(one))
     samples = _checked(parts[0] if not posterior.observation.each else _joined(parts))
-    return replace(samples, x=samples.x.to(dtype or own_dtype))
+    return replace(samples, x=cast(samples.x, dtype or own_dtype))
 
 
 def _weighting(

@@ -1,5 +1,6 @@
 """Solvers in the diffusion's own time."""
 
+import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -7,7 +8,7 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor
 
-from sdekit import AbstractSolver, ReverseSDE
+from sdekit import AbstractPredictor, AbstractSolver, ReverseSDE
 from sdekit.elementary import Time, scaled
 from sdekit_diffusion._models.affine import Affine, Function, is_immutable, prepared
 from sdekit_diffusion._models.model import AbstractModel
@@ -85,6 +86,9 @@ class InTime(AbstractGridMethod):
     """A solver in the diffusion's own time, on dx = [f x - (1 + eta^2)/2 g^2 s] dt + eta g dW with
     the score s.
 
+    The last step leaves noise of variance (eta g)^2 h, h its length. On a grid in t it depends on
+    the scale of the data whether that is visible; `sample` warns where it is.
+
     Arguments:
         solver: any, such as `EulerMaruyama()` or `PredictorCorrector(ReverseDiffusion(),
             Langevin(snr=0.16, steps=2))`.
@@ -126,6 +130,23 @@ class InTime(AbstractGridMethod):
             lambda i, x: coordinates.standard(ts[i], x),
             lambda t: float(coordinates.log_snr(t)),
         )
+
+    def left_over(self, coordinates: Coordinates, span: Span) -> float:
+        """From the variance of the last step of Euler and Maruyama, (eta g)^2 h, or of a predictor.
+
+        0 where the noise at the end is larger, as for a large `end`.
+        """
+        if not self.eta:
+            return 0.0
+        points = self.grid.points(coordinates, span, self.steps)
+        t0, t1 = torch.as_tensor(coordinates.time(points[-2:])).tolist()
+        sde = coordinates.sde
+        predictor = getattr(self.solver, "predictor", self.solver)
+        variance = (self.eta * float(sde.g(t0))) ** 2 * (t0 - t1)
+        if isinstance(predictor, AbstractPredictor):
+            _, _, variance = predictor.coefficients(*sde.chain(t1, t0))
+        signal = float(sde.alpha(t1)) * coordinates.std
+        return math.sqrt(max(0.0, variance / signal**2 - math.exp(-2 * span[1])))
 
     def knots(self, coordinates: Coordinates, span: Span) -> Tensor:
         """The 17 points of 16 steps of the diffusion's own grid, which may be denser at one end.

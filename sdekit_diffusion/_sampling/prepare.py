@@ -17,6 +17,7 @@ from sdekit_diffusion._sampling.initial_states import AbstractStart
 from sdekit_diffusion._sampling.method import AbstractMethod
 from sdekit_diffusion._sampling.methods import method_of
 from sdekit_diffusion._sampling.reverse_problems import ReverseProblems, noise_of
+from sdekit_diffusion._sampling.start import warn_of_end, warn_of_last_step
 from sdekit_diffusion._sampling.trained_levels import warn_of_levels
 
 
@@ -70,6 +71,9 @@ def prepared(
     coordinates = Coordinates.of(model, diffusion, event)
     span = begin.span(sampler.span(model, coordinates, end), coordinates)
     begin.warn(sampler, model, coordinates, span[0])
+    if sampler.grid is None or sampler.grid.count is None:
+        warn_of_end(model, coordinates, span[1], end, stacklevel=4)
+    warn_of_last_step(sampler.left_over(coordinates, span), stacklevel=4)
     warn_of_levels(model, sampler, coordinates, span, stacklevel=4)
     noise = noise_of(noise, sampler, coordinates, span, seed=seed, first=first)
     problems = ReverseProblems(

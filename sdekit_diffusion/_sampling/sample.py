@@ -100,8 +100,10 @@ def sample(
         start: `Noised(x, strength=)` or `Noised(x, level=)`: begin at x with noise of a level below
             the noisy end (SDEdit). n may then be left out.
         end: the noise sigma / alpha at which the solve stops, in units of s. The samples are
-            x_t / alpha there: they follow the law of the data with this noise. Leave it out where
-            the grid is noise levels, whose last positive one is the end.
+            x_t / alpha there: they follow the law of the data with this noise, or with the least
+            noise of the diffusion where that is larger. A warning is raised where that, or what the
+            last step of `InTime` leaves, is above a fifth of s. Leave it out where the grid is
+            noise levels, whose last positive one is the end.
         denoise: replace the result x by D(x), the mean of the data given x; one more evaluation.
         dtype, device: those of the result. By default those of the model, but the dtype of x_T
             where that is wider. Half precision is solved in float32 and cast at the end.
