@@ -217,6 +217,7 @@ def test_a_density_is_equidistributed():
         torch.testing.assert_close(points, squares.sqrt(), rtol=0, atol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:the last step leaves noise")  # of few steps
 @pytest.mark.parametrize("name", GRIDS)
 def test_sample_takes_the_grid_to_the_chosen_end(name):
     for method in (OnClock(), InTime(EulerMaruyama())):
@@ -241,6 +242,7 @@ def test_sample_takes_the_grid_to_the_chosen_end(name):
         assert solution.evaluations.tolist() == [9] * 2
 
 
+@pytest.mark.filterwarnings("ignore:the last step leaves noise")  # of few steps
 @pytest.mark.parametrize(
     ("method", "name"),
     [

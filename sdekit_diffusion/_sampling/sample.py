@@ -122,7 +122,7 @@ def sample(
             tensor, a seed that is not a whole number, or a network whose signature does not fit.
         ValueError: for unknown names, numbers out of range, a device that cannot be used, a missing
             shape or diffusion, a range with nothing to solve, an x_T that is not finite, a dtype
-            narrower than that of x_T, or both x_T and start.
+            narrower than that of x_T, results beyond its range, or both x_T and start.
         sdekit.NotFiniteError: when a state is not finite; it names the step, the time and the
             samples.
         sdekit.UnfinishedError: when samples do not reach the end with adaptive steps; it names

@@ -80,7 +80,7 @@ def warn_of_last_step(left_over: float, *, stacklevel: int) -> None:
     """Warns if the last step of a method leaves visible noise, in standard deviations of the
     data.
     """
-    if left_over <= _VISIBLE:
+    if not left_over > _VISIBLE:
         return
     warnings.warn(
         f"the last step leaves noise in the result, {left_over:.3g} times the standard deviation "
