@@ -421,6 +421,7 @@ def few_steps(name):
     return {"method": name, "steps": few.get(name, 4)}
 
 
+@pytest.mark.filterwarnings("ignore:the last step leaves noise")  # of few steps
 @pytest.mark.parametrize("name", METHODS)
 def test_networks_that_change_x_are_refused_by_all_methods(name):
     for predicts in ("noise", "data", "score", "velocity", "flow"):
@@ -435,6 +436,7 @@ def refused_and_x_as_it_was(name, predicts):
     assert torch.equal(start, given)
 
 
+@pytest.mark.filterwarnings("ignore:the last step leaves noise")  # of few steps
 @pytest.mark.parametrize("name", METHODS)
 def test_in_inference_mode_they_are_right(name):
     with torch.inference_mode():

@@ -58,6 +58,7 @@ def test_which_methods_have_a_path():
     ]
 
 
+@pytest.mark.filterwarnings("ignore:the last step leaves noise")  # of few steps
 @pytest.mark.parametrize("method", NOISY)
 def test_more_steps_refine_the_same_sample(method):
     """At the strong order, 1, under VP and VE by turns; with white noise another grid gives another

@@ -254,6 +254,7 @@ def steps_of(method, n):
     )
 
 
+@pytest.mark.filterwarnings("ignore:the last step leaves noise")  # of few steps
 @pytest.mark.parametrize(
     ("method", "sde"),
     [*((name, "vp") for name in METHODS), *itertools.product(IN_TIME, ["ve"])],
@@ -300,6 +301,7 @@ PRECISIONS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:the last step leaves noise")  # of few steps
 @pytest.mark.parametrize(
     ("dtype", "method"),
     [
@@ -416,6 +418,7 @@ def test_a_given_start(sde):
     )
 
 
+@pytest.mark.filterwarnings("ignore:the last step leaves noise")  # of few steps
 def test_trajectory_is_in_the_diffusions_own_scale_and_time():
     mixture = MIXTURES["2"]
     seen = []
@@ -769,6 +772,7 @@ class Bent(nn.Module):
         return torch.tanh(self.scale * x)
 
 
+@pytest.mark.filterwarnings("ignore:the last step leaves noise")  # of few steps
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("method", ["default", "ddim", "heun", "sde", "euler_maruyama"])
 def test_few_calls_lie_between_sample_and_the_network(method, dtype):
