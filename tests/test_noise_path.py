@@ -93,6 +93,7 @@ def test_samples_on_a_path_have_the_law(method):
     assert ((products.mean(0) - law.covariance()).abs() < 5.5 * known.std(0) / math.sqrt(n)).all()
 
 
+@pytest.mark.filterwarnings("ignore:the last step leaves noise")  # of few steps
 @pytest.mark.parametrize("method", NOISY)
 def test_paths_resolve_every_clock_and_do_not_depend_on_the_batch(method):
     for sde in DIFFUSIONS:
@@ -141,6 +142,7 @@ def test_a_noise_object_has_a_row_a_sample():
     assert not torch.equal(seeds[0], seeds[1])
 
 
+@pytest.mark.filterwarnings("ignore:the last step leaves noise")  # of few steps
 def test_what_has_no_path():
     corrected = InTime(PredictorCorrector(ReverseDiffusion(), Langevin()))
     for method, message in (
