@@ -144,6 +144,7 @@ def test_slopes_in_time_are_the_drift(sde, mean):
             torch.testing.assert_close(tabulated(t, x), own.score(t, x), rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.filterwarnings("ignore:the last step leaves noise")  # of few steps
 def test_numbers_are_those_of_each_model():
     """What is remembered of one model is not taken for another that differs in anything."""
 
@@ -176,6 +177,7 @@ def test_numbers_are_those_of_each_model():
 
 
 @pytest.mark.parametrize("method", ["default", "ddim", "heun", "ancestral", "ode"])
+@pytest.mark.filterwarnings("ignore:the last step leaves noise")  # of few steps
 def test_subclasses_are_asked_by_their_own_predictions(method):
     """Not by the network's output, whose samples reach 2.98 where the clipped ones have noise."""
 
@@ -244,6 +246,7 @@ class Labels(nn.Module):
 
 
 @pytest.mark.parametrize("method", ["ddim", "euler_maruyama", "ode"])
+@pytest.mark.filterwarnings("ignore:the last step leaves noise")  # of few steps
 def test_functions_without_parameters_get_labels_like_their_points(method):
     """Labels in float32 would be wrong in float64 by 1e-8, and more than a tolerance of 1e-12."""
     net = Labels()

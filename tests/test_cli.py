@@ -200,6 +200,7 @@ def test_samples_are_levels_and_depend_on_seed_and_number(digits, tmp_path, caps
 @pytest.mark.parametrize(
     "argv", [["--sde", "ve"], ["--method", "euler_maruyama"], ["--batch-size", "2"]]
 )
+@pytest.mark.filterwarnings("ignore:the last step leaves noise")  # of few steps
 def test_samples_by_other_ways(digits, tmp_path, argv):
     assert samples(digits, tmp_path / "a.npz", "--n", "3", *argv).shape == (3, 1, 8, 8)
 

@@ -207,6 +207,7 @@ def test_ddim(scheduler, eta, dtype):
 
 @DTYPES
 @pytest.mark.parametrize("large", [False, True])
+@pytest.mark.filterwarnings("ignore:the last step leaves noise")  # of few steps
 def test_ddpm(scheduler, large, dtype):
     """Its own betas, at its own steps, down to the first: the step to the data adds no noise
     there.

@@ -173,6 +173,7 @@ def test_a_data_set_and_its_size(tmp_path, capsys):
     (["--mixture", "moons", "--method", "ode"], "an adaptive method chooses its own steps"),
     (["absent"], "absent"),
 ])  # fmt: skip
+@pytest.mark.filterwarnings("ignore:the last step leaves noise")  # of few steps
 def test_what_it_refuses(argv, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["explore", *argv]) == 2

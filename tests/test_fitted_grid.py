@@ -70,6 +70,7 @@ def test_a_model_with_labels_is_given_as_many_as_samples():
 
 
 @pytest.mark.parametrize("method", ["sde", sd.DDIM(1.0), "edm", "pc"])
+@pytest.mark.filterwarnings("ignore:the last step leaves noise")  # of few steps
 def test_methods_with_noise_are_refused(method):
     with pytest.raises(ValueError, match="this method has noise: choose one without"):
         sd.fitted_grid(LAW, 4, n=4, sde="vp", method=method)

@@ -136,7 +136,7 @@ class InTime(AbstractGridMethod):
 
         0 where the noise at the end is larger, as for a large `end`.
         """
-        if not self.eta:
+        if not 0 < self.eta < math.inf:  # the equation refuses others than 0
             return 0.0
         points = self.grid.points(coordinates, span, self.steps)
         t0, t1 = torch.as_tensor(coordinates.time(points[-2:])).tolist()

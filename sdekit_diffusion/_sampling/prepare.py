@@ -71,7 +71,7 @@ def prepared(
     coordinates = Coordinates.of(model, diffusion, event)
     span = begin.span(sampler.span(model, coordinates, end), coordinates)
     begin.warn(sampler, model, coordinates, span[0])
-    if sampler.grid is None or sampler.grid.count is None:
+    if not denoise and (sampler.grid is None or sampler.grid.count is None):
         warn_of_end(model, coordinates, span[1], end, stacklevel=4)
     warn_of_last_step(sampler.left_over(coordinates, span), stacklevel=4)
     warn_of_levels(model, sampler, coordinates, span, stacklevel=4)

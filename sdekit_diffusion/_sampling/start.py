@@ -64,7 +64,7 @@ def warn_of_end(
     caller asked for as much by `end`.
     """
     ratio = math.exp(-l)
-    if ratio <= max(_VISIBLE, 1.01 * end):  # 1.01: messages round
+    if ratio <= 1.01 * max(_VISIBLE, end):  # 1.01: messages round
         return
     warnings.warn(
         f"the least noise of {coordinates.cleanest(model)} is sigma / alpha = "
