@@ -265,6 +265,7 @@ def test_a_checkpoint_is_the_list_that_training_writes(checkpoint):
 
 
 @needs_safe_torch
+@pytest.mark.filterwarnings("ignore:the least noise of")  # the last sample is not denoised
 def test_a_trained_checkpoint_denoises_and_samples(trained_checkpoint, tmp_path, monkeypatch):
     """From a file, as published: annealed Langevin dynamics and a last denoising. N(0, sigma_1^2)
     is 1.1 from the pattern. The check tries the other range alone: test_check.py has the rest.

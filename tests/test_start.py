@@ -285,6 +285,11 @@ def test_noise_levels_that_the_caller_chose_are_not_warned_of():
     sample(SMALL, 2, sde="ncsn", grid=[50.0, 1.0, 0.01], seed=0)
 
 
+def test_noise_that_a_denoising_step_removes_is_not_warned_of():
+    x = sample(SMALL, 2, sde="ncsn", denoise=True, **FEW)
+    assert (x.abs() < 0.001).all()
+
+
 @pytest.mark.parametrize("std", [0.1, 1.0, 10.0])
 @pytest.mark.parametrize("sde", DIFFUSIONS)
 def test_defaults_leave_no_visible_noise(sde, std):
