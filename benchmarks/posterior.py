@@ -192,7 +192,7 @@ def methods(d: int) -> dict[str, Callable[[Problem, int], Answer]]:
             "flow": weighted("flow", "jacobian"),
         }
     if d == 80:
-        found["flow"] = weighted(sd.FlowWeights(trace=Hutchinson(64)), "isotropic", 64)
+        found["flow"] = weighted(sd.FlowWeights(trace=Hutchinson(16)), "isotropic", 64)
     return found | azula_methods()
 
 

@@ -139,7 +139,7 @@ class InTime(AbstractGridMethod):
         if not 0 < self.eta < math.inf:  # the equation refuses others than 0
             return 0.0
         points = self.grid.points(coordinates, span, self.steps)
-        t0, t1 = torch.as_tensor(coordinates.time(points[-2:])).tolist()
+        t0, t1 = (float(coordinates.time(l)) for l in points[-2:].tolist())
         sde = coordinates.sde
         predictor = getattr(self.solver, "predictor", self.solver)
         variance = (self.eta * float(sde.g(t0))) ** 2 * (t0 - t1)
