@@ -32,14 +32,14 @@ class Exact(Denoiser):
         self.law = law
         self.schedule = VPSchedule()
 
-    def forward(self, x_t: Tensor, t: Tensor, **more: Any) -> Any:  # noqa: ANN401
+    def forward(self, x_t: Tensor, t: Tensor, **more: Any) -> Any:
         alpha, sigma = self.schedule(t)
         size = torch.sqrt(alpha**2 + sigma**2)
         data = self.law.predict_data(float(torch.log(alpha / sigma)), x_t / size)
         return DiracPosterior(mean=data)
 
 
-def started(sampler: Any, law: sd.GaussianMixture, n: int) -> Tensor:  # noqa: ANN401
+def started(sampler: Any, law: sd.GaussianMixture, n: int) -> Tensor:
     """Samples from the prior's states on."""
     torch.manual_seed(1)
     x = sampler.init((n, *law.shape), mean=law.mean(), var=law.data_std**2, dtype=torch.float64)

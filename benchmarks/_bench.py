@@ -84,7 +84,7 @@ def words(title: str) -> str:
     return re.sub(r"\W+", "_", title)
 
 
-def rounded(value: Any) -> Any:  # noqa: ANN401
+def rounded(value: Any) -> Any:
     """A row, or what it contains, with six significant digits."""
     if isinstance(value, dict):
         return {key: rounded(one) for key, one in value.items()}

@@ -142,7 +142,7 @@ def _edit(places: list[tuple[Any, Any]], rng: random.Random) -> None:
         owner[key] = rng.choice(ODD)
 
 
-def _places(found: Any) -> list[tuple[Any, Any]]:  # noqa: ANN401 - JSON
+def _places(found: Any) -> list[tuple[Any, Any]]:
     """Every entry of every object and list in it."""
     keys = (
         list(found)

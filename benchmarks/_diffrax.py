@@ -43,7 +43,7 @@ def ends(name: str, x0: Tensor, path: BrownianPath, steps: int) -> dict[str, Ten
     recorded = _recorded_path(steps)
     terms = _equation(name)
 
-    def end(solver: Any, y0: Any, w: Any, h: Any) -> Any:  # noqa: ANN401
+    def end(solver: Any, y0: Any, w: Any, h: Any) -> Any:
         return diffrax.diffeqsolve(
             terms(recorded(w, h)), solver, 0.0, 1.0, 1 / steps, y0, max_steps=2 * steps
         ).ys[-1]
@@ -71,7 +71,7 @@ def _increments(x0: Tensor, path: BrownianPath, steps: int) -> tuple[Any, Any]:
     return w, h
 
 
-def _recorded_path(steps: int) -> Any:  # noqa: ANN401 - a class of diffrax
+def _recorded_path(steps: int) -> Any:
     """The class of Brownian paths with given increments on a grid of equal steps."""
     import diffrax
     import jax.numpy as jnp
@@ -93,11 +93,11 @@ def _recorded_path(steps: int) -> Any:  # noqa: ANN401 - a class of diffrax
 
         def evaluate(
             self,
-            t0: Any,  # noqa: ANN401
-            t1: Any = None,  # noqa: ANN401
+            t0: Any,
+            t1: Any = None,
             left: bool = True,
             use_levy: bool = False,
-        ) -> Any:  # noqa: ANN401
+        ) -> Any:
             i = jnp.round(t0 * steps).astype(int)
             return (
                 diffrax.SpaceTimeLevyArea(dt=t1 - t0, W=self.w[i], H=self.h[i])
@@ -114,15 +114,15 @@ def _equation(name: str) -> Callable[[Any], Any]:
     import jax.numpy as jnp
     import lineax
 
-    def drift(t: Any, x: Any, args: Any) -> Any:  # noqa: ANN401
+    def drift(t: Any, x: Any, args: Any) -> Any:
         return jnp.sin(2 * x) + 0.5 * jnp.cos(3 * t) - 0.3 * x
 
-    def diffusion(t: Any, x: Any, args: Any) -> Any:  # noqa: ANN401
+    def diffusion(t: Any, x: Any, args: Any) -> Any:
         if name == "additive":
             return lineax.DiagonalLinearOperator((0.6 + 0.3 * jnp.sin(2 * t)) * jnp.ones(1))
         return lineax.DiagonalLinearOperator(0.8 + 0.3 * jnp.cos(2 * x) + 0.2 * jnp.sin(3 * t))
 
-    def terms(path: Any) -> Any:  # noqa: ANN401
+    def terms(path: Any) -> Any:
         return diffrax.MultiTerm(diffrax.ODETerm(drift), diffrax.ControlTerm(diffusion, path))
 
     return terms

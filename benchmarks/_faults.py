@@ -32,7 +32,7 @@ def _before(change: Callable[[Tensor, Tensor], Any]) -> Callable[[Function], Fun
     """The function after something was done to its input."""
 
     def make(h: Function) -> Function:
-        def faulty(x: Tensor, t: Tensor) -> Any:  # noqa: ANN401
+        def faulty(x: Tensor, t: Tensor) -> Any:
             change(x, t)
             return h(x, t)
 
@@ -229,7 +229,7 @@ class Network(nn.Module):
     def sound(self, x: Tensor, t: Tensor) -> Tensor:
         return self.linear(x) * (1 + 0.1 * t[:, None])
 
-    def forward(self, x: Tensor, t: Tensor) -> Any:  # noqa: ANN401
+    def forward(self, x: Tensor, t: Tensor) -> Any:
         return self.function(x, t)
 
 

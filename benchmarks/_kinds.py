@@ -70,7 +70,7 @@ def outcome(kind: Kind, folder: Path, sound: Mapping[str, Any]) -> str:
 def same(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
     """Whether all values are equal, tensors bit-identical."""
 
-    def equal(x: Any, y: Any) -> bool:  # noqa: ANN401 - whatever loaders give
+    def equal(x: Any, y: Any) -> bool:
         if isinstance(x, Tensor) and isinstance(y, Tensor):
             return (
                 x.dtype == y.dtype
@@ -116,7 +116,11 @@ def _checkpoint(folder: Path) -> None:
 
 
 def _unet(folder: Path) -> None:
-    from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel  # pyright: ignore[reportPrivateImportUsage]
+    from diffusers import (
+        DDPMPipeline,  # pyright: ignore[reportPrivateImportUsage]
+        DDPMScheduler,  # pyright: ignore[reportPrivateImportUsage]
+        UNet2DModel,  # pyright: ignore[reportPrivateImportUsage]
+    )
 
     torch.manual_seed(0)
     blocks: dict[str, Any] = {

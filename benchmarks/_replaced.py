@@ -23,7 +23,7 @@ handed: Counter[str] = Counter()
 def counted(name: str, function: Callable[..., Any], counts: Counter[str]) -> Callable[..., Any]:
     """The function, each call of which is counted."""
 
-    def run(*arguments: Any, **keywords: Any) -> Any:  # noqa: ANN401
+    def run(*arguments: Any, **keywords: Any) -> Any:
         counts[f"{name}, {keywords.get('method')}" if counts is handed else name] += 1
         return function(*arguments, **keywords)
 

@@ -53,7 +53,7 @@ EQUATION = Clocked(denoiser, lambda l: exp(-2.0 * l), a=2.0, q=2.0)
 class DrawnAgain(BrownianPath):
     """Noise that forgets: every reading is new."""
 
-    def reader(self, x: Tensor, shape: tuple[int, ...] | None, *, levy: bool = False) -> Any:  # noqa: ANN401
+    def reader(self, x: Tensor, shape: tuple[int, ...] | None, *, levy: bool = False) -> Any:
         generator = torch.Generator().manual_seed(int(x[:, 0].sum().abs() * 1e6) % 2**31)
 
         def read(t0: Tensor, t1: Tensor) -> Increment:

@@ -131,7 +131,7 @@ def _targets() -> dict[str, Callable[[Any, Tensor], Tensor]]:
     """Methods of `sample`, and what else asks a model."""
     few = {"reverse_diffusion": 24, "ancestral": 24, "ncsn": 3, "ncsnv2": 3}
 
-    def method(name: str, model: Any, x: Tensor) -> Tensor:  # noqa: ANN401
+    def method(name: str, model: Any, x: Tensor) -> Tensor:
         steps = few.get(name, 5) if METHODS[name].steps else None
         return sample(model, x_T=x, method=name, seed=0, steps=steps)
 
@@ -139,7 +139,7 @@ def _targets() -> dict[str, Callable[[Any, Tensor], Tensor]]:
         name: functools.partial(method, name) for name in METHODS
     }
 
-    def repaint(model: Any, x: Tensor) -> Tensor:  # noqa: ANN401
+    def repaint(model: Any, x: Tensor) -> Tensor:
         known = RePaint(x, torch.tensor([True, False]), resamplings=2, jump=2, steps=5)
         return sample(model, method=known, seed=0)
 
@@ -160,7 +160,7 @@ def _of_networks() -> Iterator[Case]:
         for fault in FAULTS:
             for mode in ("plain", "inference"):
 
-                def run(x: Tensor, make: Any = fault.make, ask: Any = ask) -> Tensor:  # noqa: ANN401
+                def run(x: Tensor, make: Any = fault.make, ask: Any = ask) -> Tensor:
                     return ask(_model(Network(make)), x)
 
                 right = fault.right and functools.partial(run, make=fault.right)
@@ -219,7 +219,7 @@ def _of_models() -> Iterator[Case]:
             )
     for name in WRAPPED:  # as plain scores, which is what they were taken for
 
-        def run(x: Tensor, make: Any = WRAPPED[name]) -> Tensor:  # noqa: ANN401
+        def run(x: Tensor, make: Any = WRAPPED[name]) -> Tensor:
             return sample(make(), x_T=x, sde="vp", shape=(2,), steps=5, method="ddim", seed=0)
 
         yield Case(
@@ -290,7 +290,7 @@ def _solved(
     for way, more in ways.items():
         for mode in MODES:
 
-            def run(x: Tensor, make: Any = fault.make, more: Any = more) -> Tensor:  # noqa: ANN401
+            def run(x: Tensor, make: Any = fault.make, more: Any = more) -> Tensor:
                 grid = ends if more else uniform(*ends, 24 if what == "score" else 6)
                 noise = None if not more else sdekit.BrownianPath(0, sorted(ends))
                 return solve(
@@ -349,7 +349,7 @@ class Torchsde:
         self.g = _swapped(g)
 
 
-def _end(found: Any) -> Tensor:  # noqa: ANN401
+def _end(found: Any) -> Tensor:
     """The last state, of an event's pair too."""
     return (found if isinstance(found, Tensor) else found[1])[-1].detach()
 
@@ -357,13 +357,13 @@ def _end(found: Any) -> Tensor:  # noqa: ANN401
 def _of_handed_on() -> Iterator[Case]:
     ts = torch.tensor([0.1, 0.9])
 
-    def ordinary(x: Tensor, h: Function, **call: Any) -> Tensor:  # noqa: ANN401
+    def ordinary(x: Tensor, h: Function, **call: Any) -> Tensor:
         return _end(sdekit.odeint(_swapped(h), x, ts, **call))
 
-    def adjoint(x: Tensor, h: Function, **call: Any) -> Tensor:  # noqa: ANN401
+    def adjoint(x: Tensor, h: Function, **call: Any) -> Tensor:
         return _end(sdekit.odeint_adjoint(_swapped(h), x, ts, **call, adjoint_params=()))
 
-    def stochastic(x: Tensor, f: Function, g: Function, *, ours: bool, **call: Any) -> Tensor:  # noqa: ANN401
+    def stochastic(x: Tensor, f: Function, g: Function, *, ours: bool, **call: Any) -> Tensor:
         torch.manual_seed(0)  # of the Brownian motion
         equation = (
             SDE(_swapped(f), _swapped(g), "diagonal", "stratonovich") if ours else Torchsde(f, g)
@@ -377,10 +377,10 @@ def _of_handed_on() -> Iterator[Case]:
         for ours in (False, True):
             of = "an equation of sdekit's" if ours else "one of torchsde's"
 
-            def drift(x: Tensor, h: Function, call: Any = call, ours: Any = ours) -> Tensor:  # noqa: ANN401
+            def drift(x: Tensor, h: Function, call: Any = call, ours: Any = ours) -> Tensor:
                 return stochastic(x, h, _noise, ours=ours, **call)
 
-            def diffusion(x: Tensor, h: Function, call: Any = call, ours: Any = ours) -> Tensor:  # noqa: ANN401
+            def diffusion(x: Tensor, h: Function, call: Any = call, ours: Any = ours) -> Tensor:
                 return stochastic(x, _drift, h, ours=ours, **call)
 
             yield from _handed_on(f"{name}, f of {of}", drift, _drift)

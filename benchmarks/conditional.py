@@ -131,7 +131,7 @@ def trained(minutes: float) -> tuple[sd.ScoreModel, Any]:
     return model, data
 
 
-def by_class(model: sd.ScoreModel, data: Any) -> dict[str, Any]:  # noqa: ANN401
+def by_class(model: sd.ScoreModel, data: Any) -> dict[str, Any]:
     """The share of samples on which a classifier agrees with the label, for each scale."""
     from sklearn.svm import SVC
 
@@ -153,7 +153,7 @@ def by_class(model: sd.ScoreModel, data: Any) -> dict[str, Any]:  # noqa: ANN401
     return {"classifier on held-out images": accuracy, "agreement": agreement}
 
 
-def code_lengths(model: sd.ScoreModel, data: Any) -> dict[str, float]:  # noqa: ANN401
+def code_lengths(model: sd.ScoreModel, data: Any) -> dict[str, float]:
     """Bits per dimension of the held-out images with labels and without, and the mean difference
     with its standard error; the same dequantisation and probes for both.
     """
@@ -178,7 +178,7 @@ def code_lengths(model: sd.ScoreModel, data: Any) -> dict[str, float]:  # noqa: 
     }
 
 
-def bayes(model: sd.ScoreModel, data: Any) -> dict[str, Any]:  # noqa: ANN401
+def bayes(model: sd.ScoreModel, data: Any) -> dict[str, Any]:
     """The share of held-out images whose class is right, and how often it is, by p(c | x)."""
     x = model.scale.encode(data.test, torch.full(data.test.shape, 0.5, dtype=torch.float64))
     models = [model.given(label=k) for k in range(10)]

@@ -124,7 +124,7 @@ class Judge:
         }
 
 
-def picture(columns: dict[str, Tensor], scale: Any) -> None:  # noqa: ANN401
+def picture(columns: dict[str, Tensor], scale: Any) -> None:
     """Twenty samples of each, from the same initial states."""
     figure = Figure(figsize=(2.0 * len(columns), 2.4), layout="constrained")
     for axes, (name, x) in zip(figure.subplots(1, len(columns)), columns.items(), strict=True):

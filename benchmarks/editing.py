@@ -10,6 +10,7 @@ distances of 4,000 samples to 4,000 exact ones, relative to their mean between e
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -44,7 +45,7 @@ REPAINTED = ((1, 10), (5, 10), (10, 10), (20, 10), (10, 1))  # resamplings and j
 def mixture(k: int, d: int, spread: float, seed: int) -> sd.GaussianMixture:
     """k components in d dimensions with full covariances, their means N(0, spread^2 I)."""
     generator = torch.Generator().manual_seed(seed)
-    draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
+    draw = partial(torch.randn, generator=generator, dtype=torch.float64)
     factors = draw(k, d, d) / d**0.5
     covariances = factors @ factors.mT + 0.05 * torch.eye(d, dtype=torch.float64)
     weights = torch.rand(k, generator=generator, dtype=torch.float64) + 0.5
@@ -103,7 +104,7 @@ def ratios(exact: Callable[[int, int], Tensor]) -> Callable[[Tensor], dict[str, 
     return ratio
 
 
-def started(law: sd.GaussianMixture, x: Tensor, level: float, **settings: Any) -> Solution:  # noqa: ANN401
+def started(law: sd.GaussianMixture, x: Tensor, level: float, **settings: Any) -> Solution:
     """A solve from x with noise; and settings of `sample`."""
     start = sd.Noised(x, level=level)
     return sd.sample(law, sde="vp", start=start, end=END, return_solution=True, **settings)
@@ -116,10 +117,12 @@ def sdedit() -> list[dict[str, Any]]:
         x = (law.mean() + 0.5 * law.data_std)[None]
         for level in LEVELS:
             sigma = level * law.data_std
-            posterior = ratios(lambda n, s: given_noisy(law, x.expand(n, -1), sigma, s))  # noqa: B023
-            tight = sd.AdaptiveFlow(1e-9, 1e-9)
+            posterior = ratios(
+                lambda n, s: given_noisy(law, x.expand(n, -1), sigma, s)  # noqa: B023
+            )
+            solved = partial(started, law, level=level, method=sd.AdaptiveFlow(1e-9, 1e-9))
             flow = ratios(
-                lambda n, s: started(law, x.expand(n, -1), level, seed=100 + s, method=tight).x  # noqa: B023
+                lambda n, s: solved(x.expand(n, -1), seed=100 + s).x  # noqa: B023
             )
             for name, steps in (*WITH_NOISE, *FLOWS):
                 found = started(law, x.expand(N, -1), level, seed=SEED, method=name, steps=steps)

@@ -154,7 +154,7 @@ case({name!r}, {steps})()
 print(high_water() - before)
 """
     paths = {"PYTHONPATH": os.pathsep.join([os.path.dirname(os.path.abspath(__file__)), *sys.path])}
-    done = subprocess.run(  # noqa: S603
+    done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
         text=True,

@@ -70,7 +70,7 @@ def compared(name: str, models: Models, budgets: list[int], n: int) -> list[dict
     """A row for each number of evaluations, method and grid."""
     model = models(n)
 
-    def errors(method: str, steps: int, grid: Any) -> np.ndarray:  # noqa: ANN401
+    def errors(method: str, steps: int, grid: Any) -> np.ndarray:
         x = sd.sample(model, n, steps=steps, method=method, grid=grid, seed=SEED)
         return (x - exact).double().square().flatten(1).mean(dim=1).sqrt().numpy()
 

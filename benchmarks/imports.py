@@ -40,7 +40,7 @@ def interpreter(program: str) -> str:
     compiled = {
         name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"
     }
-    ended = subprocess.run(command, capture_output=True, text=True, check=True, env=compiled)  # noqa: S603
+    ended = subprocess.run(command, capture_output=True, text=True, check=True, env=compiled)
     return ended.stdout
 
 

@@ -90,13 +90,13 @@ def survived(
     victims = Counter[str]()
     finished = 0
     parts = Counter[str]()
-    subprocess.run(command(1, *arguments, "--out", out), check=True, capture_output=True)  # noqa: S603
+    subprocess.run(command(1, *arguments, "--out", out), check=True, capture_output=True)
     expected = out.read_bytes()
     known = dict[str, int]()
     out.unlink()
     shards = out.with_name(out.name + ".shards")
     while sum(victims.values()) < kills:
-        running = subprocess.Popen(  # noqa: S603
+        running = subprocess.Popen(
             command(int(rng.integers(1, 4)), *arguments, "--out", out),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -117,7 +117,7 @@ def survived(
         assert known.items() <= now.items()
         parts["more" if len(now) > len(known) else "none more"] += 1
         known = now
-    subprocess.run(command(2, *arguments, "--out", out), check=True, capture_output=True)  # noqa: S603
+    subprocess.run(command(2, *arguments, "--out", out), check=True, capture_output=True)
     assert out.read_bytes() == expected
     assert [path.name for path in folder.iterdir()] == [out.name]
     return {
@@ -173,9 +173,9 @@ def training(kills: int = KILLS, seed: int = SEED) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         whole = Path(folder) / "whole"
         run = Path(folder) / "run"
-        subprocess.run(command(2, "train", whole, *options), check=True, capture_output=True)  # noqa: S603
+        subprocess.run(command(2, "train", whole, *options), check=True, capture_output=True)
         while sum(victims.values()) < kills or finished == 0 or run.exists():
-            running = subprocess.Popen(  # noqa: S603
+            running = subprocess.Popen(
                 command(2, "train", run, *options),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,

@@ -36,7 +36,7 @@ LORENZ = (10.0, 28.0, 8 / 3)
 def data() -> tuple[Tensor, Tensor]:
     """Times, and standardised paths `(times, batch, 3)`."""
 
-    def f(t: Any, x: Tensor) -> Tensor:  # noqa: ANN401
+    def f(t: Any, x: Tensor) -> Tensor:
         a, b, c = LORENZ
         x1, x2, x3 = x.unbind(dim=1)
         return torch.stack([a * (x2 - x1), b * x1 - x2 - x1 * x3, x1 * x2 - c * x3], dim=1)

@@ -82,7 +82,7 @@ def deviation(scale: Scale) -> float:
 def models() -> dict[str, tuple[ScoreModel, Scale]]:
     """Networks to be trained, and the scale of their data."""
 
-    def unet(sde: Any, scale: Scale, **conventions: Any) -> tuple[ScoreModel, Scale]:  # noqa: ANN401
+    def unet(sde: Any, scale: Scale, **conventions: Any) -> tuple[ScoreModel, Scale]:
         return ScoreModel(
             nets.UNet(1, 24), sde, shape=SHAPE, data_std=deviation(scale), **conventions
         ), scale
@@ -218,7 +218,7 @@ def drawn(
     scale: Scale,
     *,
     uniform: bool = False,
-    **settings: Any,  # noqa: ANN401 - those of sample
+    **settings: Any,
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Distances of samples as they come and denoised, D(x) at the end; and images of the first set
     of either.

@@ -139,7 +139,7 @@ def compared(
 ) -> list[dict[str, Any]]:
     """A row for each number of evaluations."""
 
-    def drawn(steps: int | None, method: Any, grid: Any = None) -> Tensor:  # noqa: ANN401
+    def drawn(steps: int | None, method: Any, grid: Any = None) -> Tensor:
         return sd.sample(model, n, steps=steps, method=method, grid=grid, seed=SEED)
 
     exact = drawn(None, sd.AdaptiveFlow(1e-6, 1e-6))
@@ -180,7 +180,7 @@ def distances(model: sd.ScoreModel, budgets: tuple[int, ...]) -> list[dict[str, 
     reference = features(known.double() / 16)
     rng = np.random.default_rng(SEED)
 
-    def found(method: Any, steps: int | None, grid: Any = None) -> Any:  # noqa: ANN401
+    def found(method: Any, steps: int | None, grid: Any = None) -> Any:
         x = sd.sample(model, IMAGES, method=method, steps=steps, grid=grid, seed=SEED)
         return features(x.double() / 2 + 0.5)
 

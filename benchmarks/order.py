@@ -105,11 +105,11 @@ class Reversed(sk.interop.TorchsdeBrownian):
 
     def __call__(
         self,
-        ta: Any,  # noqa: ANN401
-        tb: Any = None,  # noqa: ANN401
+        ta: Any,
+        tb: Any = None,
         return_U: bool = False,
         return_A: bool = False,
-    ) -> Any:  # noqa: ANN401
+    ) -> Any:
         like = torch.empty(self.shape, dtype=self.dtype)
         t0 = 1.0 - float(ta)
         t1 = 1.0 - float(tb)

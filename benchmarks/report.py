@@ -44,7 +44,7 @@ Statistic = Callable[[Array, Array], Array]  # of samples (N, d) and signs (N, P
 def trained(run: Path) -> None:
     """Trains the network of `make demo`, or completes its run, with a checkpoint at a third."""
     command = [sys.executable, "-m", "sdekit_diffusion", "train", str(run), *RECIPE.split()]
-    subprocess.run([*command, "--save-every", str(THIRD), "--keep", "4", "--resume"], check=True)  # noqa: S603
+    subprocess.run([*command, "--save-every", str(THIRD), "--keep", "4", "--resume"], check=True)
 
 
 def drawn(folder: Path, source: sd.data.Dataset) -> list[torch.Tensor]:

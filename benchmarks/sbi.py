@@ -147,7 +147,7 @@ def agreement(problem: Problem, observations: list[Observation]) -> float:
     return float(kstest(torch.cat(ranks).numpy(), "uniform").pvalue)
 
 
-def _table(file: Any) -> Tensor:  # noqa: ANN401 - a path or an open file
+def _table(file: Any) -> Tensor:
     return torch.tensor(np.loadtxt(file, delimiter=",", skiprows=1, ndmin=2), dtype=torch.float32)
 
 

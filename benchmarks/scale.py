@@ -86,7 +86,7 @@ class Diffusers(Exact):
 
     config = {"in_channels": 1, "sample_size": (1, 2)}
 
-    def forward(self, x: Tensor, t: Tensor) -> Any:  # noqa: ANN401
+    def forward(self, x: Tensor, t: Tensor) -> Any:
         t = (t.to(torch.float64) + 1) / len(BETAS)
         score = self.law.score(t, x.flatten(1).to(torch.float64), self.sde)
         eps = -score * broadcast(self.sde.sigma(t), score)
@@ -151,7 +151,7 @@ def main() -> None:
         for name, sde in diffusions(std).items():
             for kind, model in models(law, sde).items():
 
-                def draw(steps: int, model: Any = model, sde: AbstractDiffusion = sde) -> Tensor:  # noqa: ANN401
+                def draw(steps: int, model: Any = model, sde: AbstractDiffusion = sde) -> Tensor:
                     settings = {"seed": SEED, "dtype": torch.float64}
                     if not isinstance(model, ScoreModel):
                         settings |= {"sde": sde, "shape": (2,)}

@@ -38,7 +38,7 @@ def launched(name: str, *arguments: object) -> None:
         "--nproc-per-node",
         str(processes),
     ]
-    ended = subprocess.run(  # noqa: S603
+    ended = subprocess.run(
         [*launch, "-m", "--", "sdekit_diffusion", *map(str, arguments)],
         capture_output=True,
         text=True,

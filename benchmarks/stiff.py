@@ -49,21 +49,21 @@ class Problem:
 
 
 def van_der_pol(mu: float) -> Problem:
-    def drift(t: Any, x: Tensor) -> Tensor:  # noqa: ANN401
+    def drift(t: Any, x: Tensor) -> Tensor:
         y, v = x.unbind(1)
         return torch.stack([v, mu * (1 - y * y) * v - y], dim=1)
 
     return Problem(drift, torch.tensor([2.0, 0.0], dtype=torch.float64), 2 * mu)
 
 
-def robertson(t: Any, x: Tensor) -> Tensor:  # noqa: ANN401
+def robertson(t: Any, x: Tensor) -> Tensor:
     a, b, c = x.unbind(1)
     first = -0.04 * a + 1e4 * b * c
     third = 3e7 * b * b
     return torch.stack([first, -first - third, third], dim=1)
 
 
-def hires(t: Any, x: Tensor) -> Tensor:  # noqa: ANN401
+def hires(t: Any, x: Tensor) -> Tensor:
     """Schafer's reactions (Hairer and Wanner 1996, IV.10)."""
     y = x.unbind(1)
     bound = 280.0 * y[5] * y[7]
@@ -82,7 +82,7 @@ def hires(t: Any, x: Tensor) -> Tensor:  # noqa: ANN401
     )
 
 
-def brusselator(t: Any, x: Tensor) -> Tensor:  # noqa: ANN401
+def brusselator(t: Any, x: Tensor) -> Tensor:
     """In one dimension, on CELLS cells (Hairer and Wanner 1996, IV.10, with a fiftieth)."""
     u, v = x.unflatten(1, (2, CELLS)).unbind(1)
     diffusion = 0.02 * (CELLS + 1) ** 2
@@ -199,7 +199,7 @@ def ratios(rows: list[dict[str, Any]], solver: str, key: str = "evaluations") ->
     return found
 
 
-def swings(t: Any, x: Tensor) -> Tensor:  # noqa: ANN401
+def swings(t: Any, x: Tensor) -> Tensor:
     """Van der Pol's equation with mu in the state."""
     y, v, mu = x.unbind(1)
     return torch.stack([v, mu * (1 - y * y) * v - y, 0 * mu], dim=1)

@@ -99,7 +99,7 @@ class Pixelwise(nn.Module):
         return 0.1 * self.mix(x)
 
 
-def model_of(sde: Any = "vp", shape: tuple[int, ...] = SHAPE) -> ScoreModel:  # noqa: ANN401
+def model_of(sde: Any = "vp", shape: tuple[int, ...] = SHAPE) -> ScoreModel:
     torch.manual_seed(0)
     return ScoreModel(Pixelwise(), sde, "noise", shape=shape).to(PLACE)
 
@@ -108,7 +108,7 @@ def sampling() -> Iterator[tuple[str, tuple[int, int], Case]]:
     """Every method on a fixed grid."""
     model = model_of()
 
-    def run(n: int, *, method: Any, of: AbstractModel = model, **more: Any) -> None:  # noqa: ANN401
+    def run(n: int, *, method: Any, of: AbstractModel = model, **more: Any) -> None:
         sample(of, BATCH, method=method, steps=n, seed=0, **more)
 
     run(1, method="ddim")  # the first call estimates the standard deviation of the data
@@ -134,7 +134,7 @@ def solving() -> Iterator[tuple[str, tuple[int, int], Case]]:
         lambda t, x: -weight * x, lambda t, x: torch.ones_like(x), "additive", "stratonovich"
     )
 
-    def run(n: int, *, x: Tensor, solver: Any, noise: Any, gradient: Any) -> None:  # noqa: ANN401
+    def run(n: int, *, x: Tensor, solver: Any, noise: Any, gradient: Any) -> None:
         solution = solve(
             equation, x, uniform(0.0, 1.0, n), solver=solver, noise=noise, gradient=gradient
         )
@@ -172,7 +172,7 @@ def adaptive() -> Iterator[tuple[str, tuple[int, int], Case]]:
     x = torch.ones(4, 3, 2, 2).to(PLACE)
     equation = SDE(lambda t, x: -x, lambda t, x: torch.ones_like(x), "additive")
 
-    def rounds(solution: Any) -> int:  # noqa: ANN401 - a Solution
+    def rounds(solution: Any) -> int:
         return int((solution.accepted + solution.rejected).max())
 
     def flow(n: int) -> int:
@@ -211,7 +211,7 @@ def training() -> Iterator[tuple[str, tuple[int, int], Case]]:
     data = torch.zeros(64, 3, 8, 8)
     shape = (3, 8, 8)
 
-    def run(n: int, *, sde: Any, **settings: Any) -> None:  # noqa: ANN401 - of the recipe
+    def run(n: int, *, sde: Any, **settings: Any) -> None:
         fit(
             model_of(sde, shape),
             data,

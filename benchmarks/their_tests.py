@@ -29,7 +29,7 @@ def run(name: str, folder: Path, *, replaced: bool) -> dict[str, object]:
     where, files = TESTS[name]
     paths = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     variables = {"SDEKIT_REPLACE": str(int(replaced)), "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
-    found = subprocess.run(  # noqa: S603
+    found = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "_replaced", "-p", "no:cacheprovider", *files],
         cwd=folder / where, env=os.environ | variables, capture_output=True, text=True, check=False,
     )  # fmt: skip

@@ -104,34 +104,34 @@ class Case:
         return solution.x, round(count * float(tried.mean() / tried.max()))
 
 
-def general(t: Any, x: Tensor) -> Tensor:  # noqa: ANN401
+def general(t: Any, x: Tensor) -> Tensor:
     return columns(torch.as_tensor(t), x)
 
 
-def smooth(t: Any, x: Tensor) -> Tensor:  # noqa: ANN401
+def smooth(t: Any, x: Tensor) -> Tensor:
     return drift(torch.as_tensor(t), x)
 
 
-def additive(t: Any, x: Tensor) -> Tensor:  # noqa: ANN401
+def additive(t: Any, x: Tensor) -> Tensor:
     return state_free(torch.as_tensor(t), x)
 
 
-def diagonal(t: Any, x: Tensor) -> Tensor:  # noqa: ANN401
+def diagonal(t: Any, x: Tensor) -> Tensor:
     return elementwise(torch.as_tensor(t), x)
 
 
-def van_der_pol(t: Any, x: Tensor) -> Tensor:  # noqa: ANN401
+def van_der_pol(t: Any, x: Tensor) -> Tensor:
     y, v = x.unbind(1)
     return torch.stack([v, 1000 * (1 - y * y) * v - y], dim=1)
 
 
-def fast_and_slow(t: Any, x: Tensor) -> Tensor:  # noqa: ANN401
+def fast_and_slow(t: Any, x: Tensor) -> Tensor:
     """A coordinate, and one that follows it within 1 / 4000."""
     slow, fast = x.unbind(1)
     return torch.stack([-torch.sin(slow) - 0.5 * fast, 4000 * (slow - fast)], dim=1)
 
 
-def constant(t: Any, x: Tensor) -> Tensor:  # noqa: ANN401
+def constant(t: Any, x: Tensor) -> Tensor:
     return torch.ones_like(x)
 
 

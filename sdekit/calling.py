@@ -279,7 +279,12 @@ def overwritten(name: str) -> ChangedError:
     )
 
 
-def checked_call(name: str, function: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:  # noqa: ANN401
+def checked_call(
+    name: str,
+    function: Callable[..., Any],
+    *arguments: Any,  # noqa: ANN401
+    **keywords: Any,  # noqa: ANN401
+) -> Any:  # noqa: ANN401
     """function(*arguments, **keywords), refused if it changes one of its tensors in place.
 
     Changes are detected by the tensors' version counters; tensors without a counter are copied

@@ -137,7 +137,8 @@ class ReverseSDE(AbstractSDE):
     """
 
     forward: AbstractSDE
-    score: Score  # pyright: ignore[reportIncompatibleMethodOverride] - the method, given as a function
+    # The method, given as a function.
+    score: Score  # pyright: ignore[reportIncompatibleMethodOverride]
     eta: float = 1.0
     prepare: Callable[[Sequence[float]], Mapping[float, Slope]] | None = field(
         default=None, repr=False, kw_only=True
@@ -217,7 +218,8 @@ class ProbabilityFlow(AbstractSDE):
     noise_type = "none"
 
     forward: AbstractSDE
-    score: Score  # pyright: ignore[reportIncompatibleMethodOverride] - the method, given as a function
+    # The method, given as a function.
+    score: Score  # pyright: ignore[reportIncompatibleMethodOverride]
 
     def __post_init__(self) -> None:
         _require_elementwise(self.forward)

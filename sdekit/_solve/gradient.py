@@ -236,7 +236,10 @@ class _ReversibleSolve(torch.autograd.Function):
         return (None, None, None, *(g if g is None else next(marked) for g in first))
 
     @staticmethod
-    def gradients(ctx: Any, gradients: Sequence[Tensor | None]) -> list[Tensor | None]:  # noqa: ANN401
+    def gradients(
+        ctx: Any,  # noqa: ANN401
+        gradients: Sequence[Tensor | None],
+    ) -> list[Tensor | None]:
         """The gradients of x(t_0) and the parameters."""
         (x0, x, *_) = ctx.saved_tensors
         state = ctx.state

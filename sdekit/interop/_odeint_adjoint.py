@@ -121,7 +121,13 @@ def odeint_adjoint(
     return states if event_fn is None else (when, states)
 
 
-def _of_all(name: str, value: Any, system: System, like: Tensor, params: int) -> Any:  # noqa: ANN401
+def _of_all(
+    name: str,
+    value: Any,  # noqa: ANN401
+    system: System,
+    like: Tensor,
+    params: int,
+) -> Any:  # noqa: ANN401
     """A tolerance of y as one of (0, y, a, *gradients): a has those of y, and all others have the
     largest of them.
     """
@@ -284,7 +290,11 @@ class _Adjoint(torch.autograd.Function):
         return xs, when.clone()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, by_when: Tensor) -> Any:  # noqa: ANN401 # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any,  # noqa: ANN401
+        grad: Tensor,
+        by_when: Tensor,
+    ) -> Any:  # noqa: ANN401
         with torch.no_grad():
             a, by_t, gradients = _Adjoint.solved(ctx, grad, by_when)
         name = "derivatives by the adjoint equation"

@@ -58,7 +58,10 @@ class _Shifted(torch.autograd.Function):
         return x.clone()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:  # noqa: ANN401 # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any,  # noqa: ANN401
+        grad: Tensor,
+    ) -> Any:  # noqa: ANN401
         slope, t = ctx.saved_tensors
         by_t = (grad * slope).sum().to(t).reshape(t.shape)
         return grad, None, differentiated_once("derivatives with respect to t", t, by_t)[0]
@@ -79,7 +82,12 @@ class _Once(torch.autograd.Function):
     """Values that cannot be differentiated."""
 
     @staticmethod
-    def forward(ctx: Any, name: str, anchor: Tensor, *values: Tensor) -> tuple[Tensor, ...]:  # noqa: ANN401
+    def forward(
+        ctx: Any,  # noqa: ANN401
+        name: str,
+        anchor: Tensor,
+        *values: Tensor,
+    ) -> tuple[Tensor, ...]:
         ctx.name = name
         return tuple(value.clone() for value in values)
 

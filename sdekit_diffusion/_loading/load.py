@@ -23,14 +23,13 @@ from sdekit_diffusion._models.checkpoint import (
     MEAN,
     STATE,
     CheckpointError,
-    bare,
-    plain_name,
     read_config,
     read_tensors,
     scale_in,
     warn_of_not_finite,
 )
 from sdekit_diffusion._models.score_model import ScoreModel
+from sdekit_diffusion._models.wrapped import bare, plain_name
 from sdekit_diffusion._training.history import best_of, newest
 from sdekit_diffusion.data import Scale
 

@@ -252,7 +252,11 @@ def _ve_of(sigmas: Tensor, given: VESDE | None) -> VESDE:
     return given
 
 
-def _parts(content: Any, ema: bool, source: str) -> tuple[Mapping[str, Any], list[Tensor] | None]:  # noqa: ANN401
+def _parts(
+    content: Any,  # noqa: ANN401
+    ema: bool,
+    source: str,
+) -> tuple[Mapping[str, Any], list[Tensor] | None]:
     """The state dict of a checkpoint; with ema, the averages of its parameters too."""
     if not isinstance(content, Mapping) or not all(isinstance(name, str) for name in content):
         raise CheckpointError(

@@ -22,9 +22,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as deserialised
 from torch import Tensor, nn
-from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from sdekit_diffusion._models.wrapped import COMPILED, uncompiled
+from sdekit_diffusion._models.wrapped import bare, plain_name
 from sdekit_diffusion._storage.atomic import PART
 
 FORMAT = "sdekit-diffusion 2"
@@ -145,18 +144,6 @@ def scale_in(folder: str | Path) -> tuple[Tensor | float, float | None]:
     config = read_config(folder)
     mean = read_tensors(folder).get(MEAN, config.get("data_mean") or 0.0)
     return mean, config["data_std"]
-
-
-def bare(net: nn.Module) -> nn.Module:
-    """The network in wrappers of torch: of torch.compile and of parallel modules."""
-    parallel = isinstance(net, DataParallel | DistributedDataParallel)
-    inner = uncompiled(net.module if parallel else net)
-    return net if inner is net else bare(inner)
-
-
-def plain_name(name: str) -> str:
-    """The name of a tensor of a network, without those of compiled modules in it."""
-    return ".".join(part for part in name.split(".") if part != COMPILED)
 
 
 def warn_of_not_finite(net: nn.Module, owner: str) -> None:

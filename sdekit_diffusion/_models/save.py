@@ -26,16 +26,14 @@ from sdekit_diffusion._models.checkpoint import (
     TEMPORARY,
     WEIGHTS,
     CheckpointError,
-    bare,
     checksum,
     files_of,
-    plain_name,
     read_config,
     versions,
     warn_of_not_finite,
 )
 from sdekit_diffusion._models.score_model import ScoreModel
-from sdekit_diffusion._models.wrapped import require_own
+from sdekit_diffusion._models.wrapped import bare, plain_name, require_own
 from sdekit_diffusion._storage.atomic import (
     exclusive,
     flush,

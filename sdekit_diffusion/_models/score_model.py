@@ -178,7 +178,7 @@ class ScoreModel(nn.Module, AbstractModel):
         self.net = net
         self.predicts: Prediction = cast(Prediction, predicts)
         self.conditioning: Conditioning = _checked_conditioning(conditioning)
-        self.sde = diffusion(sde)  # pyright: ignore[reportIncompatibleVariableOverride] - always known
+        self.sde = diffusion(sde)  # pyright: ignore[reportIncompatibleVariableOverride]
         self.shape = None if shape is None else shape_given(shape)
         self._recorded = _Recorded()
         self.record_scale(data_mean, data_std)
@@ -203,7 +203,10 @@ class ScoreModel(nn.Module, AbstractModel):
         return self._recorded.std
 
     @data_std.setter
-    def data_std(self, std: float | None) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def data_std(  # pyright: ignore[reportIncompatibleVariableOverride]
+        self,
+        std: float | None,
+    ) -> None:
         self.record_scale(self.data_mean, std)
 
     @property

@@ -4,7 +4,7 @@ import functools
 import inspect
 from contextlib import suppress
 from types import FunctionType, ModuleType
-from typing import Any, TypeVar
+from typing import Any
 
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
@@ -34,21 +34,25 @@ def unwrapped(model: object, kind: type) -> object:
     return model_inside if compiler is None else with_network(compiler(net))
 
 
-def _wrapped_module(model: nn.Module) -> object:
+def _wrapped_module(model: nn.Module) -> nn.Module | None:
     """The module in a wrapper of torch; None if the module is not a wrapper."""
     if isinstance(model, DataParallel | DistributedDataParallel):
         return model.module
     return getattr(model, COMPILED, None)
 
 
-Network = TypeVar("Network")
-
 COMPILED = "_orig_mod"  # the attribute of a module of torch.compile that holds the network
 
 
-def uncompiled(net: Network) -> Network:
-    """The network that `torch.compile` was given; any other network unchanged."""
-    return getattr(net, COMPILED, net)
+def bare(net: nn.Module) -> nn.Module:
+    """The network in wrappers of torch: of torch.compile and of parallel modules."""
+    inner = _wrapped_module(net)
+    return net if inner is None else bare(inner)
+
+
+def plain_name(name: str) -> str:
+    """The name of a tensor of a network, without those of compiled modules in it."""
+    return ".".join(part for part in name.split(".") if part != COMPILED)
 
 
 def require_plain(score: object, kind: type) -> None:

@@ -150,6 +150,7 @@ def sample_between(
     ends = [
         normal(seed, zero[:1], event, dtype=state_dtype).expand(n, *event) for seed in (first, last)
     ]
+    draws = _PriorDraws(coordinates.physical(start, noise.interpolate(*ends)))
     return sample(
         model,
         sde=diffusion,
@@ -159,7 +160,7 @@ def sample_between(
         noise=noise,
         end=end,
         denoise=denoise,
-        start=_PriorDraws(coordinates.physical(start, noise.interpolate(*ends))),  # pyright: ignore[reportArgumentType] - a start that callers do not give
+        start=draws,  # pyright: ignore[reportArgumentType] - which callers do not give
         batch_size=batch_size,
         dtype=dtype,
     )

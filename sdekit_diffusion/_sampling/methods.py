@@ -45,7 +45,11 @@ __all__ = [
 ]
 
 
-def _uniform_in_log_snr(solver: AbstractSolver, steps: int = 100, **settings: Any) -> OnClock:  # noqa: ANN401
+def _uniform_in_log_snr(
+    solver: AbstractSolver,
+    steps: int = 100,
+    **settings: Any,  # noqa: ANN401
+) -> OnClock:
     """A solver on the clock, with steps uniform in log-SNR."""
     return OnClock(solver, steps=steps, grid=UniformInLogSNR(), **settings)
 

@@ -204,7 +204,11 @@ def _unavailable_weights(error: Exception) -> OSError:
     )
 
 
-def _loaded(torchmetrics: ModuleType, weights: str | Path | None, device: torch.device) -> Any:  # noqa: ANN401 - of torchmetrics, which is loaded when needed
+def _loaded(
+    torchmetrics: ModuleType,
+    weights: str | Path | None,
+    device: torch.device,
+) -> Any:  # noqa: ANN401 - of torchmetrics, which is loaded when needed
     """The standard network up to its features, on the device."""
     try:
         path = None if weights is None else str(weights)
