@@ -238,6 +238,24 @@ def test_the_least_noise_of_training_is_in_units_of_the_data():
             assert largest == pytest.approx(-math.log(1e-2 * std), rel=1e-6)
 
 
+def test_data_that_vary_most_in_a_direction_with_too_little_noise_are_warned_of():
+    together = torch.randn(200, 1).expand(200, 100)
+    together = together / together.square().mean().sqrt()
+    net = nets.MLP(shape=(100,), width=8)
+
+    def training(sde):
+        return Training(ScoreModel(net, sde, shape=(100,), conditioning="log_snr"), together)
+
+    with pytest.warns(
+        UserWarning, match=r"15, is 1.5.* times .* is largest, 9.9.*larger sigma_max"
+    ):
+        training(VESDE(sigma_max=15.0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        training(VESDE(sigma_max=25.0))
+        training("cosine")
+
+
 def test_bytes_are_warned_of():
     data = torch.randint(0, 256, (20, 1, 4, 4)).float()
     model = ScoreModel(

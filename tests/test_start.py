@@ -51,6 +51,27 @@ WAVES = torch.stack(
 IMAGES = EmpiricalMixture(WAVES, 0.05)
 
 
+def test_the_prior_is_compared_with_the_direction_in_which_the_data_vary_most():
+    """100 equal coordinates of standard deviation 1: in their common direction it is 10."""
+    means = torch.tensor([[-1.0], [1.0]]).expand(2, 100)
+    together = GaussianMixture([0.5, 0.5], means, [1e-4, 1e-4])
+    assert together.data_std == pytest.approx(1.0, rel=1e-3)
+    y = LinearObservation(torch.eye(100)[:1], torch.zeros(1), 100.0)
+    x = together.sample(1, seed=0)
+    few = VESDE(sigma_max=15.0)
+    told = (
+        "1.5 times the standard deviation of the data in the direction in which it is largest, 10"
+    )
+    with pytest.warns(UserWarning, match=told):
+        sample(together, 1, sde=few, **FEW)
+    with pytest.warns(UserWarning, match=told):
+        log_likelihood(together, x, sde=few, method=LOOSE)
+    with pytest.warns(UserWarning, match=told):
+        sample_posterior(together, y, 16, sde=few, particles=16, steps=16)
+    sample(together, 1, sde=VESDE(sigma_max=25.0), **FEW)  # warnings are errors
+    sample_posterior(together, y, 16, sde=VESDE(sigma_max=25.0), particles=16, steps=16, seed=0)
+
+
 def test_the_dtype_of_x_T_is_kept():
     x_T = VPSDE().prior((4, 2), seed=1, dtype=torch.float64)
     found = sample(POINT, sde="vp", x_T=x_T, **FEW)

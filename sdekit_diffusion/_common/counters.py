@@ -14,6 +14,7 @@ FLIP = -10
 START = -11
 SHIFT = -12
 MEASUREMENT = -13
+DIRECTION = -14
 DROP = -1024  # and one below for each further condition
 RESAMPLING = -(1 << 17)  # and one above for each step
 CLASSES = -(1 << 18)  # and two below for each evaluation

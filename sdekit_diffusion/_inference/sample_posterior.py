@@ -30,7 +30,7 @@ from sdekit_diffusion._sampling.arguments import Model
 from sdekit_diffusion._sampling.coordinates import Coordinates
 from sdekit_diffusion._sampling.grids import DEFAULT_END
 from sdekit_diffusion._sampling.reverse_problems import cast
-from sdekit_diffusion._sampling.start import warn_of_end
+from sdekit_diffusion._sampling.start import warn_of_end, warn_of_prior
 
 Proposal = AbstractCovariance | Callable[..., AbstractPosterior] | str
 
@@ -113,7 +113,8 @@ def sample_posterior(
             fewer than 40 samples), log p(y) of the clouds has a standard deviation of more than 1
             nat, or the samples of a single cloud effectively descend from fewer than 4 initial
             particles: then neither the samples nor log p(y) are reliable. Where the least noise of
-            the diffusion is above a fifth of the standard deviation of the data.
+            the diffusion is above a fifth of the standard deviation of the data, or its largest
+            noise below twice the standard deviation, in any direction that the model knows.
 
     Example:
         >>> law = sd.GaussianMixture([0.5, 0.5], [[-1.0, 0.0], [1.0, 0.0]], [0.1, 0.1])
@@ -148,6 +149,7 @@ def sample_posterior(
         seed_given(seed), first, noise,
         torch.promote_types(dtype or own_dtype, torch.float32), place,
     )  # fmt: skip
+    warn_of_prior(posterior, coordinates, problem.span[0])
     warn_of_end(posterior, coordinates, problem.span[1], end)
     parts = []
     bar = tqdm(total=count * n, unit="sample", desc="posterior", disable=not progress)

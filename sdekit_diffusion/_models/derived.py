@@ -80,6 +80,10 @@ class AbstractDerivedModel(AbstractModel):
         return self.model.data_std
 
     @computed
+    def principal_std(self) -> float | None:
+        return self.model.principal_std
+
+    @computed
     def predicts_noise(self) -> bool:
         return self.model.predicts_noise
 

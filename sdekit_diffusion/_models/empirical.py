@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sdekit.elementary import Time, broadcast
 from sdekit_diffusion._common.inputs import require_tensor
+from sdekit_diffusion._common.principal import principal_std_of
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._models.mixture import (
     ROUNDING,
@@ -22,6 +23,7 @@ from sdekit_diffusion._models.model import noise_scale, signal_scale, times_of
 from sdekit_diffusion._models.observation import AbstractObservation
 
 _BLOCK = 1 << 23  # numbers of one block: 84 points at a time for 50,000 centres
+_PRINCIPAL_CENTRES = 1 << 12  # at most, evenly spaced, of which `principal_std` is computed
 _NEAREST = 16  # centres whose distance is a sum of squared differences
 
 
@@ -93,6 +95,10 @@ class EmpiricalMixture(AbstractMixture):
         self._squares = torch.cat(parts)
         # For a single point any value is possible.
         self.data_std = math.sqrt(variance + self.std**2) or 1.0
+        every = -(-n // _PRINCIPAL_CENTRES)
+        shares = self.weights[::every]
+        widest = principal_std_of(self._centres[::every], shares / shares.sum())
+        self.principal_std = math.hypot(widest, self.std)
 
     def __repr__(self) -> str:
         return (

@@ -3,7 +3,7 @@
 import copy
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from sdekit import fresh_seed, normal, uniform01
 from sdekit.elementary import Time, broadcast
 from sdekit_diffusion._common.counters import COMPONENT, POINT
 from sdekit_diffusion._common.inputs import is_whole, require_tensor
+from sdekit_diffusion._common.principal import principal_std
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._models.model import (
     AbstractModel,
@@ -225,9 +226,7 @@ class GaussianMixture(AbstractMixture):
         total = float(weights.sum(dtype=torch.float64))
         if abs(total - 1) > 1e-5:
             raise ValueError(f"weights must sum to 1, not {total:g}; divide them by their sum")
-        self.data_mean = self.mean()
-        spread = (self._means - self.data_mean.reshape(-1)).square() + self._variances
-        self.data_std = math.sqrt(float((self.weights @ spread).mean()))
+        self._record_scale()
 
     @classmethod
     def of_parts(
@@ -240,10 +239,35 @@ class GaussianMixture(AbstractMixture):
         law = cls(weights, means, torch.ones_like(weights))
         law._variances = variances
         law._axes = axes
-        spread = (law._means - law.mean().reshape(-1)).square() + variances
-        law.data_std = math.sqrt(float((law.weights @ spread).mean())) or 1.0
+        law._record_scale()
         assert law.shape == shape
         return law
+
+    def _record_scale(self) -> None:
+        """Sets `data_mean`, `data_std`, which is 1 for a single point, and `principal_std`."""
+        self.data_mean = self.mean()
+        spread = (self._means - self.data_mean.reshape(-1)).square() + self._variances
+        self.data_std = math.sqrt(float((self.weights @ spread).mean())) or 1.0
+        self.principal_std = principal_std(self._covariance_product(), self._means.shape[1])
+
+    def _covariance_product(self) -> Callable[[Tensor], Tensor]:
+        """The function v -> C v of vectors `(d,)`, with the covariance C of the law."""
+        weights, means = self.weights.to(torch.float64), self._means.to(torch.float64)
+        centred = means - weights @ means
+        shares = weights.unsqueeze(-1) * self._variances.to(means).expand_as(means)
+        axes = None if self._axes is None else self._axes.to(means)
+
+        def product(v: Tensor) -> Tensor:
+            v = v.to(means)
+            between = (weights * (centred @ v)) @ centred
+            if axes is None:
+                return between + shares.sum(dim=0) * v
+            parts = shares * (axes.mT @ v)
+            if axes.ndim == 2:  # of all components
+                return between + axes @ parts.sum(dim=0)
+            return between + torch.einsum("kij,kj->i", axes, parts)
+
+        return product
 
     def __repr__(self) -> str:
         return f"GaussianMixture({len(self.weights)} components, shape={self.shape})"
@@ -277,6 +301,7 @@ class GaussianMixture(AbstractMixture):
         law._variances = alpha**2 * self._variances + sigma**2
         law.data_mean = alpha * self.data_mean
         law.data_std = math.hypot(alpha * self.data_std, sigma)
+        law.principal_std = math.hypot(alpha * (self.principal_std or 0.0), sigma)
         return law
 
     def mean(self) -> Tensor:

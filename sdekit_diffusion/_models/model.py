@@ -76,6 +76,10 @@ class AbstractModel(ABC):
             coordinates; None if it is not known, then it is estimated when a solve begins. Solves
             use coordinates in which the data have mean 0 and standard deviation 1; neither value
             has to be exact.
+        principal_std: the standard deviation of the data in the direction in which it is largest,
+            the square root of the largest eigenvalue of their covariance; None if it is not known.
+            With correlated coordinates it is larger than `data_std`, and the noise that makes data
+            nearly normal must be larger than it.
         predicts_noise: whether the model has a network that predicts the noise, whose errors in the
             data grow with the noise; the default sampler has rules and a grid for such models.
         stiffness: |w - 1| under guidance of scale w, and 0 without guidance; from 1 on the flow is
@@ -100,6 +104,7 @@ class AbstractModel(ABC):
     sde: AbstractDiffusion | None
     data_mean: Tensor | float = 0.0
     data_std: float | None
+    principal_std: float | None = None
     predicts_noise: bool = False
     stiffness: float = 0.0
     starts_at_mean: bool = False

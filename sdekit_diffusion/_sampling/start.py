@@ -9,12 +9,10 @@ import torch
 from torch import Tensor
 
 from sdekit.elementary import scaled
+from sdekit_diffusion._common.principal import SMALLEST_RATIO
 from sdekit_diffusion._models.model import AbstractModel, signal_scale
 from sdekit_diffusion._sampling.coordinates import Coordinates
 
-# sigma / alpha, in standard deviations of the data, below which the law at the start of a solve is
-# far from normal.
-SMALLEST_RATIO = 2.0
 # The noise in a result, in standard deviations of the data, up to which there is no warning: their
 # standard deviation is then at most 2 % too large. For data of standard deviation 0.1 or more the
 # built-in diffusions stay below: "ncsn", whose least noise is 0.01, has 0.1, and the last of 1000
@@ -37,10 +35,16 @@ def warn_of_prior(
     model: AbstractModel, coordinates: Coordinates, l: float, *, stacklevel: int = 3
 ) -> None:
     """Warns if the law at l, the start of a solve, is far from a normal one: if sigma / alpha is
-    below two standard deviations of the data.
+    below two standard deviations of the data, in the direction in which it is largest if the model
+    knows it.
     """
-    ratio = math.exp(-l)
-    if ratio >= SMALLEST_RATIO:
+    noise = coordinates.std * math.exp(-l)
+    std = coordinates.std
+    direction = ""
+    if noise >= SMALLEST_RATIO * std:
+        std = model.principal_std or 0.0
+        direction = " in the direction in which it is largest"
+    if noise >= SMALLEST_RATIO * std:
         return
     start, noisiest = coordinates.start(model)
     where = f"{noisiest} ends"
@@ -49,10 +53,9 @@ def warn_of_prior(
         where = "the grid begins"
         remedy = "Begin at a higher level, or give"
     warnings.warn(
-        f"{where} at sigma / alpha = {coordinates.std * ratio:.3g}, {ratio:.3g} times "
-        f"the standard deviation of the data, {coordinates.std:.3g}: the prior is far from "
-        f"the law there, and so is the result from that of the data. {remedy} the start or its "
-        "log-density (x_T, log_prior)",
+        f"{where} at sigma / alpha = {noise:.3g}, {noise / std:.3g} times the standard deviation "
+        f"of the data{direction}, {std:.3g}: the prior is far from the law there, and so is the "
+        f"result from that of the data. {remedy} the start or its log-density (x_T, log_prior)",
         stacklevel=stacklevel,
     )
 

@@ -155,7 +155,7 @@ class Training(Iterator[Record]):
         if not has_levels(row, model):  # else of another law
             if getattr(transform, "__self__", None) != model.scale:
                 warn_of_raw(self.source, self._encoded, model.scale)
-            model.record_scale(*data_moments(self.source, self._encoded))
+            model.record_scale(*data_moments(self.source, self._encoded, model.sde))
         self._weights: list[Tensor] = list(model.parameters())
         self._averages = Averages(self._weights, self.recipe.decays, self.recipe.widths)
         self._finite = FiniteCheck(self._weights)

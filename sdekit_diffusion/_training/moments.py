@@ -1,4 +1,4 @@
-"""Mean and standard deviation of the data of a training run."""
+"""Mean and standard deviation of the data of a training run, and warnings of unsuitable data."""
 
 import itertools
 import math
@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sdekit_diffusion._common.principal import SMALLEST_RATIO, principal_std_of
+from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._training.trainable import require_count
 from sdekit_diffusion.data import Scale
 from sdekit_diffusion.data._batches import AbstractSource, Batch, Shuffled
@@ -16,6 +18,7 @@ from sdekit_diffusion.data._loader import Loaded
 
 _MAX_SAMPLES = 1 << 16  # samples that are used, of data in memory
 _MAX_SAMPLES_READ = 1 << 10  # of data that have to be read from storage
+_MAX_NUMBERS = 1 << 22  # kept for the direction in which data vary most, or one batch
 _BATCH = 256
 # No warning for standard deviations from 0.01 to 100, up to the error of estimating them, and for
 # means of up to _LARGEST_MEAN standard deviations.
@@ -26,7 +29,11 @@ _BYTES = 128.0  # whole numbers from 0 to a largest one above this are taken for
 
 
 def data_moments(
-    source: AbstractSource, encode: Callable[[Tensor], Tensor], *, few: bool = False
+    source: AbstractSource,
+    encode: Callable[[Tensor], Tensor],
+    sde: AbstractDiffusion | None = None,
+    *,
+    few: bool = False,
 ) -> tuple[Tensor, float]:
     """The mean, shaped like one sample, and the standard deviation: the root mean square, over
     samples and coordinates, of the difference from the mean.
@@ -37,6 +44,7 @@ def data_moments(
     Arguments:
         source: the training data.
         encode: converts rows to inputs of the model.
+        sde: a diffusion, to warn of data for which its largest noise is too small.
         few: use 1024 samples of all data.
     """
     rows = source.rows if isinstance(source, Shuffled) else None
@@ -47,22 +55,21 @@ def data_moments(
     smallest = math.inf
     largest = -math.inf
     integers = True
+    read: list[Tensor] = []
     for some in _first(source, n):
         x = encode(some).detach().to(device="cpu", dtype=torch.float64)
         centre = x.mean(dim=0) if not count else centre
         total = total + (x - centre).sum(dim=0)
         squares = squares + (x - centre).square().sum(dim=0)
-        count += len(x)
         smallest = min(smallest, float(x.min()))
         largest = max(largest, float(x.max()))
         integers = integers and bool((x == x.round()).all())
-    if smallest >= 0 and largest > _BYTES and integers:
-        warnings.warn(
-            f"the data are whole numbers from {smallest:g} to {largest:g}, as bytes are: for "
-            "images in [-1, 1] use x / 127.5 - 1, or pass transform=, such as a data set's "
-            "scale.encode",
-            stacklevel=4,
-        )
+        if not count or (count + len(x)) * x[0].numel() <= _MAX_NUMBERS:
+            read.append(x)
+        count += len(x)
+    bytes_given = smallest >= 0 and largest > _BYTES and integers
+    if bytes_given:
+        _warn_of_bytes(smallest, largest)
     offset = total / count
     variance = float((squares / count - offset.square()).mean())
     if not math.isfinite(variance):  # the first loss is refused
@@ -70,7 +77,35 @@ def data_moments(
     mean = centre + offset
     std = math.sqrt(max(variance, 0.0)) or 1.0
     _warn_of_scale(float(mean.square().mean().sqrt()), std)
+    if sde is not None and not bytes_given:
+        _warn_of_little_noise(std, principal_std_of(torch.cat(read)), sde)
     return mean.to(torch.float32), std
+
+
+def _warn_of_bytes(smallest: float, largest: float) -> None:
+    """Warns of levels of images that are not scaled."""
+    warnings.warn(
+        f"the data are whole numbers from {smallest:g} to {largest:g}, as bytes are: for images in "
+        "[-1, 1] use x / 127.5 - 1, or pass transform=, such as a data set's scale.encode",
+        stacklevel=5,  # the caller of fit
+    )
+
+
+def _warn_of_little_noise(std: float, principal: float, sde: AbstractDiffusion) -> None:
+    """Warns of data whose standard deviation in the direction in which it is largest, `principal`,
+    is not far below the largest noise of a diffusion, while that of a coordinate is, of which
+    `sample` warns.
+    """
+    noise = math.exp(-float(sde.log_snr(sde.T)))
+    if not SMALLEST_RATIO * std <= noise < SMALLEST_RATIO * principal:
+        return
+    warnings.warn(
+        f"the largest sigma / alpha of {sde}, {noise:.3g}, is {noise / principal:.3g} times the "
+        "standard deviation of the data in the direction in which it is largest, "
+        f"{principal:.3g}: the prior is far from the law of noisy data, and samples and "
+        f"likelihoods will be from those of the data. Choose another diffusion{sde.more_noise}",
+        stacklevel=5,  # the caller of fit
+    )
 
 
 def _warn_of_scale(mean: float, std: float) -> None:
