@@ -85,7 +85,7 @@ class LatentSDE(nn.Module):
         hidden = nn.functional.softplus(y[:, :, None] * self.scale[0])
         return torch.sigmoid((hidden * self.scale[1]).sum(dim=2))
 
-    def bound(
+    def loss(
         self,
         solve: Callable[..., Any],
         ts: Tensor,
@@ -124,13 +124,13 @@ SOLVES: dict[str, tuple[Callable[..., Any], bool]] = {
 def step(
     model: LatentSDE, method: str, name: str, ts: Tensor, xs: Tensor, *, same: bool
 ) -> tuple[float, Tensor]:
-    """The bound, and its gradient; same: on a given Brownian motion, which is slower."""
+    """Minus the bound, and its gradient; same: on a given Brownian motion, which is slower."""
     solve, adjoint = SOLVES[name]
     bm = None
     if same:
         bm = torchsde.BrownianInterval(0.0, END, (BATCH, LATENT + 1), entropy=SEED, dt=DT)
     model.zero_grad()
-    loss = model.bound(partial(solve, method=method), ts, xs, bm, adjoint=adjoint)
+    loss = model.loss(partial(solve, method=method), ts, xs, bm, adjoint=adjoint)
     loss.backward()
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
     return float(loss.detach()), torch.cat([gradient.reshape(-1) for gradient in gradients])

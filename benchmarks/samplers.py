@@ -639,7 +639,7 @@ def main() -> None:
         type=int,
         default=FIRST,
         metavar="FIRST",
-        help=f"the seed of the first of five ({FIRST})",
+        help=f"the seed of the first of the six random mixtures ({FIRST})",
     )
     parser.add_argument("--problems", nargs="+", choices=list(MIXTURES))
     parser.add_argument("--samples", type=int, help="their number, for all problems")

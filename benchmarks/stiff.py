@@ -42,7 +42,7 @@ class Problem:
     x0: Tensor
     end: float
     scale: float = 1.0
-    largest: float = 1e-8  # the least tolerance that is tried
+    smallest: float = 1e-8  # the smallest tolerance that is tried
 
     def of_arrays(self, t: float, y: Array) -> Array:
         return self.drift(t, torch.from_numpy(y)[None])[0].numpy()
@@ -108,7 +108,7 @@ def problems() -> dict[str, Problem]:
         "van der Pol, 1e6": van_der_pol(1e6),
         "Robertson": Problem(robertson, torch.tensor([1.0, 0.0, 0.0]).double(), 1e6, 1e-4),
         "HIRES": Problem(hires, first, 321.8122, 1e-3),
-        "Brusselator": Problem(brusselator, pattern, 10.0, largest=1e-6),
+        "Brusselator": Problem(brusselator, pattern, 10.0, smallest=1e-6),
     }
 
 
@@ -160,7 +160,7 @@ def measured(name: str, problem: Problem) -> list[dict[str, Any]]:
     known = exact(problem)
     rows = []
     for tol in TOLERANCES:
-        if tol < problem.largest:
+        if tol < problem.smallest:
             continue
         for method in (*SOLVERS, *METHODS):
             solved = ours if method in SOLVERS else theirs

@@ -194,7 +194,7 @@ def has_no_version_counter(x: Tensor) -> bool:
 
 def version_of(x: Tensor) -> int | None:
     """How often x was changed in place; None where torch does not count."""
-    return None if has_no_version_counter(x) or x.is_inference() else x._version
+    return None if has_no_version_counter(x) else x._version
 
 
 def has_hidden_values(x: Tensor) -> bool:

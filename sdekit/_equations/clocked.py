@@ -28,8 +28,8 @@ class AbstractClocked(AbstractSDE, ABC):
 
         dy = F dA/dtau dtau + dB_tau.
 
-    tau is the time of the equation, that of the ts of a solve. l is a parameter of this time; for a
-    diffusion it is log(alpha / sigma), which increases from noise to data.
+    tau is the time of the equation, in which the ts of a solve are given. l is a parameter of this
+    time; for a diffusion it is log(alpha / sigma), which increases from noise to data.
 
     Arguments:
         integrand: `F(l, x)`, shaped like x; l is a float or `(batch,)`.

@@ -34,7 +34,7 @@ def _require_elementwise(forward: AbstractSDE) -> None:
 
 
 # Equations whose g was found not to depend on x.
-_CONSTANT: "WeakSet[ReverseSDE | ProbabilityFlow]" = WeakSet()
+_WITH_CONSTANT_DIFFUSION: "WeakSet[ReverseSDE | ProbabilityFlow]" = WeakSet()
 
 
 def _reverse_drift(
@@ -55,9 +55,10 @@ def _reverse_drift(
             return g.square()
 
         def unseen() -> None:
-            if not torch.compiler.is_compiling() and equation not in _CONSTANT:
-                require_visible("the diffusion", "div(g g^T)", square, x)
-                _CONSTANT.add(equation)
+            if torch.compiler.is_compiling() or equation in _WITH_CONSTANT_DIFFUSION:
+                return
+            require_visible("the diffusion", "div(g g^T)", square, x)
+            _WITH_CONSTANT_DIFFUSION.add(equation)
 
         # g_i depends on x_i alone, so that the transposed derivative applied to ones is the
         # derivative of each square.
@@ -137,7 +138,7 @@ class ReverseSDE(AbstractSDE):
     """
 
     forward: AbstractSDE
-    # The method, given as a function.
+    # A field that takes the place of the method of `AbstractSDE`, and is called like it.
     score: Score  # pyright: ignore[reportIncompatibleMethodOverride]
     eta: float = 1.0
     prepare: Callable[[Sequence[float]], Mapping[float, Slope]] | None = field(
@@ -218,7 +219,7 @@ class ProbabilityFlow(AbstractSDE):
     noise_type = "none"
 
     forward: AbstractSDE
-    # The method, given as a function.
+    # A field that takes the place of the method of `AbstractSDE`, and is called like it.
     score: Score  # pyright: ignore[reportIncompatibleMethodOverride]
 
     def __post_init__(self) -> None:

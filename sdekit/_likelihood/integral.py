@@ -78,10 +78,10 @@ class DivergenceIntegral:
     def _evaluate(self) -> None:
         if not self._pending:
             return
-        batches, steps = zip(*self._pending, strict=True)
+        batches, numbers = zip(*self._pending, strict=True)
         self._pending = []
         index, t0, t1, dense = (
-            _concatenate([getattr(m, name) for m in batches])
+            _concatenate([getattr(accepted, name) for accepted in batches])
             for name in ("samples", "t0", "t1", "dense")
         )
         flow = Counted.of(self.flow.rows(index), batches[0].x)
@@ -93,7 +93,7 @@ class DivergenceIntegral:
         t = torch.lerp(t0.unsqueeze(1), t1.unsqueeze(1), self.nodes).flatten()
         weight = torch.outer(t1 - t0, self.weights).flatten()
         rows = index.repeat_interleave(n)
-        node = torch.cat(steps).unsqueeze(1) * n + torch.arange(n, device=index.device)
+        node = torch.cat(numbers).unsqueeze(1) * n + torch.arange(n, device=index.device)
         node = node.flatten()
         size = self._block_size(x)
         parts = (slice(i, i + size) for i in range(0, len(rows), size))
@@ -103,15 +103,12 @@ class DivergenceIntegral:
             )
             * weight
         )
-        steps = sum(traces.unflatten(1, (-1, n)).unbind(2))
-        assert isinstance(steps, Tensor)
-        for accepted, step in zip(
-            batches,
-            steps.split([len(accepted.samples) for accepted in batches], dim=1),
-            strict=True,
-        ):
+        integrals = sum(traces.unflatten(1, (-1, n)).unbind(2))
+        assert isinstance(integrals, Tensor)
+        sizes = [len(accepted.samples) for accepted in batches]
+        for accepted, integral in zip(batches, integrals.split(sizes, dim=1), strict=True):
             # Every sample occurs once per batch, so its terms are added in the order of time.
-            self._sums = self._sums.index_add(1, accepted.samples, step)
+            self._sums = self._sums.index_add(1, accepted.samples, integral)
         self.evaluations.index_add_(0, index, torch.full_like(index, flow.evaluations + n))
 
     def _traces(self, t: Tensor, x: Tensor, rows: Tensor, node: Tensor) -> Tensor:

@@ -372,13 +372,14 @@ def path_kl(
     With d = m_p - m_q the difference of the means of a step under both and S the covariance of the
     step, each step adds its divergence given the path so far,
 
-        d^T S^{-1} d / 2
+        d^T S^{-1} d / 2.
 
-    whose mean over the paths is KL(q || p) of the discretised paths, exactly. In the limit of short
-    steps the sum is the integral of |u|^2 / 2 with g u = f_p - f_q, which `logqp=True` of `sdeint`
-    computes. -log w of `path_weights` has the same mean, with the variance of a stochastic integral
-    besides. In a bound E[log p(y | x) + log w] of the evidence, however, the two terms cancel each
-    other's variance if the proposal is the posterior: near there `path_weights` is better. A
+    The mean of the sum over the paths is KL(q || p) of the discretised paths, exactly. In the limit
+    of short steps the sum is the integral of |u|^2 / 2 with g u = f_p - f_q, which `logqp=True` of
+    `sdeint` computes. -log w of `path_weights` has the same mean, but also the variance of a
+    stochastic integral. In a bound E[log p(y | x) + log w] of the evidence, however, the two terms
+    cancel each other's variance if the proposal is the posterior: for proposals that are close to
+    the posterior `path_weights` is better. A
     coordinate in which g is 0 adds nothing where both drifts are exactly equal, as the same
     operations on the same numbers are, and infinity elsewhere. A matrix g with a row of zeros has
     no inverse, and is refused.
@@ -450,7 +451,7 @@ def _steps_of_pair(
     grid = fixed_times(ts)
     equations = [Counted.of(equation.tabulated(grid), x0) for equation in (proposal, target)]
     steps = Transitions(equations[0], grid, solver)
-    others = Transitions(equations[1], grid, solver)
+    target_steps = Transitions(equations[1], grid, solver)
     shape = equations[0].noise_shape(x0)
     x = x0
     slopes: list[Tensor] = []
@@ -463,7 +464,7 @@ def _steps_of_pair(
         both = [checked_output("the drift", drift, x.shape, x) for drift in drifts]
         slopes = [torch.stack(both), *slopes]
         scale = _scale(steps, i, x)
-        differences.append(scale.differs(_scale(others, i, x)))
+        differences.append(scale.differs(_scale(target_steps, i, x)))
         end, other = steps.mean(i, steps.with_noise(i, x, w), slopes)
         yield _PathStep(end, scale, _width(steps, i), other - end, w)
         x = end

@@ -94,10 +94,12 @@ class AdaptiveSolve:
         return solution, self.results.reached.to(self.device)
 
     def _evaluating(self, rows: int) -> AbstractContextManager[None]:
-        """Where the equation is called for a number of rows."""
+        """The context of calls of the equation for some rows. An equation that does not define
+        `rows` may hold values of all samples, of which it cannot select those of the rows.
+        """
         total = len(self.results.x)
-        closes_over = type(self.full_problem.problem).rows is AbstractSDE.rows
-        return called_for_some(rows if closes_over else total, total)
+        has_no_rows = type(self.full_problem.problem).rows is AbstractSDE.rows
+        return called_for_some(rows if has_no_rows else total, total)
 
     def _initial_samples(self, x0: Tensor, ts: list[float]) -> ActiveSamples:
         """The samples before their first steps."""
@@ -150,7 +152,9 @@ class AdaptiveSolve:
     def _stopped(
         self, start: Tensor, stop: Tensor, interval: Interval, accept: Tensor, step: Step
     ) -> tuple[Interval, Tensor]:
-        """The interval and the states at its end, where an event stops a sample those there."""
+        """The interval and the states at its end. For a sample that an event stops, the interval
+        ends at the event.
+        """
         if self.search is None:
             return interval, step.x
         active = self.active

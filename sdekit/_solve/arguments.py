@@ -184,7 +184,8 @@ def require_no_inner_outputs(
     Arguments:
         save: "last", "all", "dense" or "times".
         chosen: the times of save="times".
-        adaptive: whether steps are adaptive; of ts they then end at both ends only.
+        adaptive: whether steps are adaptive; then only the first and the last of ts are known to be
+            ends of steps.
 
     Raises:
         ValueError: with what to do.
@@ -194,7 +195,7 @@ def require_no_inner_outputs(
     if save == "dense" or not {*wanted} <= {*known}:
         raise ValueError(
             "with an event the states within steps of a stochastic equation cannot be saved, "
-            "because they would not know whether it has passed zero: take a fixed grid with these "
+            "because their law does not take account of the event: take a fixed grid with these "
             'times and save="all", or save="last"'
         )
 

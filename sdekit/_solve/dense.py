@@ -173,11 +173,11 @@ class SavedStates:
             self.xs += bridged(steps.problem, noise, (t0, t1), (x0, step.x), within)
         elif within:
             data = _data(i, steps, x0, step)
+            interpolate = cubic if step.dense is None else steps.solver.interpolate
             for t in within:
                 position = (t - t0) / (t1 - t0)
                 theta = torch.full((len(x0),), position, dtype=torch.float64, device=x0.device)
-                within = cubic if step.dense is None else steps.solver.interpolate
-                self.xs.append(within(data, theta))
+                self.xs.append(interpolate(data, theta))
         if len(self.xs) < len(self.times) and self.times[len(self.xs)] == t1:
             self.xs.append(step.x)
 

@@ -17,7 +17,8 @@ from sdekit.calling import checked_call, checked_output, require_order
 _NAME = "an event's g(t, x)"
 _HALVINGS = 44
 _RESOLUTION = 2.0**-_HALVINGS  # of a step
-_LARGEST = 2.0**-30  # of a step: where g is smooth, Newton steps from the zero are shorter
+_LARGEST_NEWTON_STEP = 2.0**-30  # of a step, from a zero; longer ones show that g is not smooth
+_KAPPA = 0.2  # kappa_1 of the ITP method; kappa_2 is 2
 _SALT = 0x2545F4914F6CDD1D  # makes the random numbers of passages independent of the increments
 
 
@@ -156,7 +157,8 @@ class EventSearch:
             key = noise.keys(x0) ^ _SALT
         with torch.no_grad():
             t = torch.full((len(x0),), t0, dtype=torch.float64, device=x0.device)
-            value = event.values(t, x0.clone())  # it is only refused after it has changed its x
+            # A copy, because a function that changes its x is refused only afterwards.
+            value = event.values(t, x0.clone())
         zeros = torch.zeros(len(x0), dtype=torch.int64, device=x0.device)
         _require_numbers(t, value, torch.arange(len(x0), device=x0.device), finite(x0))
         return EventSearch(
@@ -301,25 +303,24 @@ def _differentiable(function: Callable[[Tensor], Tensor], t: Tensor, length: Ten
         (rate,) = torch.autograd.grad(
             value.sum(), t, create_graph=True, allow_unused=True, materialize_grads=True
         )
-        smooth = value.abs() <= _LARGEST * (rate * length).abs()
+        smooth = value.abs() <= _LARGEST_NEWTON_STEP * (rate * length).abs()
         smooth = smooth & (rate != 0)
         t = t - torch.where(smooth, value / torch.where(smooth, rate, 1.0), 0.0)
     return t
 
 
-def root(function: Callable[[Tensor], Tensor], zero: Tensor) -> Tensor:
+def root(function: Callable[[Tensor], Tensor], low: Tensor) -> Tensor:
     """The zeros of a function of `(batch,)` numbers in [0, 1], elementwise, to an accuracy of 2^-44
-    by the ITP method. The function is not positive at 0 and not negative at 1; `zero` is a tensor
-    of zeros, `(batch,)`.
+    by the ITP method. The function is not positive at 0 and not negative at 1. `low` holds the
+    lower ends of the intervals, which are all 0, `(batch,)`.
 
     References:
         Oliveira and Takahashi 2020, "An enhancement of the bisection method average performance
         preserving minmax optimality".
     """
-    low = zero
-    high = zero + 1
-    below = function(low).to(zero)
-    above = function(high).to(zero)
+    high = low + 1
+    below = function(low).to(low)
+    above = function(high).to(low)
     rounds = 1 + _HALVINGS
     for j in range(rounds):
         width = high - low
@@ -332,11 +333,11 @@ def root(function: Callable[[Tensor], Tensor], zero: Tensor) -> Tensor:
             rise > 0, low - below * width / torch.where(rise > 0, rise, 1.0), middle
         )
         side = (middle - chord).sign()
-        shift = torch.minimum(0.2 * width.square(), (middle - chord).abs())
+        shift = torch.minimum(_KAPPA * width.square(), (middle - chord).abs())
         allowed = (_RESOLUTION * 2.0 ** (rounds - j) - 0.5 * width).clamp_min(0.0)
         tried = chord + side * shift
         tried = middle + (tried - middle).maximum(-allowed).minimum(allowed)
-        value = function(tried).to(zero)
+        value = function(tried).to(low)
         below = torch.where(wide & (value < 0), value, below)
         low = torch.where(wide & (value <= 0), tried, low)
         above = torch.where(wide & (value > 0), value, above)

@@ -359,7 +359,7 @@ def _nodes(outputs: Iterable[Tensor], before: Tensor | None = None) -> set[Node]
         node = stack.pop()
         if node is not None and node not in nodes:
             nodes.add(node)
-            stack += [before for before, _ in node.next_functions]
+            stack += [earlier for earlier, _ in node.next_functions]
     return nodes
 
 

@@ -81,8 +81,7 @@ def steps_of(
     require_state(x0)
     require_pairing(problem, solver)
     noise = _noise_of(problem, solver, noise, WhiteNoise)
-    counted = Counted.of(problem.tabulated(grid), x0)
-    return Steps(counted, grid, solver.plan(counted, grid), noise), _copied_states(x0)
+    return Steps.of(problem, x0, grid, solver, noise), _copied_states(x0)
 
 
 def solve(

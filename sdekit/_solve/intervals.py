@@ -97,8 +97,9 @@ class FreeIntervals(AbstractIntervals):
         return float(left.add_(active.ended).amin()) <= 0
 
     def _shortest(self, active: ActiveSamples) -> Tensor:
-        """What rounding of times leaves to resolve, of each sample: of a time near 0 within the
-        span that of the nearer end, from which it is counted.
+        """The shortest step of each sample that its times resolve in spite of rounding. It is
+        relative to the larger of |t| and the distance from t to the nearer end of the span, from
+        which times are counted.
         """
         counted = torch.minimum((active.t - self.start).abs(), active.remaining)
         largest = torch.maximum(active.t.abs(), counted)
@@ -152,7 +153,8 @@ class DyadicIntervals(AbstractIntervals):
         return Interval(t1, (self.end - t1).abs(), (t1 - active.t).abs(), shortest)
 
     def allowed(self, active: ActiveSamples, interval: Interval, factor: Tensor) -> Tensor:
-        # Where alignment made a step shorter than it was allowed to be, it stays allowed.
+        # Dyadic times may make a step shorter than h. If the next step may be longer than this one,
+        # it may also be as long as h.
         length = interval.length
         return torch.where(factor > 1, torch.maximum(length, active.h / factor), length)
 

@@ -313,7 +313,7 @@ class UnfinishedError(ArithmeticError):
 _REASONS = {
     Status.NOT_FINITE: "it became infinite or NaN however short the step,",
     Status.UNDERFLOW: "no step is short enough for the tolerance,",
-    Status.TOO_MANY_STEPS: "max_steps was not enough, which ended",
+    Status.TOO_MANY_STEPS: "max_steps was not enough: the solve stopped",
 }
 
 

@@ -86,7 +86,7 @@ class Stepper:
         )
 
     def _start(self) -> tuple[Tensor, Tree]:
-        """What the solver continues with from a state that took the place of its own."""
+        """x and the solver's state for the next step, after the caller has replaced x."""
         if isinstance(self.memory, tuple) and not self.memory:
             return self.x, self.memory
         solver = self.steps.solver

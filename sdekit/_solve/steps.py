@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from sdekit._equations.sde import AbstractSDE
 from sdekit._noise.white import AbstractNoise, Increment, NoiseQuery
 from sdekit._solve.counted import Counted
 from sdekit._solvers.contract import AbstractSolver, Tree
@@ -20,6 +21,18 @@ class Steps:
     ts: Sequence[float]
     solver: AbstractSolver
     noise: AbstractNoise | None
+
+    @staticmethod
+    def of(
+        problem: AbstractSDE,
+        x: Tensor,
+        ts: Sequence[float],
+        solver: AbstractSolver,
+        noise: AbstractNoise | None,
+    ) -> "Steps":
+        """The steps of a solver on a grid, for states such as x."""
+        counted = Counted.of(problem.tabulated(ts), x)
+        return Steps(counted, ts, solver.plan(counted, ts), noise)
 
     def __len__(self) -> int:
         return len(self.ts) - 1

@@ -113,14 +113,15 @@ class AbstractSolver(ABC):
         return ()
 
     def restarted(self, problem: AbstractSDE, t0: Time, x: Tensor, state: Tree) -> Tree:
-        """The `state` for a step from t0 after the caller has replaced x, from that before: as from
-        `init`, unless a multistep rule keeps its earlier values.
+        """The `state` for a step from t0 after the caller has replaced x, given the `state` before
+        that. It is the one of `init`, unless a multistep rule keeps its earlier values.
         """
         return self.init(problem, t0, x)
 
     def retried(self, given: Tree, returned: Tree) -> Tree:
-        """The `state` for another try of a rejected step, from the same t0 and x to another t1:
-        that which the rejected one was given, unless the solver keeps some of what it returned.
+        """The `state` for another try of a rejected step, from the same t0 and x to another t1. It
+        is the one that the rejected step was given, unless the solver keeps part of the one that
+        this step returned.
         """
         return given
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from sdekit._equations.sde import AbstractSDE
 from sdekit._noise.white import Increment
 from sdekit._solvers.contract import AbstractSolver, Order, Step, Tree
+from sdekit._solvers.euler import EulerMaruyama
 from sdekit._solvers.linear_systems import fits, per_sample
 from sdekit._solvers.newton import implicit, initial_factors, smoothed, warn_without_solution
 from sdekit.elementary import Time, axpy, broadcast, sqrt
@@ -64,13 +65,7 @@ class ImplicitEulerMaruyama(AbstractSolver):
         method", SIAM Journal on Numerical Analysis 38.
     """
 
-    order = {
-        "none": Order(1, 1),
-        "additive": Order(1, 1),
-        "diagonal": Order(0.5, 1),
-        "scalar": Order(0.5, 1),
-        "general": Order(0.5, 1),
-    }
+    order = EulerMaruyama.order
     differentiates = True
     iterates = True
 

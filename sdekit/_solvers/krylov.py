@@ -5,8 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-_BETWEEN = 8  # dimensions between two checks of the residual
-_RITZ_RESIDUAL = 0.1  # of an eigenvalue in the subspace that counts, relative to it
+_CHECK_INTERVAL = 8  # dimensions of the subspace between two checks of the residual
+_RITZ_RESIDUAL = 0.1  # relative to a Ritz value, which up to here is taken for an eigenvalue
 
 
 def gmres(
@@ -42,7 +42,7 @@ def gmres(
             break
         column, basis[:, k] = _orthogonalised(product(basis[:, k - 1]), basis[:, :k])
         hessenberg[:, : k + 1, k - 1] = column
-        if k % _BETWEEN == 0 or k == most:
+        if k % _CHECK_INTERVAL == 0 or k == most:
             weights, residual = _least_squares(hessenberg[:, : k + 1, :k], norm)
             converged = ~done & (residual <= limit)
             candidate = (basis[:, :k] * weights[:, :, None]).sum(1)

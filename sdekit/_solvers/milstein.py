@@ -75,26 +75,22 @@ def directional_derivative(
         def product(y: Tensor) -> Tensor:
             return problem.multiply(problem.diffusion(t, y), v, zero)
 
-        return _pushed(product, x, problem.multiply(g, v if u is None else u, zero))[1]
+        return _derivative_along(product, x, problem.multiply(g, v if u is None else u, zero))
 
     return g, pushforward
 
 
-def _pushed(
-    function: Callable[[Tensor], Tensor], x: Tensor, direction: Tensor
-) -> tuple[Tensor, Tensor]:
-    """A function, and its derivative along a direction."""
+def _derivative_along(function: Callable[[Tensor], Tensor], x: Tensor, direction: Tensor) -> Tensor:
+    """The derivative of a function at x along a direction."""
     point = x.contiguous()
     direction = direction.contiguous()
     if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():
-        result = torch.func.jvp(function, (point,), (direction,))
-        return result[0], result[1]
+        return torch.func.jvp(function, (point,), (direction,))[1]
     with torch.inference_mode(mode=False):  # in that mode older versions of torch return zeros
-        result = torch.func.jvp(function, (point.clone(),), (direction.clone(),))
-        return result[0], result[1]
+        return torch.func.jvp(function, (point.clone(),), (direction.clone(),))[1]
 
 
-def _product(problem: AbstractSDE, t: Time, x: Tensor) -> Tensor:
+def _weighted_noise(problem: AbstractSDE, t: Time, x: Tensor) -> Tensor:
     """g with a weight for each Brownian motion, shaped like x."""
     shape = problem.noise_shape(x) or ()
     v = torch.linspace(1.0, 2.0, math.prod(shape), dtype=x.dtype, device=x.device)
@@ -127,8 +123,8 @@ def require_derivative_of_diffusion(problem: AbstractSDE, t: Time, x: Tensor) ->
             product = partial(_elements, problem, t)
             _, change = derivative(product, point, torch.ones_like)
         else:
-            product = partial(_product, problem, t)
-            _, change = _pushed(product, point, torch.ones_like(point))
+            product = partial(_weighted_noise, problem, t)
+            change = _derivative_along(product, point, torch.ones_like(point))
         if not bool((change != 0).any()):
             require_visible("the diffusion", "this method", product, x)
 

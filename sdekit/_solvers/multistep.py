@@ -81,8 +81,8 @@ class AbstractMultistep(AbstractPlanned):
         is_count = isinstance(self.lower_final, int) and self.lower_final >= 2
         if not isinstance(self.lower_final, bool) and not is_count:
             raise ValueError(
-                "lower_final is True, False or the number of steps below which it is so, from 2 "
-                f"on; not {self.lower_final!r}"
+                "lower_final is True, False, or a whole number from 2 on, which means True for "
+                f"fewer steps than that; not {self.lower_final!r}"
             )
         for name, allowed in self.choices.items():
             if getattr(self, name) not in allowed:
@@ -115,7 +115,7 @@ class AbstractMultistep(AbstractPlanned):
 
     def plan(self, problem: AbstractSDE, ts: Sequence[float]) -> Self:
         settings = _settings_of(type(self))(self)
-        if problem.plans is None or not _is_constant(settings):
+        if problem.plans is None or not _is_hashed_by_value(settings):
             return replace(self, planned=self._compute_plan(problem, ts))
         key = type(self), settings, problem.noise_type, tuple(ts)
         if key not in problem.plans:
@@ -232,16 +232,16 @@ def _settings_of(kind: type[AbstractMultistep]) -> Callable[[AbstractMultistep],
     return attrgetter(*[part.name for part in fields(kind) if part.name != "planned"])
 
 
-def _is_constant(value: object) -> bool:
-    """Whether a value is immutable, so that its hash identifies it: numbers, strings and tuples of
-    them; tensors, arrays and lists may be changed in place.
+def _is_hashed_by_value(value: object) -> bool:
+    """Whether a value is immutable, so that its hash identifies it: a number, a string, or a tuple
+    of them. Tensors, arrays and lists are not, because they may be changed in place.
     """
     if isinstance(value, tuple):
-        return {*map(type, value)} <= _CONSTANT or all(map(_is_constant, value))
+        return {*map(type, value)} <= _SIMPLE_TYPES or all(map(_is_hashed_by_value, value))
     return value is None or isinstance(value, bool | int | float | complex | str | Enum)
 
 
-_CONSTANT = {bool, int, float, str}
+_SIMPLE_TYPES = {bool, int, float, str}  # a tuple of only these is found without recursion
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,8 +21,8 @@ from sdekit.calling import has_hidden_values, is_differentiating
 from sdekit.elementary import Time, broadcast
 
 _ATTEMPTS = 50  # evaluations of the drift in a step
-_MAX_CONTRACTION = 0.3  # of changes; slower ones ask for another Jacobian
-_MAX_STEP_CHANGE = 0.1  # of h, relative; larger ones do, too
+_MAX_CONTRACTION = 0.3  # ratio of successive changes, above which the Jacobian is computed again
+_MAX_STEP_CHANGE = 0.1  # relative change of h, above which the Jacobian is computed again
 _RESIDUAL = 1e-2  # of GMRES in an iteration, whose error the next one corrects
 _RESIDUAL_OF_ERROR = 1e-4  # of GMRES for an error estimate
 
@@ -131,6 +131,13 @@ def _residual(problem: AbstractSDE, t: Tensor, h: Tensor, base: Tensor, x: Tenso
     return residual
 
 
+def _relative_tolerance(eps: float) -> float:
+    """The relative change at which an iteration has converged: eps^(3/4), and 8 eps where that is
+    larger, as in half precision.
+    """
+    return max(eps**0.75, 8 * eps)
+
+
 def _iterated(
     problem: AbstractSDE,
     t: Tensor,
@@ -144,7 +151,7 @@ def _iterated(
     """What `implicit` returns, without derivatives."""
     eps = torch.finfo(x.dtype).eps
     *factors, largest = state
-    relative = max(eps**0.75, 8 * eps)
+    relative = _relative_tolerance(eps)
     scale = torch.maximum(largest, _largest(base))
     outdated = (h - factors[2]).abs() > _MAX_STEP_CHANGE * factors[2].abs()
     before = torch.full_like(largest, torch.inf)
@@ -202,7 +209,7 @@ def _iterated_by_products(
         change = solve(residual).to(x.dtype)
         size = _largest(change)
         left = _RESIDUAL * torch.linalg.vector_norm(residual.flatten(1), dim=1) * h.abs()
-        tolerance = max(eps**0.75, 8 * eps) * torch.maximum(scale, _largest(x + change))
+        tolerance = _relative_tolerance(eps) * torch.maximum(scale, _largest(x + change))
         small = (size <= tolerance) & ((left <= tolerance) | (before <= tolerance))
         slow = ~(small | (size <= _MAX_CONTRACTION * before) | before.isinf())
         failed = ~size.isfinite() | (slow if not allow_slow else False)

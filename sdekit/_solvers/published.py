@@ -11,8 +11,8 @@ import numpy as np
 from sdekit._equations.quadrature import Panels
 from sdekit._solvers.multistep import AbstractMultistep
 
-Shape = Literal["midpoint", "heun"]
-Scale = Literal["bh1", "bh2"]
+DPMForm = Literal["midpoint", "heun"]
+UniPCForm = Literal["bh1", "bh2"]
 Variable = Literal["t", "rho", "log_rho"]
 
 
@@ -52,9 +52,9 @@ class DPMSolver(AbstractMultistep):
         -0.5 in place of +0.5 in the last weight.
     """
 
-    form: Shape = "midpoint"
+    form: DPMForm = "midpoint"
     accuracy = {1: 1, 2: 2, 3: 2}
-    choices = {"form": get_args(Shape)}
+    choices = {"form": get_args(DPMForm)}
 
     def rule(self, panels: Panels) -> np.ndarray:
         moments = panels.moments()
@@ -95,9 +95,9 @@ class UniPC(AbstractMultistep):
         Zhao et al. 2023, arXiv 2302.04867.
     """
 
-    form: Scale = "bh2"
+    form: UniPCForm = "bh2"
     accuracy = {1: 2, 2: 3, 3: 3}
-    choices = {"form": get_args(Scale)}
+    choices = {"form": get_args(UniPCForm)}
     corrects = True
 
     def rule(self, panels: Panels) -> np.ndarray:

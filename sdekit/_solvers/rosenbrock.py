@@ -118,7 +118,7 @@ class AbstractRosenbrock(AbstractSolver, ABC):
         length = stop - start
         first = problem.drift(start, x)
         with nullcontext() if is_differentiated(first) else torch.no_grad():
-            solved, rate, derivatives = linear_solver(
+            solve, rate, derivatives = linear_solver(
                 problem, start, x, tableau.gamma * length, direct=self.direct,
                 residual=self.residual, kept=state,
             )  # fmt: skip
@@ -137,7 +137,7 @@ class AbstractRosenbrock(AbstractSolver, ABC):
                 value = torch.addcmul(problem.drift(time, point), rest, inverse)
             if tableau.rates[i]:
                 value = axpy(tableau.rates[i], change, value)
-            increments.append(solved(value))
+            increments.append(solve(value))
         end = point + increments[-1]
         state = (*derivatives, torch.zeros_like(state[-1])) if state else ()
         return Step(end, increments[-1], (x, end, *increments), state)

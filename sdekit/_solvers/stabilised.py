@@ -8,7 +8,8 @@ from torch import Tensor
 
 from sdekit._equations.sde import AbstractSDE
 from sdekit._noise.white import Increment
-from sdekit._solvers.contract import AbstractSolver, Order, Step, Tree
+from sdekit._solvers.contract import AbstractSolver, Step, Tree
+from sdekit._solvers.euler import EulerMaruyama
 from sdekit.elementary import Time, axpy, scaled
 
 _DAMPING = 0.05
@@ -52,13 +53,7 @@ class SKROCK(AbstractSolver):
 
     stages: int
 
-    order = {
-        "none": Order(1, 1),
-        "additive": Order(1, 1),
-        "diagonal": Order(0.5, 1),
-        "scalar": Order(0.5, 1),
-        "general": Order(0.5, 1),
-    }
+    order = EulerMaruyama.order
 
     def __post_init__(self) -> None:
         if not isinstance(self.stages, int) or isinstance(self.stages, bool) or self.stages < 1:

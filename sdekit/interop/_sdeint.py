@@ -18,6 +18,7 @@ from sdekit._noise.white import AbstractNoise, WhiteNoise
 from sdekit._solve.arguments import require_pairing
 from sdekit._solve.counted import Counted
 from sdekit._solve.gradient import AbstractGradient
+from sdekit._solve.steps import Steps
 from sdekit._solvers import (
     SRA1,
     SRID2,
@@ -38,7 +39,6 @@ from sdekit.interop._torchsde_grid import (
     Doubling,
     doubled,
     fixed,
-    of_steps,
     slack_of,
     states,
     steps,
@@ -186,7 +186,7 @@ class Solve:
         t0 = self.ts[0]
         t1 = self.ts[-1]
         grid = [t0, t1] if self.doubling else steps(t0, t1, self.dt, self.slack)
-        taken = of_steps(self.problem, grid, x, self.solver, self.noise)
+        taken = Steps.of(self.problem, x, grid, self.solver, self.noise)
         state = None if not extra else _ours(self.problem, extra)
         if self.doubling is None:
             reached = fixed(taken, x, state, self.gradient)

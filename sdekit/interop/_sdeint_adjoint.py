@@ -35,8 +35,8 @@ _SOLVERS: dict[str, dict[str, AbstractSolver]] = {
         "milstein": ProductMilstein("stratonovich"),
     },
 }
-_DEPTH = 20  # of the path between two steps
-_CELLS = 36  # the logarithm of the most ticks of a path
+_DEPTH = 20  # how often the path between two knots is halved, at most
+_LOG2_TICKS = 36  # the base-2 logarithm of the largest number of ticks of a path
 _REVERSIBLE = "reversible_heun"
 _BACKWARDS = "adjoint_reversible_heun"
 
@@ -249,7 +249,7 @@ class _Backward:
             )
         grid = steps(solve.ts[0], solve.ts[-1], solve.dt, solve.slack)
         knots = sorted({*grid, *solve.ts})
-        depth = min(_DEPTH, _CELLS - math.ceil(math.log2(len(knots))))
+        depth = min(_DEPTH, _LOG2_TICKS - math.ceil(math.log2(len(knots))))
         return replace(solve, noise=BrownianPath(solve.noise.seed, knots, depth=depth))
 
     def of(self, solve: Solve, adjoint: "AdjointSDE", x: Tensor, t0: float, t1: float) -> Solve:

@@ -12,12 +12,10 @@ from torch import Tensor
 
 from sdekit._equations.sde import AbstractSDE
 from sdekit._noise.white import AbstractNoise, Increment, NoiseQuery
-from sdekit._solve.counted import Counted
 from sdekit._solve.dense import bridged, within_step
 from sdekit._solve.gradient import AbstractGradient
 from sdekit._solve.solution import NotFiniteError, Point, not_finite
 from sdekit._solve.steps import Steps
-from sdekit._solvers import AbstractSolver
 from sdekit._solvers.contract import Tree
 from sdekit.calling import has_hidden_values
 
@@ -239,12 +237,3 @@ def slack_of(ts: Tensor | Sequence[float], numbers: Sequence[float], dt: float) 
     dt = abs(numbers[-1] - numbers[0]) if math.isinf(dt) else dt
     rounding = 4 * torch.finfo(dtype).eps * max(map(abs, numbers))
     return min(max(rounding, _TIME_TOLERANCE * dt), dt / 4)
-
-
-def of_steps(
-    problem: AbstractSDE, grid: Sequence[float], x: Tensor, solver: AbstractSolver,
-    noise: AbstractNoise,
-) -> Steps:  # fmt: skip
-    """The steps of a solver on a grid."""
-    counted = Counted.of(problem.tabulated(grid), x)
-    return Steps(counted, grid, solver.plan(counted, grid), noise)

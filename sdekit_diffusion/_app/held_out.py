@@ -13,12 +13,11 @@ from sdekit import Exact, Hutchinson, Status
 from sdekit_diffusion._app.options import Estimate
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._inference.bits_per_dim import BitsPerDim, bits_per_dim
+from sdekit_diffusion._inference.flow_map import MAX_EXACT_DIMENSION
 from sdekit_diffusion._inference.likelihood import log_likelihood
 from sdekit_diffusion._models.model import AbstractModel, solved_like
 from sdekit_diffusion._sampling.adaptive import AdaptiveFlow
 from sdekit_diffusion.data import Scale
-
-_EXACT_UP_TO = 32  # dimensions: up to here the exact trace costs little more than probes
 
 Array = NDArray[Any]
 
@@ -105,7 +104,7 @@ def measured(
 
     `scale` maps the data to inputs of the model. See `bits_per_dim` and `log_likelihood`.
     """
-    exact = x[:1].numel() <= _EXACT_UP_TO
+    exact = x[:1].numel() <= MAX_EXACT_DIMENSION
     settings = {
         "sde": sde,
         "trace": Exact() if exact else Hutchinson(estimate.probes, seed=seed),

@@ -30,7 +30,7 @@ _PUBLISHED: dict[str, tuple[Prediction, Conditioning]] = {
     "NCSNv2": ("noise", "time"),
 }
 _SDE = "subvp"
-_CONVENTIONS = "sde predicts conditioning".split()
+_CONVENTIONS = ("sde", "predicts", "conditioning")
 _DEFAULT: tuple[Prediction, Conditioning] = ("velocity", "log_snr")
 
 
@@ -161,13 +161,16 @@ class _Conventions:
         """The model of a run, also of one from Python, with a network of the user's own."""
         self._require_unset(name, list(self._constructor_options()), asdict(self))
         model = load(checkpoint, net=name)
-        requested: dict[str, Any] = {"predicts": ALIASES.get(self.predicts or "", self.predicts)}
-        requested["conditioning"] = self.conditioning
-        requested |= {"sde": None if sde is None else diffusion(sde)}
-        requested |= {"shape": tuple(source.test.shape[1:]), "scale": source.scale}
+        requested: dict[str, Any] = {
+            "predicts": ALIASES.get(self.predicts or "", self.predicts),
+            "conditioning": self.conditioning,
+            "sde": None if sde is None else diffusion(sde),
+            "shape": tuple(source.test.shape[1:]),
+            "scale": source.scale,
+        }
         for option, value in requested.items():
-            if value is not None and value != getattr(model, option):
-                recorded = getattr(model, option)
+            recorded = getattr(model, option)
+            if value is not None and value != recorded:
                 raise ValueError(
                     f"the run of {checkpoint} was begun with {option} = {recorded}, not "
                     f"{value}; give the same"

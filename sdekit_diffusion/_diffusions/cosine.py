@@ -52,14 +52,15 @@ class CosineVPSDE(AbstractDiffusion):
         return sqrt(sin(self.k * t) * sin(self.k * (2 - t))) / math.sin(self.k)
 
     def time(self, l: Time) -> Time:
-        # c and s are the cosine and the sine of k s; cos and sine are those of k (t + s). With them
-        # tan(k t) is a quotient of sums of positive terms, without cancellation.
-        c = math.sin(self.k)
-        s = math.sin(self.k * self.s)
-        cos = c * sqrt(sigmoid(2 * l))
-        noise = c * c * sigmoid(-2 * l)
-        sine = sqrt(s * s + noise)
-        return atan(noise / ((c * sine + s * cos) * (c * cos + s * sine))) / self.k
+        # With u = k (t + s) the tangent of k t is a quotient of sums of positive terms, without
+        # cancellation.
+        cos_ks = math.sin(self.k)  # k + k s is a right angle
+        sin_ks = math.sin(self.k * self.s)
+        cos_u = cos_ks * sqrt(sigmoid(2 * l))
+        noise = cos_ks * cos_ks * sigmoid(-2 * l)
+        sin_u = sqrt(sin_ks * sin_ks + noise)
+        divisor = (cos_ks * sin_u + sin_ks * cos_u) * (cos_ks * cos_u + sin_ks * sin_u)
+        return atan(noise / divisor) / self.k
 
     def f(self, t: Time) -> Time:
         return -self.k * sin(self.k * (t + self.s)) * reciprocal(sin(self.k * (1 - t)))

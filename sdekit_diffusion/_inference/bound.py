@@ -142,8 +142,8 @@ def variational_bound(
         batch_size: how many points are evaluated together; all unless given.
         progress: show a bar.
 
-    A warning is raised for times whose sigma / alpha is outside the range of the diffusion of the
-    model.
+    Warns:
+        UserWarning: for times whose sigma / alpha is outside the range of the model's diffusion.
 
     Raises:
         TypeError: when x is not a real tensor, or seed not a whole number; or for integers without

@@ -117,7 +117,8 @@ def classify(
             new seed.
         batch_size: how many points are evaluated together; all unless given.
 
-    A warning is raised where the largest noise is below two standard deviations of a class.
+    Warns:
+        UserWarning: where the largest noise is below two standard deviations of a class.
 
     Raises:
         TypeError: when x is not a floating tensor, models is a single model, or seed is not a whole

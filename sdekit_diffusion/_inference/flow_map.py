@@ -21,9 +21,8 @@ from sdekit_diffusion._sampling.coordinates import Coordinates, Span
 from sdekit_diffusion._sampling.probability_flow import ProbabilityFlowOnClock
 from sdekit_diffusion._sampling.start import centre
 
-_MAX_EXACT_DIMENSION = (
-    32  # dimensions: above, eight probes cost less than a quarter of the exact trace
-)
+# Above this dimension eight probes cost less than a quarter of the exact trace.
+MAX_EXACT_DIMENSION = 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +87,7 @@ class FlowMap:
             )
         equation = ProbabilityFlowOnClock(self.coordinates.standardised(self.model))
         dimension = math.prod(x.shape[1:])
-        trace = trace or (Exact() if dimension <= _MAX_EXACT_DIMENSION else Hutchinson(probes=8))
+        trace = trace or (Exact() if dimension <= MAX_EXACT_DIMENSION else Hutchinson(probes=8))
         likelihood = partial(
             sdekit.log_likelihood,
             ts=[equation.clock(l) for l in self.span],

@@ -158,7 +158,9 @@ def sample_posterior(
             row = posterior.rows(torch.tensor([j], device=place)) if count > 1 else posterior
             one = replace(problem, posterior=row, number=first + j, report=bar.update)
             parts.append(weighting.run(one))
-    samples = _checked(parts[0] if not posterior.observation.each else _joined(parts))
+    samples = parts[0] if not posterior.observation.each else _joined(parts)
+    _require_weights(samples)
+    _warn_of_unreliable(samples)
     return replace(samples, x=cast(samples.x, dtype or own_dtype))
 
 
@@ -276,8 +278,24 @@ def _joined(parts: list[WeightedSamples]) -> WeightedSamples:
     )
 
 
-def _checked(samples: WeightedSamples) -> WeightedSamples:
-    """Samples, with a warning where they are not reliable."""
+def _require_weights(samples: WeightedSamples) -> None:
+    """Refuses samples of an observation whose weights are all 0.
+
+    Raises:
+        ValueError: says what to check.
+    """
+    if not bool(samples.log_weights.isfinite().any(dim=-1).all()):
+        raise ValueError(
+            "all weights are 0: y is impossible for all particles, outside the range of a sensor "
+            "or far from what the model was trained on; check y, its scale and the covariance of "
+            "its noise, or take more particles"
+        )
+
+
+def _warn_of_unreliable(samples: WeightedSamples) -> None:
+    """Warns of samples of which few are effective, whose clouds differ in log p(y), or that descend
+    from few initial particles.
+    """
     few = ~(samples.ess >= min(_FEW, 0.25 * samples.log_weights.shape[-1]))
     spread = torch.zeros_like(few)
     related = torch.zeros_like(few)
@@ -286,12 +304,6 @@ def _checked(samples: WeightedSamples) -> WeightedSamples:
     elif samples.clouds == 1:
         related = ~(samples.families >= min(_FAMILIES, 0.25 * samples.log_weights.shape[-1]))
     wrong = few | spread | related
-    if not bool(samples.log_weights.isfinite().any(dim=-1).all()):
-        raise ValueError(
-            "all weights are 0: y is impossible for all particles, outside the range of a sensor "
-            "or far from what the model was trained on; check y, its scale and the covariance of "
-            "its noise, or take more particles"
-        )
     if bool(wrong.any()):
         which = f" of {int(wrong.sum())} of {wrong.numel()} observations" if wrong.ndim else ""
         reasons = []
@@ -308,7 +320,6 @@ def _checked(samples: WeightedSamples) -> WeightedSamples:
             "steps, or a proposal that is nearer to the posterior, see docs/posteriors.md",
             stacklevel=3,
         )
-    return samples
 
 
 def bayes_factor(a: WeightedSamples, b: WeightedSamples) -> tuple[Tensor, Tensor]:

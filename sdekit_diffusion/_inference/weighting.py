@@ -240,7 +240,7 @@ class FlowWeights(AbstractWeighting):
             log_likelihood = posterior.observation.log_prob(x).to(torch.float64)
         log_q = log_start - proposal.value
         variance = proposal.stderr.square() + prior.stderr.square()
-        _require_few(variance)
+        _require_small(variance)
         log_weights = prior.value + log_likelihood - log_q - 0.5 * variance
         return WeightedSamples(
             x, log_weights, len(x), proposal.evaluations + prior.evaluations,
@@ -254,7 +254,7 @@ def _method_for(noise: float) -> AdaptiveFlow:
     return AdaptiveFlow(rtol=tolerance, atol=tolerance)
 
 
-def _require_few(variance: Tensor) -> None:
+def _require_small(variance: Tensor) -> None:
     """Refuses log-weights with too large a variance due to the probes.
 
     Raises:

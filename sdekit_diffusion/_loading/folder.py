@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sdekit_diffusion._loading.weights import fill, read_json, read_pickle, read_safetensors
 from sdekit_diffusion._models.checkpoint import CheckpointError
+from sdekit_diffusion.data._array_files import reason
 
 _NETWORKS = ("UNet2DModel", "UNet2DConditionModel")
 _DEPTHS = (
@@ -126,9 +127,8 @@ def _unet(folder: Path) -> nn.Module:
             raise ValueError(f"its network has {count:,} numbers, and {weights.name} another count")
         unet = network(**options)
     except Exception as error:  # whatever constructors raise over senseless arguments
-        reason = str(error).partition("\n")[0] or type(error).__name__
         raise CheckpointError(
-            f"{path} does not describe a {name} of these weights: {reason}"
+            f"{path} does not describe a {name} of these weights: {reason(error)}"
         ) from error
     fill(unet, state, str(weights))
     return unet.eval()

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sdekit_diffusion._models.checkpoint import CheckpointError
+from sdekit_diffusion.data._array_files import reason
 
 _PREFIXES = ("module.", "_orig_mod.")  # of nn.DataParallel and torch.compile
 # Crafted pickles corrupt the memory of earlier versions, even with weights_only: CVE-2026-24747.
@@ -30,7 +31,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} does not exist") from None
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(
-            f"{path} is not readable as JSON ({_reason(error)}); it is damaged"
+            f"{path} is not readable as JSON ({reason(error)}); it is damaged"
         ) from error
     if not isinstance(content, dict):
         raise CheckpointError(
@@ -49,7 +50,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except Exception as error:
         raise CheckpointError(
-            f"{path} is not a readable safetensors file ({_reason(error)}); it is damaged"
+            f"{path} is not a readable safetensors file ({reason(error)}); it is damaged"
         ) from error
 
 
@@ -79,7 +80,7 @@ def read_pickle(path: Path) -> Any:  # noqa: ANN401 - whatever was saved
     # Zipfile, torch and its unpickler raise a dozen kinds over damaged bytes.
     except Exception as error:
         raise CheckpointError(
-            f"{path} is refused: {_reason(error)}. It must be what torch.save writes of tensors, "
+            f"{path} is refused: {reason(error)}. It must be what torch.save writes of tensors, "
             "numbers, text, lists and dicts, undamaged; if you trust it and it holds other "
             "objects, load it yourself and pass a dict of tensors"
         ) from error
@@ -171,7 +172,3 @@ def _require_same(expected: Mapping[str, Any], state: Mapping[str, Any], source:
             f"{source} {' and '.join(filter(None, (lacks, has)))}; build the network with the "
             "settings that it was trained with"
         )
-
-
-def _reason(error: Exception) -> str:
-    return str(error).partition("\n")[0] or type(error).__name__

@@ -171,15 +171,15 @@ def _fields_of(kind: Any) -> list[str]:  # noqa: ANN401 - a dataclass
     return [part.name for part in fields(kind)]
 
 
-_CONSTANT = {bool, int, float, str, type(None)}
+_SIMPLE_TYPES = {bool, int, float, str, type(None)}  # found without recursion
 
 
 def _is_constant(value: object) -> bool:
     """Whether a field of a dataclass cannot change."""
     if isinstance(value, tuple):
-        plain = {*map(type, value)} <= _CONSTANT
-        return plain or all(map(_is_constant, value))
-    return type(value) in _CONSTANT or isinstance(value, float | Enum) or is_immutable(value)
+        simple = {*map(type, value)} <= _SIMPLE_TYPES
+        return simple or all(map(_is_constant, value))
+    return type(value) in _SIMPLE_TYPES or isinstance(value, float | Enum) or is_immutable(value)
 
 
 def _predict(

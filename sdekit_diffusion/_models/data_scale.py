@@ -21,9 +21,8 @@ from sdekit_diffusion._models.model import AbstractModel, signal_scale
 # The number of coordinates of all points together: the estimate is accurate to a few per cent.
 _MIN_COORDINATES = 2048
 _POINTS = (8, 256)  # the smallest and the largest number of points
-_NOISE_RATIO = (
-    8.0  # noise over the standard deviation of the data at which noisy data are nearly normal
-)
+# Noise over the standard deviation of the data at which noisy data are nearly normal.
+_NOISE_RATIO = 8.0
 _FINAL_RATIO = 0.3  # the same ratio below which the estimate is final
 _MEAN_TOLERANCE = 0.02  # the last change of the mean, in standard deviations
 _LARGEST_FACTOR = 16.0  # the largest ratio of neighbouring levels in the search for the first
@@ -51,8 +50,9 @@ def data_scale(model: AbstractModel, shape: tuple[int, ...] | None) -> DataScale
 
     A data_mean that is not 0 is kept. Where an estimate is not possible, the mean is the middle of
     the model's `data_range` and the standard deviation a quarter of its width, or without a range 0
-    and 1. So they are with labels per sample, because a sample must not depend on the labels of the
-    others. A warning is raised where the network is that of data larger than the noise.
+    and 1. There is no estimate for a model with labels per sample either, because a sample must not
+    depend on the labels of the others. A warning is raised where the network seems to be one of
+    data with a larger standard deviation than the largest noise of the diffusion.
     """
     if model.data_std is not None:
         return DataScale(model.data_mean, model.data_std)

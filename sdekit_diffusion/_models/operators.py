@@ -388,37 +388,37 @@ def require_linear(
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, *event, generator=generator).to(like)
     with torch.no_grad():
-        both = operator(torch.cat([x, x[:1] + 2 * x[1:], torch.zeros_like(x[:1])]))
-    if not isinstance(both, Tensor) or both.ndim < 2 or len(both) != 4:
+        found = operator(torch.cat([x, x[:1] + 2 * x[1:], torch.zeros_like(x[:1])]))
+    if not isinstance(found, Tensor) or found.ndim < 2 or len(found) != 4:
         raise ValueError(
             "the operator must map a batch (batch, *shape) to (batch, *measured); of 4 samples it "
-            f"returned {tuple(both.shape) if isinstance(both, Tensor) else type(both).__name__}"
+            f"returned {tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__}"
         )
-    if not both.numel():
-        raise ValueError(f"the operator measures nothing: it returned {tuple(both.shape)}")
-    size = float(both[:3].abs().max()) or 1.0
-    if not float((both[0] + 2 * both[1] - both[2]).abs().max()) <= _TOLERANCE * size:
+    if not found.numel():
+        raise ValueError(f"the operator measures nothing: it returned {tuple(found.shape)}")
+    size = float(found[:3].abs().max()) or 1.0
+    if not float((found[0] + 2 * found[1] - found[2]).abs().max()) <= _TOLERANCE * size:
         raise ValueError(
             "the operator is not linear: A(x + 2 z) is not A(x) + 2 A(z). An affine map has its "
             "offset in y; for other maps give log p(y | x), as Observation(y, log_likelihood)"
         )
-    at_zero = float(both[3].abs().max())
+    at_zero = float(found[3].abs().max())
     if not at_zero <= _ROUNDING * torch.finfo(x.dtype).eps * size:
         raise ValueError(
             f"the operator is not linear: A(0) is {at_zero:g}, not 0. Subtract A(0) from the "
             "results of the operator, and from y"
         )
-    v = torch.randn(both[:1].shape, generator=generator).to(both)
-    direct = float((both[:1] * v).sum())
+    v = torch.randn(found[:1].shape, generator=generator).to(found)
+    direct = float((found[:1] * v).sum())
     back = operator.adjoint(v, event).detach()
-    scale = float(both[:1].norm() * v.norm()) or 1.0
+    scale = float(found[:1].norm() * v.norm()) or 1.0
     fits = tuple(back.shape[1:]) == event
     if not (fits and abs(direct - float((x[:1] * back).sum())) <= _TOLERANCE * scale):
         raise ValueError(
             "the adjoint is not that of the operator: <A x, v> is not <x, A^T v>. Leave it out, "
             "and it is computed by autograd"
         )
-    return tuple(both.shape[1:])
+    return tuple(found.shape[1:])
 
 
 def gram(

@@ -495,7 +495,7 @@ class ScoreModel(nn.Module, AbstractModel):
         )
 
     def network_call(self) -> NetworkCall | None:
-        if _PREDICTIONS(type(self)) != _PREDICTIONS(ScoreModel):
+        if _prediction_methods(type(self)) != _prediction_methods(ScoreModel):
             return None  # of a subclass, which may predict anything
         parameter = self._parameter()
         if self._forward_hooks or self._forward_pre_hooks:
@@ -573,7 +573,8 @@ class ScoreModel(nn.Module, AbstractModel):
         return sigma if self.conditioning == "sigma" else t
 
 
-_PREDICTIONS = attrgetter("predict_data", "predict_noise", "forward")
+# The methods by which a class predicts, to see whether a subclass has overridden one.
+_prediction_methods = attrgetter("predict_data", "predict_noise", "forward")
 
 
 class _Output(threading.local):

@@ -44,7 +44,7 @@ class DDIMStep(AbstractSolver):
         t1: Time,
         x: Tensor,
         noise: Increment,
-        state: Any,  # noqa: ANN401
+        state: tuple[()],
     ) -> Step:
         assert isinstance(t0, float), "DDIM lives on fixed grids"
         assert isinstance(t1, float)

@@ -12,12 +12,14 @@ from sdekit_diffusion._sampling.grids import AbstractGrid
 
 
 class Choice(NamedTuple):
-    """An integrand and a rule, for fewer than a + b s steps; s is the stiffness of the model."""
+    """An integrand and a rule, for fewer than limit + slope s steps; s is the stiffness of the
+    model.
+    """
 
-    a: float
+    limit: float
     integrand: Integrand
     rule: AbstractMultistep
-    b: float = 0.0
+    slope: float = 0.0
 
 
 _TWO = AdamsMoulton(2, self_starting=False, lower_final=True)
@@ -42,13 +44,13 @@ _CHOICES_ELSEWHERE = {
 # For models whose stiffness is 1 or more, on every grid.
 _STIFF_CHOICES = {
     False: (
-        Choice(-3, "data", UniPC(1), b=3.5),
-        Choice(5, "data", _UNIPC, b=4.5),
+        Choice(-3, "data", UniPC(1), slope=3.5),
+        Choice(5, "data", _UNIPC, slope=4.5),
         Choice(math.inf, "velocity", _TWO),
     ),
     True: (
-        Choice(-12, "data", UniPC(1), b=8),
-        Choice(-6, "data", _UNIPC, b=12),
+        Choice(-12, "data", UniPC(1), slope=8),
+        Choice(-6, "data", _UNIPC, slope=12),
         Choice(math.inf, "velocity", _TWO),
     ),
 }
@@ -69,7 +71,7 @@ def default_choice(
     """The choice for a grid, a number of steps and a model."""
     table = _CHOICES if grid.follows_model else _CHOICES_ELSEWHERE
     choices = (_STIFF_CHOICES if stiffness >= 1 else table)[predicts_noise]
-    return next(choice for choice in choices if steps < choice.a + choice.b * stiffness)
+    return next(choice for choice in choices if steps < choice.limit + choice.slope * stiffness)
 
 
 def default_reach(steps: int, stiffness: float) -> float:

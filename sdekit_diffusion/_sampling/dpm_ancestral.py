@@ -4,7 +4,7 @@ then new noise up to that level.
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from torch import Tensor
 
@@ -37,7 +37,7 @@ class DPMAncestralStep(AbstractSolver):
         t1: Time,
         x: Tensor,
         noise: Increment,
-        state: Any,  # noqa: ANN401
+        state: tuple[()],
     ) -> Step:
         assert isinstance(t0, float), "ancestral samplers live on fixed grids"
         assert isinstance(t1, float)

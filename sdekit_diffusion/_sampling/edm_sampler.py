@@ -65,7 +65,7 @@ class Churn(AbstractSolver):
         t1: Time,
         x: Tensor,
         noise: Increment,
-        state: Any,  # noqa: ANN401
+        state: tuple[()],
     ) -> Step:
         t = t0
         if self.gamma and self.s_tmin <= t0 <= self.s_tmax:

@@ -18,8 +18,8 @@ from sdekit_diffusion._sampling.grids import DEFAULT_END, AbstractGrid, Given
 from sdekit_diffusion._sampling.method import AbstractMethod
 from sdekit_diffusion._sampling.sample import sample
 
-# Errors on a grid, one row per sample: x at the end less the solution, over the square root of the
-# number of coordinates.
+# A function from a grid to errors, one row per sample: the difference of x at the end from the
+# exact solution, divided by the square root of the number of coordinates.
 _Errors = Callable[[AbstractGrid], Tensor]
 
 _DIFFERENCE = 0.02  # of the logarithm of a step, for the derivatives of errors
@@ -138,7 +138,9 @@ def _minimised(errors: _Errors, l: Tensor) -> Given:
         return Given(torch.cat([l[:1], inner, l[-1:]]))
 
     def residuals(theta: np.ndarray) -> np.ndarray:
-        """Of which the sum of squares is the sum of the norms of the errors."""
+        """Numbers whose sum of squares, which `least_squares` minimises, is the sum of the norms
+        of the errors.
+        """
         e = errors(grid(theta))
         roots = e.norm(dim=1, keepdim=True).clamp(min=1e-12).sqrt()
         return (e / roots).flatten().numpy()

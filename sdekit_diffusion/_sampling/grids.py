@@ -31,8 +31,9 @@ __all__ = [
     "UniformInTime",
 ]
 
-# `Focused` has another sharpness of `smooth` below _FEW_STEPS or with a reach, and below _FEW_STEPS
-# without a reach the extent to the power _FEW_EXTENT. Chosen by benchmarks/choice.py.
+# Chosen by benchmarks/choice.py. With a reach, or with fewer than _FEW_STEPS steps, `Focused` calls
+# `smooth` with _FEW_SHARPNESS instead of _SHARPNESS. With so few steps and without a reach it also
+# raises the extent to the power _FEW_EXTENT.
 _FEW_STEPS = 12
 _FEW_SHARPNESS = 12.0
 _FEW_EXTENT = 0.75
@@ -43,7 +44,7 @@ _SHARE_WITH_REACH = 0.9
 # levels the grid is the same for diffusions with more noise.
 _FARTHEST = 10.0
 DEFAULT_END = 1e-3  # sigma / alpha at the end of a solve, in units of s
-_LEVELS = (
+_SIGMAS_EXPECTED = (
     "sigmas must be two or more positive numbers that decrease, sigma / alpha at the ends of the "
     "steps, and 0 after them where the result is denoised"
 )
@@ -461,21 +462,21 @@ class Sigmas(AbstractGrid):
         try:
             sigmas = torch.as_tensor(self.sigmas, dtype=torch.float64, device="cpu")
         except (TypeError, ValueError, RuntimeError):
-            raise ValueError(f"{_LEVELS}; not {self.sigmas!r:.100}") from None
+            raise ValueError(f"{_SIGMAS_EXPECTED}; not {self.sigmas!r:.100}") from None
         sigmas = sigmas.detach().clone()
         valid = sigmas.ndim == 1 and bool((sigmas.diff() < 0).all() and sigmas.isfinite().all())
-        if not valid or len(sigmas) < 2 or float(sigmas[-1]) < 0 or self._of(sigmas) < 1:
-            raise ValueError(f"{_LEVELS}; not {sigmas.tolist()!r:.100}")
+        if not valid or len(sigmas) < 2 or float(sigmas[-1]) < 0 or self._steps(sigmas) < 1:
+            raise ValueError(f"{_SIGMAS_EXPECTED}; not {sigmas.tolist()!r:.100}")
         object.__setattr__(self, "sigmas", sigmas)
 
     @staticmethod
-    def _of(sigmas: Tensor) -> int:
+    def _steps(sigmas: Tensor) -> int:
         """The number of steps, which are between positive levels."""
         return int((sigmas > 0).sum()) - 1
 
     @property
     def count(self) -> int:
-        return self._of(torch.as_tensor(self.sigmas))
+        return self._steps(torch.as_tensor(self.sigmas))
 
     @property
     def denoises(self) -> bool:

@@ -34,9 +34,9 @@ from sdekit_diffusion._sampling.method import ReverseProblem
 from sdekit_diffusion._sampling.on_grid import AbstractGridMethod, Transformed
 
 # With noise: the number of steps from which the default rule uses one more past value, and the
-# largest share of `Focused` with which it does so. By benchmarks/choice.py --noise its largest
-# deviation from five laws is larger than that of the short rule with 25 steps (2.1 floors and 1.3),
-# and with 30 both are near the floor, the long rule on average nearer.
+# largest share of `Focused` with which it does so. benchmarks/choice.py --noise compares both rules
+# on five laws. With 25 steps the largest deviation is 2.1 sampling floors for the longer rule and
+# 1.3 for the shorter one. With 30 steps both are near the floor, the longer rule nearer on average.
 _LONG_RULE_STEPS_WITH_NOISE = 28
 _LONG_RULE_SHARE = 0.3
 

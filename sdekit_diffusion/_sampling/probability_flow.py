@@ -21,8 +21,8 @@ from sdekit.elementary import Time, broadcast, clip, expm1, log, sqrt
 from sdekit_diffusion._models.affine import Function
 from sdekit_diffusion._models.model import AbstractModel
 
-# k of the clock log(1 + k y / (y + 1)), which is that of `grids.smooth` with the extent 1, whose k
-# benchmarks/choice.py chose.
+# The sharpness k of the clock log(1 + k y / (y + 1)). It is `smooth` of grids.py with the extent 1,
+# and has the k that was chosen there by benchmarks/choice.py.
 _SHARPNESS = 5.0
 # Of k - (e^v - 1): where v is rounded in float32, y may run off to infinity.
 _SMALLEST_DIFFERENCE = 1e-6
@@ -148,8 +148,8 @@ def solve_to_accuracy(
     together.
 
     Arguments:
+        model, u, span, solver, after: as in `solve_flow`.
         control: returns the controller for a tolerance.
-        Others as in `solve_flow`.
 
     Raises:
         UnfinishedError: where some samples fail, or do not agree at any tolerance that the dtype

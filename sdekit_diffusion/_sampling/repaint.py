@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -92,7 +92,7 @@ class ReplacingStep(AbstractSolver):
         t1: Time,
         x: Tensor,
         noise: Increment,
-        state: Any,  # noqa: ANN401
+        state: tuple[()],
     ) -> Step:
         assert noise.z is not None
         (eps,) = noise.z

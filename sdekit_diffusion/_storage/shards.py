@@ -21,7 +21,7 @@ from sdekit import NotFiniteError, UnfinishedError
 from sdekit_diffusion._common.inputs import as_json, is_whole
 from sdekit_diffusion._storage.atomic import PART, exclusive, replace_atomically
 from sdekit_diffusion._storage.distributed import process_group, rank, wait, world
-from sdekit_diffusion.data._array_files import require_ratio
+from sdekit_diffusion.data._array_files import reason, require_ratio
 
 Arrays = dict[str, NDArray[Any]]
 _SETTINGS = "settings"
@@ -264,9 +264,7 @@ def _read(path: Path) -> Arrays:
             arrays = {name: archive[name] for name in archive.files}
         json.loads(str(arrays[_SETTINGS]))
     except Exception as error:  # zipfile, zlib and numpy raise a dozen kinds over damaged bytes
-        raise _DamagedError(
-            f"is damaged ({str(error).partition(chr(10))[0] or type(error).__name__})"
-        ) from error
+        raise _DamagedError(f"is damaged ({reason(error)})") from error
     return arrays
 
 

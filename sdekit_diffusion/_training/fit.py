@@ -16,11 +16,12 @@ from sdekit_diffusion._common.inputs import is_whole, require_tensor
 from sdekit_diffusion._models.evaluating import evaluating
 from sdekit_diffusion._models.score_model import ScoreModel
 from sdekit_diffusion._storage.distributed import rank, wait
+from sdekit_diffusion._training.history import VALIDATION
 from sdekit_diffusion._training.log import Log
 from sdekit_diffusion._training.loop import Record, Training
 from sdekit_diffusion._training.recipe import Recipe, recipe_given
 from sdekit_diffusion._training.recipe_loss import RecipeLoss, Transform, require_transform
-from sdekit_diffusion._training.run import VALIDATION, run_in
+from sdekit_diffusion._training.run import run_in
 from sdekit_diffusion._training.trainable import require_floating, require_given, require_gradients
 from sdekit_diffusion.data._batches import Batch, require_finite
 from sdekit_diffusion.data._given import Data, Labelled, named

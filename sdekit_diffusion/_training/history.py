@@ -16,6 +16,7 @@ from sdekit_diffusion._models.checkpoint import (
     read_tensors,
 )
 
+VALIDATION = "validation_loss"  # its name among the notes of a checkpoint and the measures
 _STEP = re.compile(r"\d{8,}")
 
 
@@ -83,11 +84,11 @@ def discard(folder: Path) -> None:
 
 
 def prune(run: Path, keep: int, step: int) -> None:
-    """Removes all checkpoints except the newest `keep` of those up to an update, and that of them
-    with the smallest validation loss.
+    """Removes checkpoints. Of those up to an update it keeps the newest `keep`, and the one with
+    the smallest validation loss.
 
-    Unfinished checkpoints are removed, too, and later ones: a run that resumed before them passed
-    them over because they are damaged.
+    Unfinished checkpoints are removed. So are those of later updates: the run resumed from an
+    earlier one, because they are damaged.
     """
     folders = [path for path in checkpoints(run) if int(path.name) <= step]
     kept_folders = {*folders[:keep], min(folders, key=validation_loss_at, default=None)}
@@ -114,6 +115,6 @@ def best_of(run: Path) -> Path:
 def validation_loss_at(folder: Path) -> float:
     """The validation loss of a checkpoint; infinite if it was not measured."""
     try:
-        return read_config(folder)["notes"].get("validation_loss", math.inf)
+        return read_config(folder)["notes"].get(VALIDATION, math.inf)
     except CheckpointError:
         return math.inf

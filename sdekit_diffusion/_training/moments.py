@@ -123,8 +123,8 @@ def _warn_of_scale(mean: float, std: float) -> None:
 
 
 def warn_of_raw(source: AbstractSource, encode: Callable[[Tensor], Tensor], scale: Scale) -> None:
-    """Warns of data that the scale of the model was not applied to: their mean and standard
-    deviation are those of data that it would bring to the size of model inputs, and far from these.
+    """Warns of data to which the scale of the model seems not to have been applied: they are far
+    from the size of model inputs, and the scale would bring them to that size.
 
     Arguments:
         source, encode: as for `data_moments`.

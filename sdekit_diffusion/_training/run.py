@@ -23,6 +23,7 @@ from sdekit_diffusion._models.save import config_of, config_to_save, save, write
 from sdekit_diffusion._storage.atomic import exclusive, make_folder
 from sdekit_diffusion._storage.distributed import equal_on_all, largest, rank, wait
 from sdekit_diffusion._training.history import (
+    VALIDATION,
     checkpoint,
     checkpoints,
     discard,
@@ -37,7 +38,6 @@ from sdekit_diffusion._training.recipe import VALUES, Recipe
 from sdekit_diffusion._training.snapshots import remove_snapshots, write_snapshot
 from sdekit_diffusion.data._batches import ALL_ROWS
 
-VALIDATION = "validation_loss"
 _PENDING_LOSSES = "losses"  # in a state: the losses since the last line of metrics.jsonl
 # Tolerances for moments of the same samples, computed on another device or by another version of
 # torch: relative to the standard deviation, below the differences of other samples; and relative to

@@ -39,8 +39,8 @@ def of_images(folder: Path) -> Dataset:
     labels = test_labels = None
     if "" not in class_numbers and len(class_numbers) > 1:
         labels, test_labels = (
-            np.array([class_numbers[name] for name in names], np.int64)
-            for names in (class_names, test_class_names)
+            np.array([class_numbers[name] for name in names_of_set], np.int64)
+            for names_of_set in (class_names, test_class_names)
         )
     stored = _stored(paths, str(folder))
     if test is None:

@@ -24,8 +24,9 @@ from sdekit_diffusion.data._dataset import (
 from sdekit_diffusion.data._scale import Scale
 
 _MAX_BYTES_IN_MEMORY = 2**30  # larger data sets are read on demand
-# The largest number of samples of a large set that are kept in memory, and of their bytes.
-_MAX_COMPARED = 10_000, 2**28
+# The most samples of a large set that are kept in memory, to estimate and to compare.
+_MAX_SAMPLES_IN_MEMORY = 10_000
+_MAX_BYTES_OF_SAMPLES = 2**28
 _CHUNK = 1000  # samples read together
 _CLASSES = ""  # stands for labels among the conditions
 
@@ -64,7 +65,7 @@ class Stored:
         return tensor if numbers else tensor[:0]
 
     @property
-    def nbytes(self) -> int:
+    def sample_nbytes(self) -> int:
         """The size of one sample in bytes."""
         return self._first.nbytes
 
@@ -101,7 +102,7 @@ def of_stored(
         ValueError: for samples that are not as `of_arrays` describes, or a large set of integers
             other than bytes.
     """
-    if len(train) * train.nbytes <= _MAX_BYTES_IN_MEMORY:
+    if len(train) * train.sample_nbytes <= _MAX_BYTES_IN_MEMORY:
         arrays = {"train": train.everything(), "labels": labels, "test_labels": test_labels}
         arrays["test"] = None if test is None else test.everything()
         return of_arrays(
@@ -128,7 +129,7 @@ def _read_on_demand(
     require_entries(entries, len(train), train.name)
     if test is None:
         order = shuffled(len(train))
-        n = min(fits(train.nbytes), len(train) // 10)
+        n = min(fits(train.sample_nbytes), len(train) // 10)
         numbers = order[:n]
         train_numbers = order[n:].sort().values
         rows = Subset(train, train_numbers)
@@ -137,12 +138,12 @@ def _read_on_demand(
         test_conditions = entries_of(entries, numbers)
     else:
         require_entries(test_entries, len(test), test.name)
-        numbers = shuffled(len(test))[: fits(test.nbytes)]
+        numbers = shuffled(len(test))[: fits(test.sample_nbytes)]
         rows = train
         conditions = dict(entries)
         held_out = test[numbers]
         test_conditions = entries_of(test_entries, numbers)
-    first_samples = rows[shuffled(len(rows))[: fits(train.nbytes)]]
+    first_samples = rows[shuffled(len(rows))[: fits(train.sample_nbytes)]]
     require_alike(first_samples, held_out, train.name)
     labels = conditions.pop(_CLASSES, None)
     assert isinstance(labels, Tensor | None)
@@ -190,7 +191,7 @@ def stacked(arrays: Sequence[Array], sample_name: Callable[[int], str]) -> Array
 
 def fits(nbytes: int) -> int:
     """How many samples of `nbytes` bytes are kept in memory at most, to estimate and to compare."""
-    return max(1, min(_MAX_COMPARED[0], _MAX_COMPARED[1] // nbytes))
+    return max(1, min(_MAX_SAMPLES_IN_MEMORY, _MAX_BYTES_OF_SAMPLES // nbytes))
 
 
 def scale_of(values: Tensor, name: str) -> Scale:

@@ -40,8 +40,8 @@ class AbstractRefineNet(nn.Module, ABC):
         network = type(self).__name__
         require_whole(network, channels=channels, width=width, levels=levels)
         require_all_whole(network, multipliers=multipliers, dilations=dilations)
-        sizes = (channels, width, levels, *multipliers, *dilations)
-        if not multipliers or len(multipliers) != len(dilations) or min(sizes) < 1:
+        smallest = min(channels, width, levels, *multipliers, *dilations)
+        if not multipliers or len(multipliers) != len(dilations) or smallest < 1:
             raise ValueError(
                 f"{network} needs positive sizes and one dilation for each of "
                 f"multipliers; given {channels=}, {width=}, {levels=}, "

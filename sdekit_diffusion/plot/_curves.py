@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdekit.plot import new_axes
+from sdekit_diffusion._training.history import VALIDATION
 from sdekit_diffusion._training.log import METRICS
 from sdekit_diffusion._training.loop import Record
-from sdekit_diffusion._training.run import VALIDATION
 from sdekit_diffusion.metrics import Calibration
 
 if TYPE_CHECKING:
