@@ -125,7 +125,7 @@ def mixtures(first: int) -> dict[str, GaussianMixture]:
     }
 
 
-FIRST = 401  # the seed of the first mixture
+FIRST = 601  # the seed of the first mixture
 MIXTURES = mixtures(FIRST) | {"digits": digits()}
 SAMPLES = {  # of the deterministic samplers
     "d = 2, narrow": 20_000,

@@ -302,11 +302,11 @@ def same_samples(model, method, meant, steps, **settings):
 @pytest.mark.parametrize(
     ("steps", "rule"),
     [
-        (5, moulton(3, lower_final=True)),
-        (8, moulton(3, lower_final=True)),
-        (9, moulton(4, lower_final=True)),
-        (19, moulton(4, lower_final=True)),
-        (20, moulton(4)),
+        (5, AdamsBashforth(3, self_starting=False)),
+        (6, AdamsBashforth(3, self_starting=False)),
+        (7, moulton(3, lower_final=True)),
+        (21, moulton(3, lower_final=True)),
+        (22, moulton(4)),
         (40, moulton(4)),
     ],
 )
@@ -320,10 +320,10 @@ def test_the_default_looks_further_back_where_there_are_enough_steps(steps, rule
         assert found.k == (rule.k if grid.follows_model else 3)
         assert grid.follows_model or name != "focused"
         assert not (grid.follows_model and name in fixed)
-    elsewhere = OnClock(replace(rule, k=3), integrand="velocity")
+    elsewhere = OnClock(moulton(3, lower_final=steps < 20), integrand="velocity")
     assert same_samples(MIXTURE, "default", elsewhere, steps, grid="karras")
-    given = Given(uniform(-3.0, 3.0, steps))
-    assert replace(METHODS["default"], steps=steps, grid=given).rule.k == rule.k
+    given = replace(METHODS["default"], steps=steps, grid=Given(uniform(-3.0, 3.0, steps)))
+    assert (type(given.rule), given.rule.k) == (type(rule), rule.k)
 
 
 class Guess(torch.nn.Module):

@@ -24,11 +24,17 @@ class Choice(NamedTuple):
 
 _TWO = AdamsMoulton(2, self_starting=False, lower_final=True)
 _THREE = replace(_TWO, k=3)
-_FOUR = AdamsMoulton(4, self_starting=False, lower_final=20)
+_FOUR = replace(_TWO, k=4, lower_final=False)
+# In few steps a correction multiplies errors in directions in which the data are narrow.
+_PREDICTOR = AdamsBashforth(3, self_starting=False)
 _UNIPC = UniPC(2, lower_final=True)
 # The keys say whether the model is a network that predicts the noise.
 _CHOICES = {
-    False: (Choice(9, "velocity", _THREE), Choice(math.inf, "velocity", _FOUR)),
+    False: (
+        Choice(7, "velocity", _PREDICTOR),
+        Choice(22, "velocity", _THREE),
+        Choice(math.inf, "velocity", _FOUR),
+    ),
     True: (
         Choice(7, "data", _UNIPC),
         Choice(22, "velocity", _TWO),
@@ -38,7 +44,7 @@ _CHOICES = {
 }
 # On grids that do not follow the model.
 _CHOICES_ELSEWHERE = {
-    False: (Choice(math.inf, "velocity", replace(_FOUR, k=3)),),
+    False: (Choice(math.inf, "velocity", replace(_THREE, lower_final=20)),),
     True: (Choice(math.inf, "velocity", _TWO),),
 }
 # For models whose stiffness is 1 or more, on every grid.

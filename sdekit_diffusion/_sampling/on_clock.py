@@ -181,8 +181,8 @@ class OnClock(AbstractGridMethod):
         - with noise: `AdamsMoulton(2)`; from 28 steps on a grid `Focused(share)` with a share of
           at most 0.3 `AdamsMoulton(3, variable="l")`;
         - "data": `AdamsMoulton(3)`; "noise": `AdamsBashforth(2, variable="l")`;
-        - "velocity": `AdamsMoulton(3)` below 9 steps, else `AdamsMoulton(4)`, with fewer values in
-          the last steps below 20 steps;
+        - "velocity": `AdamsBashforth(3)` below 7 steps, `AdamsMoulton(3)` with fewer values in the
+          last steps below 22 steps, else `AdamsMoulton(4)`;
         - "model": those of "velocity", except for the following models, which this property does
           not know; `run` takes the rule for its model.
 
