@@ -283,7 +283,7 @@ def test_with_noise_the_default_looks_less_far_back_where_there_are_few_steps():
 
 @pytest.mark.parametrize("given", [1, 0, -3, 2.5, "15"])
 def test_a_number_of_steps_for_the_last_steps_is_one(given):
-    with pytest.raises(ValueError, match="lower_final is True, False or the number of steps"):
+    with pytest.raises(ValueError, match="lower_final is True, False, or a whole number from 2 on"):
         DPMSolver(2, lower_final=given)
 
 
