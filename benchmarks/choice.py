@@ -2,7 +2,7 @@
 mixtures of its own.
 
 The rule is the default's on the focused grid: `AdamsBashforth(3)` below 7 steps, `AdamsMoulton(3)`
-with shorter last steps below 22, and `AdamsMoulton(4)` from there on; with c = 1, the default, also
+with shorter last steps below 25, and `AdamsMoulton(4)` from there on; with c = 1, the default, also
 each of these rules. x(end) is compared with the probability flow from the same x_T, solved to
 1e-12. The digits are the covariances of scikit-learn's, ten Gaussians. benchmarks/samplers.py
 measures the choice on other mixtures.

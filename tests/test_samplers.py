@@ -305,8 +305,8 @@ def same_samples(model, method, meant, steps, **settings):
         (5, AdamsBashforth(3, self_starting=False)),
         (6, AdamsBashforth(3, self_starting=False)),
         (7, moulton(3, lower_final=True)),
-        (21, moulton(3, lower_final=True)),
-        (22, moulton(4)),
+        (24, moulton(3, lower_final=True)),
+        (25, moulton(4)),
         (40, moulton(4)),
     ],
 )

@@ -32,7 +32,7 @@ _UNIPC = UniPC(2, lower_final=True)
 _CHOICES = {
     False: (
         Choice(7, "velocity", _PREDICTOR),
-        Choice(22, "velocity", _THREE),
+        Choice(25, "velocity", _THREE),
         Choice(math.inf, "velocity", _FOUR),
     ),
     True: (

@@ -182,7 +182,7 @@ class OnClock(AbstractGridMethod):
           at most 0.3 `AdamsMoulton(3, variable="l")`;
         - "data": `AdamsMoulton(3)`; "noise": `AdamsBashforth(2, variable="l")`;
         - "velocity": `AdamsBashforth(3)` below 7 steps, `AdamsMoulton(3)` with fewer values in the
-          last steps below 22 steps, else `AdamsMoulton(4)`;
+          last steps below 25 steps, else `AdamsMoulton(4)`;
         - "model": those of "velocity", except for the following models, which this property does
           not know; `run` takes the rule for its model.
 
