@@ -197,6 +197,31 @@ def test_gradients_of_times_and_states(control):
         torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-10)
 
 
+@pytest.mark.parametrize("control", [PIDController(1e-5, 1e-5), None], ids=["adaptive", "fixed"])
+def test_gradients_in_float32(control):
+    """As above, for 12 heights: g at its zeros is a rounding error, which was taken for a jump."""
+    h = torch.linspace(10.0, 14.0, 12, requires_grad=True)
+    fall, start = ball(9.81, h)
+    ts = [0.0, 2.5] if control else uniform(0.0, 2.5, 20)
+    solution = solve(fall, start, ts, solver=Dopri5(), control=control, event=GROUND)
+    t = torch.sqrt(2 * h / 9.81)
+    for ours, known in ((solution.events.t[0], t), (solution.x[:, 1], -9.81 * t)):
+        (found,) = torch.autograd.grad(ours.sum(), h, retain_graph=True)
+        (expected,) = torch.autograd.grad(known.sum(), h, retain_graph=True)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=0)
+
+
+def test_gradients_where_g_is_a_small_difference_of_large_numbers():
+    """x = 1e6 + v t at 1e6 + 0.3 in float64, where g is known to 1e-10: dt/dv = -t / v."""
+    v = torch.tensor(1.37, dtype=torch.float64, requires_grad=True)
+    x0 = torch.full((1, 1), 1e6, dtype=torch.float64)
+    event = Event(lambda t, x: x[:, 0] - 1e6 - 0.3)
+    line = ODE(lambda t, x: v.expand_as(x))
+    t = solve(line, x0, uniform(0.0, 1.0, 100), solver=RK4(), event=event).events.t
+    (slope,) = torch.autograd.grad(t.sum(), v)
+    assert float(slope) == pytest.approx(-0.3 / 1.37**2, rel=1e-6)
+
+
 def test_gradients_by_finite_differences():
     """Where g depends on time and a parameter of its own, and the flow is not linear."""
 
@@ -711,6 +736,7 @@ def test_a_function_that_jumps_and_requires_a_gradient(control):
     ts = uniform(0.0, 1.0, 4)
     for function in (
         lambda t, x: torch.where(x[:, 0] < 0.55, p, -p),
+        lambda t, x: torch.where(x[:, 0] < 0.55, -p, p) + 2 * x[:, 0] - 1.1,
         lambda t, x: x.detach()[:, 0] - p,
     ):
         found = solve(line, x0, ts, solver=solver, event=Event(function), control=control)

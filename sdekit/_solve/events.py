@@ -17,7 +17,7 @@ from sdekit.calling import checked_call, checked_output, require_order
 _NAME = "an event's g(t, x)"
 _HALVINGS = 44
 _RESOLUTION = 2.0**-_HALVINGS  # of a step
-_LARGEST_NEWTON_STEP = 2.0**-30  # of a step, from a zero; longer ones show that g is not smooth
+_LARGEST_NEWTON_STEP = 2.0**-10  # of a step, from a zero: rounding is below, a jump of g above
 _KAPPA = 0.2  # kappa_1 of the ITP method; kappa_2 is 2
 _SALT = 0x2545F4914F6CDD1D  # makes the random numbers of passages independent of the increments
 
