@@ -2,8 +2,10 @@
 others.
 """
 
+import copy
 import functools
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -268,6 +270,20 @@ def test_failures_say_which_samples_where_and_why_and_keep_the_rest():
     assert caught.value.solution.status.tolist() == [Status.DONE, Status.NOT_FINITE, Status.DONE]
     torch.testing.assert_close(caught.value.solution.x[[0, 2]], x0[[0, 2]] + 1)
     assert caught.value.reached[1] == pytest.approx(0.5, abs=1e-3)
+
+
+def test_an_error_is_pickled_with_its_solution():
+    """And with the rows of a larger batch in its message; it failed."""
+    few = PIDController(1e-9, 1e-9, max_steps=3)
+    with pytest.raises(UnfinishedError) as caught:
+        solve(ODE(f), torch.ones(2, 1).double(), [0.0, 1.0], solver=Dopri5(), control=few)
+    error = UnfinishedError(caught.value.solution, caught.value.reached, 5, "ask for less")
+    for same in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
+        assert str(same) == str(error)
+        assert "row 5: " in str(same)
+        assert same.advice == "ask for less"
+        assert torch.equal(same.reached, error.reached)
+        assert torch.equal(same.solution.status, error.solution.status)
 
 
 def test_explosions_and_limits_have_their_status():

@@ -1,6 +1,8 @@
 """The fixed-grid loop: both directions, trajectories, failures, memory."""
 
+import copy
 import math
+import pickle
 import re
 import tracemalloc
 
@@ -104,6 +106,19 @@ def test_failure_names_step_time_and_samples(step, value):
 def test_initial_state_that_is_not_finite():
     with pytest.raises(NotFiniteError, match="the initial state x0 is not finite"):
         solve(GROWTH, ONE * math.nan, [0.0, 1.0], solver=RK4())
+
+
+def test_an_error_is_pickled_with_its_attributes():
+    """As pools of processes do; it failed."""
+    with pytest.raises(NotFiniteError) as caught:
+        solve(ODE(spoiled(1.0, 2)), ONE, uniform(0.0, 3.0, 6), solver=EulerMaruyama())
+    error = caught.value.relocated(after=4, total=9)
+    error.add_note("a note")
+    for same in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
+        assert type(same) is NotFiniteError
+        assert str(same) == str(error)
+        assert vars(same) == vars(error)
+        assert same.relocated().samples == [6]
 
 
 def test_failure_that_does_not_repeat_is_still_reported():

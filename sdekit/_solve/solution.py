@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -67,6 +67,10 @@ class NotFiniteError(ArithmeticError):
             if step or unit != "step"
             else f"the initial state x0 is not finite {where}; give finite numbers"
         )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Pickle calls the class with the message otherwise.
+        return type(self).__new__, (type(self), *self.args), vars(self)
 
     def relocated(
         self, *, t: float | None = None, after: int = 0, total: int | None = None
@@ -308,6 +312,10 @@ class UnfinishedError(ArithmeticError):
             f"{len(failed)} of {len(reached)} samples did not reach the end "
             f"({causes}{'; ...' if len(failed) > 4 else ''}); " + advice
         )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Pickle calls the class with the message otherwise.
+        return type(self).__new__, (type(self), *self.args), vars(self)
 
 
 _REASONS = {
