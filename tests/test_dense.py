@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import time
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -303,6 +304,43 @@ def test_times_in_float32_may_be_the_ends_of_a_solve(ends):
             solution.at(outside)
     with pytest.raises(ValueError, match="must lie between"):
         solved(save=times.tolist())
+
+
+class CountingList(list):
+    """A list that counts its entries that are read."""
+
+    read = 0
+
+    def __getitem__(self, index):
+        part = super().__getitem__(index)
+        self.read += len(part) if isinstance(index, slice) else 1
+        return part
+
+
+@pytest.mark.parametrize("ends", [(0.0, 1.0), (1.0, 0.0)])
+def test_chosen_times_are_read_once_on_a_grid(ends, monkeypatch):
+    """Besides a search in each step; all that remained were read in each step."""
+    grid = uniform(*ends, 200)
+    times = CountingList(uniform(*ends, 500).tolist())
+    settings = {"solver": RK4(), "ts": grid}
+    expected = solve(ODE(f), X0, save=list(times), **settings).xs
+    monkeypatch.setattr("sdekit._solve.integrate.chosen_times", lambda save, grid: times)
+    assert torch.equal(solve(ODE(f), X0, save=[0.5], **settings).xs, expected)
+    torch.testing.assert_close(expected[200], exact(0.4 if ends[1] else 0.6, start=ends[0]))
+    assert times.read < 2 * 500 + 200 * 12
+
+
+def test_many_chosen_times_cost_little_more_than_those_of_the_grid():
+    """In seconds of the CPU with adaptive steps; each was searched for in the list of all."""
+    times = uniform(0.0, 1.0, 20_000)
+    seconds = []
+    for arguments in ({"ts": times, "save": "all"}, {"ts": [0.0, 1.0], "save": times}):
+        begun = time.process_time()
+        solution = solve(ODE(f), X0, solver=Dopri5(), control=TIGHT, **arguments)
+        seconds.append(time.process_time() - begun)
+        assert torch.equal(solution.ts, times)
+        torch.testing.assert_close(solution.xs[5000], exact(0.25), rtol=0, atol=1e-7)
+    assert seconds[1] < 8 * seconds[0] + 0.2
 
 
 def test_times_of_any_shape():

@@ -1,7 +1,7 @@
 """The states between the steps of a solve."""
 
 import math
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
@@ -164,10 +164,11 @@ class SavedStates:
         """
         t0, t1 = steps.ts[i - 1 : i + 1]
         sign = math.copysign(1.0, t1 - t0)
-        remaining = self.times[len(self.xs) :]
-        within = [t for t in remaining if sign * t0 < sign * t < sign * t1]
-        if i == 1 and remaining and remaining[0] == t0:
+        if i == 1 and self.times[0] == t0:
             self.xs.append(x0)
+        first = len(self.xs)
+        after = bisect_left(self.times, sign * t1, first, key=lambda t: sign * t)
+        within = self.times[first:after]
         if within and steps.noise is not None:
             noise = within_step(steps.noise, i)
             self.xs += bridged(steps.problem, noise, (t0, t1), (x0, step.x), within)

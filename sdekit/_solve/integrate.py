@@ -206,7 +206,8 @@ def _in_adaptive_steps(
     outputs = grid if chosen is None else _merged(grid, chosen)
     solution, reached = AdaptiveSolve(counted, x0, outputs, record=record, **settings).run()
     if chosen is not None and solution.xs is not None:
-        rows = torch.tensor([outputs.index(t) for t in chosen])
+        row_of = {t: row for row, t in enumerate(outputs)}
+        rows = torch.tensor([row_of[t] for t in chosen])
         solution = replace(solution, ts=solution.ts[rows], xs=solution.xs[rows.to(x0.device)])
     if throw and bool((solution.status != Status.DONE).any()):
         raise unfinished(solution, reached, x0)
