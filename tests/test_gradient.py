@@ -4,6 +4,7 @@ torch.compile.
 
 import functools
 import itertools
+import math
 import shutil
 import weakref
 from collections import Counter
@@ -428,13 +429,45 @@ def test_reversible_refuses_a_way_back_that_does_not_return():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_how_far_a_way_back_may_miss(dtype):
     """By the cube root of the dtype's rounding error, relative to one plus the largest number of
-    x0.
+    x0, or to the largest of the sample on its way if that is less.
     """
-    x0 = torch.tensor([[3.0, -1.0]], dtype=dtype)
-    allowed = 4 * torch.finfo(dtype).eps ** (1 / 3)
-    _require_return(x0 + 0.95 * allowed, x0)
+    x0 = torch.tensor([[3.0, -1.0], [1e-6, -2e-6]], dtype=dtype)
+    largest = torch.tensor([[0.0, 10.0], [1e-5, 0.0]], dtype=dtype)
+    allowed = torch.finfo(dtype).eps ** (1 / 3) * torch.tensor([[4.0], [1e-5]], dtype=dtype)
+    _require_return(x0 + 0.95 * allowed, x0, largest)
+    for row in range(2):
+        with pytest.raises(ArithmeticError, match="away from x0"):
+            _require_return(x0[[row]] + 1.05 * allowed[row], x0, largest[[row]])
+    _require_return(0 * x0, 0 * x0, 0 * x0)
+
+
+@pytest.mark.parametrize("unit", [1.0, 1e-3])
+def test_reversible_refuses_a_way_back_that_does_not_return_in_any_unit(unit):
+    """The gradient of the smaller states was 4 % off."""
+    rate = torch.tensor(12.0, requires_grad=True)
+    ode = ODE(lambda t, x: rate * (unit * math.sin(3 * t) - x))
+    settings = {"solver": ReversibleHeun(), "gradient": Reversible()}
+    x = solve(ode, torch.full((2, 1), unit), uniform(0, 1, 100), **settings).x
     with pytest.raises(ArithmeticError, match="away from x0"):
-        _require_return(x0 + 1.05 * allowed, x0)
+        x.sum().backward()
+
+
+@pytest.mark.parametrize("unit", [1.0, 1e-6])
+def test_reversible_returns_to_zero_in_any_unit(unit):
+    """Also the paths that are near 0 at both ends by chance."""
+    rate = torch.tensor(0.7, requires_grad=True)
+    problem = SDE(lambda t, x: -rate * x, lambda t, x: unit, "additive")
+    settings = {"solver": ReversibleHeun(), "noise": WhiteNoise(0)}
+    plain, reversible = (
+        torch.autograd.grad(
+            solve(
+                problem, torch.zeros(10_000, 1), uniform(0, 1, 20), gradient=gradient, **settings
+            ).x.square().sum(),
+            rate,
+        )[0]
+        for gradient in (None, Reversible())
+    )  # fmt: skip
+    torch.testing.assert_close(reversible, plain, rtol=1e-4, atol=0)
 
 
 @pytest.mark.parametrize("solver", [EulerMaruyama(), Milstein()], ids=str)

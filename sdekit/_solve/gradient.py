@@ -250,14 +250,16 @@ class _ReversibleSolve(torch.autograd.Function):
         )
         gradients_at: list[Tensor | None] = [None] * (1 + len(tensors(state)))
         parameter_gradients: list[Tensor | None] = [None] * len(vjp.parameters)
+        largest = x.abs()
         for i, increment in steps.backwards(x):
             gradients_at[0] = _sum(gradients_at[0], output_gradients.get(i))
             x, state = steps.reverse_step(i, increment, x, state)
+            largest = torch.maximum(largest, x.abs())
             gradients_at, contributions = vjp(
                 partial(steps.step, i, increment), (x, state), gradients_at
             )
             parameter_gradients = list(map(_sum, parameter_gradients, contributions))
-        _require_return(x, x0)
+        _require_return(x, x0, largest)
         (gradient,), contributions = vjp(steps.init, (x,), gradients_at[1:])
         of_parameters = map(_sum, parameter_gradients, contributions)
         return [_sum(gradients_at[0], gradient), *of_parameters]
@@ -277,18 +279,26 @@ class _FirstDerivatives(torch.autograd.Function):
         )
 
 
-def _require_return(x: Tensor, x0: Tensor) -> None:
+def _require_return(x: Tensor, x0: Tensor, largest: Tensor) -> None:
     """Refuses a backward solve that does not end at x0: its gradients would belong to another path.
 
+    Differences are relative to the largest number of their sample on the way, so that they do not
+    depend on units; but where a solve has become large, to no more than 1 + max |x0|.
+
+    Arguments:
+        largest: the largest absolute value of each number on the way back to x.
+
     Raises:
-        ArithmeticError: with the relative difference.
+        ArithmeticError: with the largest relative difference.
     """
     if not x.numel():
         return
-    error = float((x - x0).abs().max()) / (1 + float(x0.abs().max()))
-    if not error <= torch.finfo(x.dtype).eps ** (1 / 3):
+    error, scale = (part.reshape(len(x), -1).amax(1) for part in ((x - x0).abs(), largest))
+    scale = scale.clamp_min(torch.finfo(x.dtype).tiny).minimum(1 + x0.abs().max())
+    worst = float((error / scale).max())
+    if not worst <= torch.finfo(x.dtype).eps ** (1 / 3):
         raise ArithmeticError(
-            f"run backwards, the solve ends {error:.1e} away from x0 in relative terms: rounding "
+            f"run backwards, a sample ends {worst:.1e} away from x0 in relative terms: rounding "
             "errors grow like e^(rate t) where the drift contracts at a rate; use "
             "gradient=Checkpointed(), a wider dtype, or a shorter solve"
         )
