@@ -9,6 +9,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from sdekit import (
     ODE,
@@ -304,6 +305,36 @@ def test_times_in_float32_may_be_the_ends_of_a_solve(ends):
             solution.at(outside)
     with pytest.raises(ValueError, match="must lie between"):
         solved(save=times.tolist())
+
+
+class CountedCalls(TorchFunctionMode):
+    """Counts calls of torch."""
+
+    calls = 0
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        self.calls += 1
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("ends", [(0.0, 2.0), (2.0, 0.0)])
+def test_a_state_between_adaptive_steps_costs_no_more_after_many(ends):
+    """Each step of the solve was compared with the time."""
+    calls = []
+    for control in (PIDController(1e-3, 1e-3), PIDController(1e-11, 1e-11)):
+        solution = solve(ODE(f), X0[:1], ends, solver=Dopri5(), control=control, save="dense")
+        solution.at(0.3)
+        with CountedCalls() as counted:
+            x = solution.at(0.77)
+        torch.testing.assert_close(x, exact(0.77, X0[:1], ends[0]), rtol=0, atol=1e-2)
+        calls.append(counted.calls)
+    assert calls[1] == calls[0]
+
+
+def test_a_solve_without_accepted_steps_has_no_states():
+    fails = ODE(lambda t, x: x * math.nan)
+    settings = {"solver": Dopri5(), "control": TIGHT, "save": "dense", "throw": False}
+    assert solve(fails, X0, [0.0, 1.0], **settings).at(0.5).isnan().all()
 
 
 class CountingList(list):

@@ -4,6 +4,7 @@ import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -125,6 +126,10 @@ class Dense:
         if self.starts:
             after = bisect_right(self.starts, sign * t, key=lambda start: sign * start)
             pieces = pieces[max(after - 2, 0) : after]
+        elif pieces:
+            first, last = self._spans.unbind(1)
+            near = ((first <= t) & (t <= last)).nonzero().flatten()
+            pieces = [pieces[i] for i in near.tolist()]
         states = x
         for piece in pieces:
             inside = (sign * piece.t0 <= sign * t) & (sign * t <= sign * piece.t1)
@@ -133,6 +138,12 @@ class Dense:
                 index = rows if piece.rows is None else piece.rows[rows]
                 states = states.index_copy(0, index, self._within(piece, index, rows, t))
         return states
+
+    @cached_property
+    def _spans(self) -> Tensor:
+        """The least and the largest time of each piece, on the host, `(pieces, 2)`."""
+        times = [torch.cat([piece.t0, piece.t1]) for piece in self.pieces]
+        return torch.stack([torch.stack(t.aminmax()) for t in times]).cpu()
 
     def _within(self, piece: Piece, index: Tensor, rows: Tensor, t: float) -> Tensor:
         t0 = piece.t0[rows]
