@@ -170,6 +170,19 @@ def test_residuals_are_relative_to_the_largest_right_side_of_a_step():
     torch.testing.assert_close(solve_linear(1e3 * x), exact(1e3 * x), rtol=0, atol=1e-2 * 0.01)
 
 
+@pytest.mark.parametrize(
+    "solver", [Rodas4(direct=0), ImplicitEulerMaruyama(direct=0)], ids=["Rodas4", "implicit"]
+)
+@pytest.mark.parametrize("scale", [1e-22, 1e-30, 1e30])
+def test_the_size_of_states_does_not_matter_in_float32(solver, scale):
+    """Their squares are 0 or infinite there: the smallest did not move at all."""
+    x0 = torch.tensor([[1.0, 2.0], [0.0, 0.0]])
+    decay = ODE(lambda t, x: -50 * x)
+    x, scaled = (solve(decay, s * x0, uniform(0, 0.1, 5), solver=solver).x for s in (1.0, scale))
+    assert 0 < x[0, 0] < 0.1
+    torch.testing.assert_close(scaled / scale, x, rtol=1e-4, atol=0)
+
+
 def test_many_numbers():
     """Diffusion in 4,000 cells, against its exact modes: a Jacobian would have 128 megabytes."""
     d = 4000

@@ -162,11 +162,14 @@ class ByProducts:
         """
         require_no_gradients(value, self.direct)
         right = self.h * value.reshape(len(value), -1).to(self.h)
-        self.largest = torch.maximum(self.largest, torch.linalg.vector_norm(right, dim=1))
-        limit = self.residual * self.largest
+        size = right.abs().amax(1)
+        unit = torch.where(size > 0, size, 1.0)  # without it squares of small numbers are 0
+        right = right / unit[:, None]
+        self.largest = torch.maximum(self.largest, unit * torch.linalg.vector_norm(right, dim=1))
+        limit = self.residual * (self.largest / unit)
         solution, negative = gmres(self._product, right, limit=limit, most=_DIMENSIONS)
         self.unconnected = self.unconnected | negative
-        return solution.reshape(value.shape).to(value)
+        return (unit[:, None] * solution).reshape(value.shape).to(value)
 
     def _product(self, vector: Tensor) -> Tensor:
         """(1 - length f_x) v."""
