@@ -221,6 +221,21 @@ def test_gradients_pass_through_states_between_the_steps():
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("arguments", [{"control": TIGHT}, {}], ids=["adaptive", "fixed"])
+def test_states_stay_when_an_optimiser_changes_the_initial_ones(arguments):
+    """The record of the first step shared the memory of a leaf that requires gradients."""
+    x0 = X0.clone().requires_grad_()
+    ts = [0.0, 1.0] if arguments else uniform(0.0, 1.0, 4)
+    solution = solve(ODE(f), x0, ts, solver=Dopri5(), save="dense", **arguments)
+    times = [0.0, 1e-3, 0.1]
+    before = solution.at(times)
+    with torch.no_grad():
+        x0.mul_(5.0)
+    assert torch.equal(solution.at(times), before)
+    (slope,) = torch.autograd.grad(solution.at(0.1).sum(), x0)
+    torch.testing.assert_close(slope, exact(0.1, torch.ones_like(X0)), rtol=1e-6, atol=0)
+
+
 def test_an_empty_batch_and_torchsdes_motion():
     none = torch.zeros(0, 2, dtype=F64)
     solution = solve(ODE(f), none, [0.0, 1.0], solver=RK4(), save=[0.2, 0.4])

@@ -174,7 +174,7 @@ def solve(
     search = None if event is None else EventSearch.of(event, grid, x0, noise)
     record = _dense(problem, solver, noise, grid, x0, search) if kept == "dense" else None
     counted = Counted.of(problem, x0)
-    x0 = _copied_states(x0)
+    x0 = _copied_states(x0) if record is None else x0.clone()  # which a record keeps
     if control is None or not len(x0):
         steps = Steps(counted, grid, solver.plan(counted, grid), noise)
         callback = callback if control is None else None
