@@ -278,7 +278,7 @@ def test_an_error_is_pickled_with_its_solution():
     with pytest.raises(UnfinishedError) as caught:
         solve(ODE(f), torch.ones(2, 1).double(), [0.0, 1.0], solver=Dopri5(), control=few)
     error = UnfinishedError(caught.value.solution, caught.value.reached, 5, "ask for less")
-    for same in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
+    for same in (pickle.loads(pickle.dumps(error)), copy.copy(error)):  # noqa: S301
         assert str(same) == str(error)
         assert "row 5: " in str(same)
         assert same.advice == "ask for less"

@@ -114,7 +114,7 @@ def test_an_error_is_pickled_with_its_attributes():
         solve(ODE(spoiled(1.0, 2)), ONE, uniform(0.0, 3.0, 6), solver=EulerMaruyama())
     error = caught.value.relocated(after=4, total=9)
     error.add_note("a note")
-    for same in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
+    for same in (pickle.loads(pickle.dumps(error)), copy.copy(error)):  # noqa: S301
         assert type(same) is NotFiniteError
         assert str(same) == str(error)
         assert vars(same) == vars(error)

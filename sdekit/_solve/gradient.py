@@ -293,12 +293,12 @@ def _require_return(x: Tensor, x0: Tensor, largest: Tensor) -> None:
     """
     if not x.numel():
         return
-    error, scale = (part.reshape(len(x), -1).amax(1) for part in ((x - x0).abs(), largest))
+    missed, scale = (part.reshape(len(x), -1).amax(1) for part in ((x - x0).abs(), largest))
     scale = scale.clamp_min(torch.finfo(x.dtype).tiny).minimum(1 + x0.abs().max())
-    worst = float((error / scale).max())
-    if not worst <= torch.finfo(x.dtype).eps ** (1 / 3):
+    error = float((missed / scale).max())
+    if not error <= torch.finfo(x.dtype).eps ** (1 / 3):
         raise ArithmeticError(
-            f"run backwards, a sample ends {worst:.1e} away from x0 in relative terms: rounding "
+            f"run backwards, a sample ends {error:.1e} away from x0 in relative terms: rounding "
             "errors grow like e^(rate t) where the drift contracts at a rate; use "
             "gradient=Checkpointed(), a wider dtype, or a shorter solve"
         )
