@@ -147,8 +147,8 @@ def scale_in(folder: str | Path) -> tuple[Tensor | float, float | None]:
 
 
 def warn_of_not_finite(net: nn.Module, owner: str) -> None:
-    """Warns of weights that are NaN or infinite. This is no error, because one may want to look at
-    a network that diverged. The warning names the line that called the caller of this function.
+    """Warns of weights that are NaN or infinite, and does not raise, because one may want to look
+    at a network that diverged. The warning names the line that called the caller of this function.
     """
     weights = dict(bare(net).named_parameters())
     wrong = [
