@@ -334,6 +334,19 @@ def test_a_y_of_another_length_is_refused():
         predictive(x, torch.ones(1, 1), lambda x: x, _distance)
 
 
+@pytest.mark.parametrize("measured", [(), (1,)])
+def test_simulated_data_of_another_shape_than_y_are_refused(measured):
+    """Each sample was compared with the data of all, and no p-value was right."""
+    x, y = torch.zeros(5, 50, 1), torch.arange(5.0)
+    simulate = (lambda x: x + 1) if not measured else (lambda x: x[:, 0] + 1)
+
+    def discrepancy(y, x):
+        return (y - x).abs().reshape(len(x), -1).sum(1)
+
+    with pytest.raises(ValueError, match=r"simulate returned \(250.*y has shape \(5"):
+        predictive(x, y.reshape(5, *measured), simulate, discrepancy)
+
+
 def test_predictive_takes_arrays():
     x, y = np.arange(10.0).reshape(5, 2, 1), np.arange(5.0)[:, None]
     expected = predictive(torch.as_tensor(x), torch.as_tensor(y), lambda x: x + 2, _distance)

@@ -317,8 +317,14 @@ def predictive(
             f"there are samples of {len(x)} posteriors and {len(y)} of y; give one y for each"
         )
     flat = samples.flatten(0, 1)
+    simulated = torch.as_tensor(simulate(flat))
+    if simulated.shape != (len(flat), *y.shape[1:]):
+        raise ValueError(
+            f"simulate returned {tuple(simulated.shape)} for {len(flat)} samples, and y has shape "
+            f"{tuple(y.shape)}; give (N, *measured) and (n, *measured)"
+        )
     own = _discrepancies(discrepancy(y.repeat_interleave(x.shape[1], dim=0), flat), len(flat), "y")
-    replicated = _discrepancies(discrepancy(simulate(flat), flat), len(flat), "simulated data")
+    replicated = _discrepancies(discrepancy(simulated, flat), len(flat), "simulated data")
     worse = (replicated >= own).reshape(x.shape[:2]).cpu().numpy()
     return (weights * worse).sum(axis=1)
 
