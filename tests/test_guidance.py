@@ -190,6 +190,44 @@ def test_fractions_stay_fractions_beside_whole_numbers(together):
     torch.testing.assert_close(by, torch.tensor([[1.5], [3.5], [5.5]]))
 
 
+class Tabulated(nn.Module):
+    """A network with a null value of its own, which it must be given: its default is a class."""
+
+    null = {"label": 3, "context": math.nan}
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Parameter(torch.tensor([-1.0, 1.0, 2.0, 0.0]))
+        self.contexts = []
+
+    def forward(self, x, t, label=0, context=None):
+        self.contexts.append(context)
+        return self.table[label][:, None].expand_as(x)
+
+
+@pytest.mark.parametrize("context", [None, torch.ones(2, 3), 0.5])
+def test_the_reference_has_the_null_value_of_the_network(context):
+    """Together, in two calls, and alone, as training gave it; NaN in the shape of what was
+    given.
+    """
+    net = Tabulated()
+    plain = ScoreModel(net, "vp", "data", shape=(2,), data_std=1.0)
+    given = plain.given(label=torch.tensor([0, 1]), context=context)
+    for settings, expected in (
+        ({"scale": 2.0}, [-2.0, 2.0]),
+        ({"scale": 2.0, "together": False}, [-2.0, 2.0]),
+        ({"scale": 0.0}, [0.0, 0.0]),
+    ):
+        found = Guided(given, **settings).predict_data(0.0, torch.zeros(2, 2))
+        assert found[:, 0].tolist() == expected
+    reference = net.contexts[-1]
+    if context is None:
+        assert reference is None
+    else:
+        assert reference.isnan().all()
+        assert reference.shape == ((2, 3) if isinstance(context, torch.Tensor) else (2,))
+
+
 def test_unknown_values_have_the_dtype_of_what_was_given():
     """A network that multiplies its condition by weights was given integers."""
 

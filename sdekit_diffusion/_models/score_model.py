@@ -51,6 +51,7 @@ from sdekit_diffusion._models.model import (
 from sdekit_diffusion._models.prediction import ALIASES, DATA, NOISE, PUBLISHED_NAMES, Prediction
 from sdekit_diffusion._models.wrapped import modules_of, require_plain, unwrapped
 from sdekit_diffusion.data import Scale
+from sdekit_diffusion.nets._conditions import Conditions
 
 Conditioning = Literal["time", "log_snr", "standardised", "sigma"] | tuple[float, float]
 _CONDITIONINGS = ("time", "log_snr", "standardised", "sigma")
@@ -297,13 +298,18 @@ class ScoreModel(nn.Module, AbstractModel):
                 "1000}), or a network of sdekit_diffusion.nets, such as MLP(classes=10)"
             )
         self.warn_of_missing({}, stacklevel=3)
-        unknown = {} if self.given_null is None else self.null
-        return self.given(**{name: self._unknown(name, unknown.get(name)) for name in self.null})
+        return self.given(**{name: self._unknown(name, null) for name, null in self.null.items()})
 
-    def _unknown(self, name: str, null: float | None) -> float | Tensor | None:
-        """The value that stands for an unknown condition, in the shape of the one given."""
+    def _unknown(self, name: str, null: float) -> float | Tensor | None:
+        """The value that stands for an unknown condition, in the shape of the one given; None for
+        networks of the library, and where the network has NaN for a condition of unknown shape.
+        """
         value = self.conditions.get(name)
-        if null is None or not isinstance(value, Tensor):
+        left_out = value is None and math.isnan(null)
+        left_out = left_out or isinstance(getattr(self.net, "conditions", None), Conditions)
+        if left_out and self.given_null is None:
+            return None
+        if not isinstance(value, Tensor):
             return null
         if value.ndim >= 2:
             return unknown_like(value, null)
