@@ -44,6 +44,19 @@ def test_batches_do_not_matter(found):
     assert torch.equal(again.y, found.y)
 
 
+def test_states_of_a_teacher_in_half_precision_are_not_rounded():
+    """Steps are differences of states; at large noise these differ by less than their rounding."""
+    means, variances = torch.tensor([[-1.0, 0.0], [1.0, 0.5]]), torch.tensor([0.03125, 0.0625])
+    settings = {"sde": "vp", "grid": [100.0, 30.0, 1.0, 0.01], "seed": 0}
+    whole, half = (
+        sd.trajectories(
+            sd.GaussianMixture([0.25, 0.75], means.to(dtype), variances.to(dtype)), 8, **settings
+        )
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    close(half.steps()["x"], whole.steps()["x"], rtol=0, atol=1e-3)
+
+
 class Answers(torch.nn.Module):
     """A network that returns given data, a sample and a level each."""
 

@@ -30,7 +30,7 @@ class Trajectories:
 
     Attributes:
         sigmas: the noise levels sigma / alpha, float64, `(levels,)`.
-        y: x_t / alpha at these levels, `(levels, n, *shape)`.
+        y: x_t / alpha at these levels, `(levels, n, *shape)`, at least float32.
         conditions: the conditions of the network by name, with one entry per sample.
 
     Example:
@@ -154,6 +154,8 @@ def trajectories(
 
     settings = {"sde": diffusion, "method": AdaptiveFlow(accuracy=accuracy), "seed": seed}
     settings |= {"first": first, "shape": shape, "batch_size": batch_size}
+    # Differences of states, in `steps`, would be rounding in half precision.
+    settings |= {"dtype": torch.promote_types(model.place()[0], torch.float32)}
     begin: Any = PriorStates(l=float(points[0]))  # which is not public
     states = [sample(model, n, start=begin, end=relative[1], callback=keep, **settings)]
     for level, stop in pairwise(relative[1:]):
