@@ -112,6 +112,21 @@ def test_several_observations_are_one():
         law.log_evidence(Joint((many.parts[0], fewer)))
 
 
+def test_variances_of_several_observations_stay_variances():
+    """A matrix of all measurements would take memory and time; only a matrix of a part needs it."""
+    a = torch.randn(5, 4, generator=GENERATOR, dtype=torch.float64)
+    x = torch.randn(3, 4, generator=GENERATOR, dtype=torch.float64)
+    number = LinearObservation(a[:2], x[0, :2], 0.3)
+    each = LinearObservation(a[2:4], x[1, :2], torch.tensor([0.1, 0.2]))
+    both = Joint((number, each)).bound((4,))
+    variances = torch.tensor([0.3, 0.3, *each.covariance], dtype=torch.float64)
+    torch.testing.assert_close(both.noise_covariance, variances)
+    torch.testing.assert_close(both.log_prob(x), number.log_prob(x) + each.log_prob(x))
+    full = LinearObservation(a[3:], x[2, :2], torch.tensor([[0.5, 0.1], [0.1, 0.4]]))
+    every = Joint((number, each, full))
+    torch.testing.assert_close(every.bound((4,)).log_prob(x), every.log_prob(x))
+
+
 def test_evidences_of_many_observations():
     law = law_of("full")
     ys = torch.tensor([[0.1], [2.0], [-3.0]], dtype=torch.float64)

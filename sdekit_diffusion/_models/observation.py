@@ -596,13 +596,18 @@ def _stacked(parts: Sequence[LinearObservation]) -> LinearObservation:
     ys = [part.y for part in parts]
     rows = [y.reshape(len(y), -1) if each else y.reshape(1, -1) for y in ys]
     y = torch.cat(rows, dim=1)
-    covariances = []
-    for part in parts:
-        m = math.prod(part.measured)
-        noise_covariance = part.noise_covariance
-        if noise_covariance.ndim < 2:
-            unit = torch.eye(m, dtype=noise_covariance.dtype, device=noise_covariance.device)
-            noise_covariance = noise_covariance * unit
-        covariances.append(noise_covariance)
-    covariance = 0.0 if all(noiseless) else torch.block_diag(*covariances)
+    covariances = [
+        part.noise_covariance.expand(math.prod(part.measured))
+        if part.noise_covariance.ndim < 2
+        else part.noise_covariance
+        for part in parts
+    ]
+    if all(noiseless):
+        covariance = 0.0
+    elif all(one.ndim == 1 for one in covariances):
+        covariance = torch.cat(covariances)
+    else:
+        covariance = torch.block_diag(
+            *[one.diag() if one.ndim == 1 else one for one in covariances]
+        )
     return LinearObservation(measured, y if each else y[0], covariance)
