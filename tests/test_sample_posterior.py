@@ -400,6 +400,17 @@ def test_factors_of_models():
             bayes_factor(*pair)
     with pytest.warns(UserWarning, match=r"drawn with the same seed, 0, so their errors are not"):
         bayes_factor(a, replace(b, seed=0))
+    settings = {"sde": "vp", "seed": 0, "particles": 8, "steps": 2}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        before, after = (sample_posterior(law, given, 16, first=i, **settings) for i in (0, 1))
+    three, others, some = (replace(many, seed=0, first=i) for i in (1, 4, 3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        bayes_factor(before, after)  # of the same seed, and other clouds
+        bayes_factor(three, others)
+    with pytest.warns(UserWarning, match="drawn with the same seed"):
+        bayes_factor(three, some)
     with pytest.raises(TypeError, match=r"two results of sample_posterior, .* not -2\.0"):
         bayes_factor(a, -2.0)
 
@@ -609,6 +620,19 @@ def test_more_arguments_are_checked():
         sample_posterior(law, exact, 8, sde="vp")
     found = sample_posterior(MomentMatched(law, given), n=64, sde="vp", particles=64, steps=20)
     assert found.x.shape == (64, 2)
+
+
+def test_conditions_belong_to_observations():
+    """Not to the samples of each, of which another number is asked for."""
+    model = ScoreModel(nets.MLP((2,), 8, classes=3), "vp", shape=(2,), data_std=1.0)
+    labelled = model.given(label=torch.tensor([0, 1, 2]))
+    for y, message in (
+        (torch.zeros(2), r"label has 3 entries, and there is 1 observation: give one entry per ob"),
+        (torch.zeros(2, 2), "label has 3 entries, and there are 2 observations: give one entry"),
+        (torch.zeros(0, 2), r"there are no observations: y has shape \(0, 2\); give one or more"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            sample_posterior(labelled, LinearObservation(torch.eye(2), y, 0.05), 128)
 
 
 def test_a_network_in_training_mode_and_its_dtype():

@@ -136,14 +136,12 @@ def sample_posterior(
     _warn_of_few_steps(weighting)
     default = "isotropic" if isinstance(weighting, Particles) else "jacobian"
     posterior, diffusion = _posterior(model, observation, sde, shape, proposal, default)
-    if isinstance(posterior.observation, LinearObservation):
-        posterior.observation.require_noise()
+    count = _count(posterior)
     coordinates = Coordinates.of(posterior, diffusion, posterior.shape)
     noise = _relative_noise(posterior.observation, coordinates.std)
     end = max(_SMALLEST_END, min(DEFAULT_END, _END * noise)) if end is None else end
     own_dtype, own_device = posterior.place()
     place = available_device(own_device if device is None else device)
-    count = len(posterior.observation.y) if posterior.observation.each else 1
     problem = PosteriorProblem(
         posterior, coordinates, coordinates.span(posterior, end), n,
         seed_given(seed), first, noise,
@@ -161,7 +159,7 @@ def sample_posterior(
     samples = parts[0] if not posterior.observation.each else _joined(parts)
     _require_weights(samples)
     _warn_of_unreliable(samples)
-    return replace(samples, x=cast(samples.x, dtype or own_dtype))
+    return replace(samples, x=cast(samples.x, dtype or own_dtype), first=first)
 
 
 def _weighting(
@@ -250,6 +248,30 @@ def _posterior(
     return made, diffusion
 
 
+def _count(posterior: AbstractPosterior) -> int:
+    """The number of observations, after checks of their noise and of the model's conditions.
+
+    Raises:
+        ValueError: for no observation, one without noise, or another number of conditions.
+    """
+    observation = posterior.observation
+    if isinstance(observation, LinearObservation):
+        observation.require_noise()
+    count = len(observation.y) if observation.each else 1
+    if not count:
+        raise ValueError(
+            f"there are no observations: y has shape {tuple(observation.y.shape)}; give one or more"
+        )
+    for name, value in posterior.entries().items():
+        if len(value) != count:
+            there = "there is 1 observation" if count == 1 else f"there are {count} observations"
+            raise ValueError(
+                f"{name} has {len(value)} entries, and {there}: give one entry per observation, "
+                "also of y, (n_y, *measured)"
+            )
+    return count
+
+
 def _relative_noise(observation: AbstractObservation, std: float) -> float:
     """The smallest standard deviation of the noise of y, in the units of x, divided by that of the
     data; 1 where this ratio is larger or not known.
@@ -327,14 +349,14 @@ def bayes_factor(a: WeightedSamples, b: WeightedSamples) -> tuple[Tensor, Tensor
     standard error, each `()`, or `(n_y,)` for several observations.
 
     a and b are samples under two models, or two operators, given the same y. Draw them with
-    different seeds: their errors are taken as independent.
+    different seeds, or other clouds by `first`: their errors are taken as independent.
 
     Raises:
         TypeError: for anything but weighted samples.
         ValueError: for other numbers of observations.
 
     Warns:
-        UserWarning: where both were drawn with the same seed.
+        UserWarning: where both were drawn with the same seed, and share random numbers.
 
     Example:
         >>> y = sd.LinearObservation(torch.tensor([[1.0]]), torch.tensor([1.0]), 1.0)
@@ -351,7 +373,8 @@ def bayes_factor(a: WeightedSamples, b: WeightedSamples) -> tuple[Tensor, Tensor
                 "a Bayes factor is of two results of sample_posterior, WeightedSamples; not "
                 f"{samples!r:.60}"
             )
-    if a.seed is not None and a.seed == b.seed:
+    shared = max(a.indices.start, b.indices.start) < min(a.indices.stop, b.indices.stop)
+    if a.seed is not None and a.seed == b.seed and shared:
         warnings.warn(
             f"a and b were drawn with the same seed, {a.seed}, so their errors are not independent "
             "and the standard error of the Bayes factor is not known: draw one with another seed",

@@ -31,6 +31,7 @@ class WeightedSamples:
         seed: of all random numbers.
         ancestors: for each sample, the number of the initial particle from which it descends,
             int64, `(n,)`; None where samples are independent.
+        first: the number of the first observation; random numbers depend on the seed and on it.
 
     Example:
         >>> samples = sd.WeightedSamples(torch.zeros(4, 2), torch.zeros(4), clouds=2)
@@ -45,6 +46,7 @@ class WeightedSamples:
     probe_variance: float = 0.0
     seed: int | None = None
     ancestors: Tensor | None = None
+    first: int = 0
 
     def __repr__(self) -> str:
         n = self.log_weights.shape[-1]
@@ -59,6 +61,12 @@ class WeightedSamples:
     def rows(self) -> tuple[int, ...]:
         """The leading dimensions: `(n_y,)` for several observations, else `()`."""
         return tuple(self.log_weights.shape[:-1])
+
+    @property
+    def indices(self) -> range:
+        """The numbers of all samples, on which their random numbers depend besides the seed."""
+        n = self.log_weights.shape[-1]
+        return range(self.first * n, (self.first + math.prod(self.rows)) * n)
 
     @property
     def weights(self) -> Tensor:
