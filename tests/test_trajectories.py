@@ -377,3 +377,31 @@ def test_a_student_warns_where_it_is_sampled_otherwise(tmp_path, recwarn):
     recwarn.clear()
     sd.sample(student, 3, steps=5, seed=0)
     assert not recwarn.list
+
+
+POINTS = torch.zeros(2, 2)
+LOOSE = {"method": sd.AdaptiveFlow(1e-1, 1e-1)}
+OBSERVED = sd.LinearObservation(torch.eye(2), torch.zeros(2), 1.0)
+PARTICLES = {"n": 16, "particles": 16, "steps": 16, "seed": 0}
+
+
+@pytest.mark.filterwarnings("ignore:.* not reliable")
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda model: sd.log_likelihood(model, POINTS, **LOOSE),
+        lambda model: sd.encode(model, POINTS, **LOOSE),
+        lambda model: sd.decode(model, POINTS, **LOOSE),
+        lambda model: sd.sample_posterior(model, OBSERVED, **PARTICLES),
+        lambda model: sd.classify([model, small()], POINTS, draws=1, levels=2),
+    ],
+    ids=["log_likelihood", "encode", "decode", "sample_posterior", "classify"],
+)
+def test_a_student_warns_where_all_levels_are_needed(call, recwarn):
+    """It is evaluated between its levels, where it means nothing."""
+    student = small()
+    call(student)
+    assert not recwarn.list
+    student.trained_levels = (-3.0, 1.0)
+    with pytest.warns(UserWarning, match="trained at 2 noise levels only, .* take its teacher"):
+        call(student)

@@ -19,6 +19,7 @@ from sdekit_diffusion._models.evaluating import evaluating
 from sdekit_diffusion._models.in_batches import batches
 from sdekit_diffusion._models.model import AbstractModel, noise_scale, signal_scale
 from sdekit_diffusion._sampling.grids import DEFAULT_END
+from sdekit_diffusion._sampling.trained_levels import warn_of_few_levels
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,7 +119,8 @@ def classify(
         batch_size: how many points are evaluated together; all unless given.
 
     Warns:
-        UserWarning: where the largest noise is below two standard deviations of a class.
+        UserWarning: where the largest noise is below two standard deviations of a class, and for
+            models that were trained at a few noise levels only.
 
     Raises:
         TypeError: when x is not a floating tensor, models is a single model, or seed is not a whole
@@ -143,6 +145,8 @@ def classify(
     scales = [data_scale(model, tuple(x.shape[1:])) for model in models]
     span = _span(models, diffusion, end, [scale.std for scale in scales])
     weights = _weights(log_weights, len(models))
+    for model in models:
+        warn_of_few_levels(model)
     seed = seed_given(seed)
     columns = []
     with torch.no_grad():

@@ -17,6 +17,7 @@ from sdekit_diffusion._sampling.adaptive import AdaptiveFlow
 from sdekit_diffusion._sampling.arguments import Model
 from sdekit_diffusion._sampling.coordinates import Coordinates, event_of
 from sdekit_diffusion._sampling.grids import DEFAULT_END
+from sdekit_diffusion._sampling.trained_levels import warn_of_few_levels
 
 
 def encode(
@@ -46,6 +47,7 @@ def encode(
     model, diffusion = as_model(model, sde)
     coordinates = Coordinates.of(model, diffusion, event_of(x))
     low, high = coordinates.span(model, end)
+    warn_of_few_levels(model)
     return FlowMap(model, coordinates, (high, low), method, batch_size).image(x)
 
 
@@ -116,6 +118,7 @@ def decode(
     model, diffusion = as_model(model, sde)
     coordinates = Coordinates.of(model, diffusion, event_of(latent))
     low, high = coordinates.span(model, end)
+    warn_of_few_levels(model)
     flow_map = FlowMap(model, coordinates, (low, high), method, batch_size)
     if not return_likelihood:
         return flow_map.image(latent)

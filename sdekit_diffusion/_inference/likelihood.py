@@ -13,6 +13,7 @@ from sdekit_diffusion._sampling.arguments import Model
 from sdekit_diffusion._sampling.coordinates import Coordinates, event_of
 from sdekit_diffusion._sampling.grids import DEFAULT_END
 from sdekit_diffusion._sampling.start import warn_of_end, warn_of_prior
+from sdekit_diffusion._sampling.trained_levels import warn_of_few_levels
 
 
 def log_likelihood(
@@ -90,6 +91,7 @@ def log_likelihood(
     if log_prior is None:
         warn_of_prior(model, coordinates, low)
     warn_of_end(model, coordinates, high, end)
+    warn_of_few_levels(model)
     flow_map = FlowMap(model, coordinates, (high, low), method, batch_size)
     return flow_map.log_likelihood(
         x,

@@ -31,6 +31,7 @@ from sdekit_diffusion._sampling.coordinates import Coordinates
 from sdekit_diffusion._sampling.grids import DEFAULT_END
 from sdekit_diffusion._sampling.reverse_problems import cast
 from sdekit_diffusion._sampling.start import warn_of_end, warn_of_prior
+from sdekit_diffusion._sampling.trained_levels import warn_of_few_levels
 
 Proposal = AbstractCovariance | Callable[..., AbstractPosterior] | str
 
@@ -114,7 +115,8 @@ def sample_posterior(
             nat, or the samples of a single cloud effectively descend from fewer than 4 initial
             particles: then neither the samples nor log p(y) are reliable. Where the least noise of
             the diffusion is above a fifth of the standard deviation of the data, or its largest
-            noise below twice the standard deviation, in any direction that the model knows.
+            noise below twice the standard deviation, in any direction that the model knows. For a
+            model that was trained at a few noise levels only.
 
     Example:
         >>> law = sd.GaussianMixture([0.5, 0.5], [[-1.0, 0.0], [1.0, 0.0]], [0.1, 0.1])
@@ -149,6 +151,7 @@ def sample_posterior(
     )  # fmt: skip
     warn_of_prior(posterior, coordinates, problem.span[0])
     warn_of_end(posterior, coordinates, problem.span[1], end)
+    warn_of_few_levels(posterior)
     parts = []
     bar = tqdm(total=count * n, unit="sample", desc="posterior", disable=not progress)
     with evaluating(posterior, count), bar:

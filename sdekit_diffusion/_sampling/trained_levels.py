@@ -1,7 +1,8 @@
-"""A warning where a student, a network trained at a few noise levels only, is sampled at others."""
+"""Warnings where a student, a network trained at few noise levels, is evaluated at others."""
 
 import math
 import warnings
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -31,12 +32,28 @@ def warn_of_levels(
     levels = _levels_of_ddim(method, coordinates, span)
     if len(levels) == len(known) and torch.allclose(levels, known, rtol=0, atol=_TOLERANCE):
         return
-    sigmas = ", ".join(f"{math.exp(-l):.5g}" for l in trained[:4])
     warnings.warn(
-        f"this model was trained at {len(trained)} noise levels only, sigma / alpha = {sigmas}"
-        f"{', ...' if len(trained) > 4 else ''}: sample it with method='ddim' and the grid that it "
-        "was trained for, whose steps begin there (Trajectories.sigmas)",
+        f"{_trained_at(trained)}: sample it with method='ddim' and the grid that it was trained "
+        "for, whose steps begin there (Trajectories.sigmas)",
         stacklevel=stacklevel,
+    )
+
+
+def warn_of_few_levels(model: AbstractModel, *, stacklevel: int = 3) -> None:
+    """Warns of a student where a model is needed at all levels."""
+    if trained := getattr(innermost(model), "trained_levels", ()):
+        warnings.warn(
+            f"{_trained_at(trained)}, and is evaluated here at others, so the result is wrong: "
+            "take its teacher, or another model that was trained at all levels",
+            stacklevel=stacklevel,
+        )
+
+
+def _trained_at(levels: Sequence[float]) -> str:
+    sigmas = ", ".join(f"{math.exp(-l):.5g}" for l in levels[:4])
+    return (
+        f"this model was trained at {len(levels)} noise levels only, sigma / alpha = {sigmas}"
+        f"{', ...' if len(levels) > 4 else ''}"
     )
 
 
