@@ -16,6 +16,9 @@ LAW = sd.GaussianMixture(
 )
 
 
+CORRECTED = sdekit.AdamsMoulton(3, self_starting=False, lower_final=True)
+
+
 @functools.cache
 def exact_samples():
     return sd.sample(LAW, 500, sde="vp", seed=9, method=sd.AdaptiveFlow(1e-7, 1e-7))
@@ -29,7 +32,12 @@ def mean_error(steps, grid, method):
 
 @pytest.mark.parametrize(
     ("method", "steps", "gain"),
-    [("default", 5, 0.5), ("unipc", 6, 0.35), (sd.InTime(sdekit.Heun(), eta=0.0), 4, 0.5)],
+    [
+        ("default", 5, 0.6),
+        (sd.OnClock(CORRECTED, integrand="velocity"), 5, 0.5),
+        ("unipc", 6, 0.35),
+        (sd.InTime(sdekit.Heun(), eta=0.0), 4, 0.5),
+    ],
 )
 def test_other_samples_are_more_accurate(method, steps, gain):
     grid = sd.fitted_grid(LAW, steps, sde="vp", method=method)

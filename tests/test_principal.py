@@ -8,7 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sdekit_diffusion import EmpiricalMixture, GaussianMixture, LinearObservation
-from sdekit_diffusion._common.principal import principal_std_of
+from sdekit_diffusion._common.principal import (
+    estimated_principal_std,
+    principal_std_of,
+)
 
 
 def largest(covariance):
@@ -50,10 +53,24 @@ def test_that_of_points_is_the_root_of_the_largest_eigenvalue():
     draw = torch.Generator().manual_seed(0)
     points = torch.randn(6000, 3, 2, generator=draw) * torch.arange(1.0, 7.0).reshape(3, 2)
     exact = largest(points.flatten(1).T.cov(correction=0))
-    assert principal_std_of(points) == pytest.approx(exact, rel=1e-3)
+    equal = torch.full((6000,), 1 / 6000)
+    assert principal_std_of(points, equal) == pytest.approx(exact, rel=1e-3)
     law = EmpiricalMixture(points, 0.5)  # of every second point
     assert law.principal_std == pytest.approx(math.hypot(exact, 0.5), rel=0.03)
-    assert principal_std_of(points[:1]) == 0.0
+    assert principal_std_of(points[:1], torch.ones(1)) == 0.0
+
+
+def test_an_estimate_from_few_samples_is_not_too_large():
+    """Of 40 normal samples in 200 dimensions the covariance has an eigenvalue near 10."""
+    draw = torch.Generator().manual_seed(1)
+    noise = torch.randn(40, 200, generator=draw)
+    assert principal_std_of(noise, torch.full((40,), 1 / 40)) > 2.5
+    assert estimated_principal_std(noise) < 1.6
+    together = noise + 3 * torch.randn(40, 1, generator=draw)
+    assert estimated_principal_std(together) == pytest.approx(math.sqrt(9 * 200 + 1), rel=0.4)
+    numbers = torch.randn(2000, generator=draw)
+    assert estimated_principal_std(numbers) == pytest.approx(1.0, rel=0.1)
+    assert estimated_principal_std(noise[:1]) == estimated_principal_std(0 * noise) == 0.0
 
 
 def test_points_count_by_their_weights():

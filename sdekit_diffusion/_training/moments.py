@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sdekit_diffusion._common.principal import SMALLEST_RATIO, principal_std_of
+from sdekit_diffusion._common.principal import SMALLEST_RATIO, estimated_principal_std
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._training.trainable import require_count
 from sdekit_diffusion.data import Scale
@@ -78,7 +78,7 @@ def data_moments(
     std = math.sqrt(max(variance, 0.0)) or 1.0
     _warn_of_scale(float(mean.square().mean().sqrt()), std)
     if sde is not None and not bytes_given:
-        _warn_of_little_noise(std, principal_std_of(torch.cat(read)), sde)
+        _warn_of_little_noise(std, estimated_principal_std(torch.cat(read)), sde)
     return mean.to(torch.float32), std
 
 
