@@ -49,6 +49,14 @@ def test_after_an_observation_it_is_that_of_the_new_law(kind):
     assert narrower.principal_std < 0.9 * law.principal_std
 
 
+def test_components_may_share_their_axes():
+    points = torch.randn(5, 3, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    y = LinearObservation(torch.eye(3, dtype=torch.float64)[:1], points[0, :1], 1e-4)
+    law = EmpiricalMixture(0.1 * points, 2.0).given(y)
+    exact = largest(law.covariance())
+    assert 0.9 * exact < law.principal_std < 1.0001 * exact
+
+
 def test_that_of_points_is_the_root_of_the_largest_eigenvalue():
     draw = torch.Generator().manual_seed(0)
     points = torch.randn(6000, 3, 2, generator=draw) * torch.arange(1.0, 7.0).reshape(3, 2)
