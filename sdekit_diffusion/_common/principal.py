@@ -12,7 +12,7 @@ from sdekit_diffusion._common.counters import DIRECTION
 # sigma / alpha, over the standard deviation of the data in its principal direction, below which
 # noisy data are far from normal.
 SMALLEST_RATIO = 2.0
-_ITERATIONS = 30  # of the power method, which make its result a few per cent too small at most
+_ITERATIONS = 20  # of the power method, which make its result a few per cent too small at most
 
 
 def principal_std(product: Callable[[Tensor], Tensor], d: int) -> float:

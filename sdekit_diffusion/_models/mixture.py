@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdekit import fresh_seed, normal, uniform01
+from sdekit import computed, fresh_seed, normal, uniform01
 from sdekit.elementary import Time, broadcast
 from sdekit_diffusion._common.counters import COMPONENT, POINT
 from sdekit_diffusion._common.inputs import is_whole, require_tensor
@@ -244,11 +244,18 @@ class GaussianMixture(AbstractMixture):
         return law
 
     def _record_scale(self) -> None:
-        """Sets `data_mean`, `data_std`, which is 1 for a single point, and `principal_std`."""
+        """Sets `data_mean`, and `data_std`, which is 1 for a single point."""
         self.data_mean = self.mean()
         spread = (self._means - self.data_mean.reshape(-1)).square() + self._variances
         self.data_std = math.sqrt(float((self.weights @ spread).mean())) or 1.0
-        self.principal_std = principal_std(self._covariance_product(), self._means.shape[1])
+        self._principal_std: float | None = None
+
+    @computed
+    def principal_std(self) -> float | None:
+        if self._principal_std is None:  # computed where it is needed, and kept
+            d = self._means.shape[1]
+            self._principal_std = principal_std(self._covariance_product(), d)
+        return self._principal_std
 
     def _covariance_product(self) -> Callable[[Tensor], Tensor]:
         """The function v -> C v of vectors `(d,)`, with the covariance C of the law."""
@@ -301,7 +308,7 @@ class GaussianMixture(AbstractMixture):
         law._variances = alpha**2 * self._variances + sigma**2
         law.data_mean = alpha * self.data_mean
         law.data_std = math.hypot(alpha * self.data_std, sigma)
-        law.principal_std = math.hypot(alpha * (self.principal_std or 0.0), sigma)
+        law._principal_std = None
         return law
 
     def mean(self) -> Tensor:
