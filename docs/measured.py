@@ -167,11 +167,14 @@ def distances(row: dict[str, Any]) -> str:
 
 
 def evidence(row: dict[str, Any]) -> str:
-    """Error and standard error of log p(y), and how often it is within three; "" without it."""
+    """Error and standard error of log p(y), "none" where some problems have none, and how often it
+    is within three; "" without it.
+    """
     if "within three" not in row:
         return ""
-    errors = f"{row['error of log p(y)']:.3f}, {row['standard error']:.3f}"
-    return f"{errors}, {row['within three']}/{row['of']}"
+    values = [row[name] for name in ("error of log p(y)", "standard error")]
+    errors = ["none" if math.isnan(value) else f"{value:.3f}" for value in values]
+    return f"{', '.join(dict.fromkeys(errors))}, {row['within three']}/{row['of']}"
 
 
 def coverages(rows: Rows) -> list[str]:
