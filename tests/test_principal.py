@@ -12,6 +12,7 @@ from sdekit_diffusion._common.principal import (
     estimated_principal_std,
     principal_std_of,
 )
+from sdekit_diffusion._models import empirical
 
 
 def largest(covariance):
@@ -57,13 +58,17 @@ def test_components_may_share_their_axes():
     assert 0.9 * exact < law.principal_std < 1.0001 * exact
 
 
-def test_that_of_points_is_the_root_of_the_largest_eigenvalue():
+def test_that_of_points_is_the_root_of_the_largest_eigenvalue(monkeypatch):
     draw = torch.Generator().manual_seed(0)
     points = torch.randn(6000, 3, 2, generator=draw) * torch.arange(1.0, 7.0).reshape(3, 2)
     exact = largest(points.flatten(1).T.cov(correction=0))
     equal = torch.full((6000,), 1 / 6000)
     assert principal_std_of(points, equal) == pytest.approx(exact, rel=1e-3)
-    law = EmpiricalMixture(points, 0.5)  # of every second point
+    assert EmpiricalMixture(points, 0.5).principal_std == pytest.approx(
+        math.hypot(exact, 0.5), 1e-3
+    )
+    monkeypatch.setattr(empirical, "_BLOCK", 18_000)  # numbers: every second point
+    law = EmpiricalMixture(points, 0.5)
     assert law.principal_std == pytest.approx(math.hypot(exact, 0.5), rel=0.03)
     assert principal_std_of(points[:1], torch.ones(1)) == 0.0
 

@@ -39,7 +39,7 @@ def _principal(product: Callable[[Tensor], Tensor], d: int) -> Tensor:
 def principal_std_of(points: Tensor, weights: Tensor) -> float:
     """`principal_std` of points `(n, *event)` with probabilities `(n,)`."""
     rows = points.reshape(len(points), -1).to(torch.float64)
-    return principal_std(_covariance_product(rows, weights.to(rows)), rows.shape[1])
+    return principal_std(covariance_product(rows, weights.to(rows)), rows.shape[1])
 
 
 def estimated_principal_std(samples: Tensor) -> float:
@@ -50,12 +50,13 @@ def estimated_principal_std(samples: Tensor) -> float:
     first = rows[::2]
     second = rows[1::2]
     shares = torch.full_like(first[:, 0], 1 / len(first))
-    direction = _principal(_covariance_product(first, shares), rows.shape[1])
+    direction = _principal(covariance_product(first, shares), rows.shape[1])
     if len(second) < 2 or not float(direction.norm()):
         return 0.0
     return float((second @ (direction / direction.norm())).std())
 
 
-def _covariance_product(rows: Tensor, weights: Tensor) -> Callable[[Tensor], Tensor]:
+def covariance_product(rows: Tensor, weights: Tensor) -> Callable[[Tensor], Tensor]:
+    """The function v -> C v, with the covariance C of rows `(n, d)` of probabilities `(n,)`."""
     centred = rows - weights @ rows
     return lambda v: (weights * (centred @ v.to(rows))) @ centred

@@ -75,6 +75,11 @@ def log_likelihood(
             model whose output has no gradient with respect to x, a method with `accuracy`, a
             missing diffusion, or an end that leaves nothing to solve.
 
+    Warns:
+        UserWarning: where the prior is far from p_T, because the largest noise is below twice the
+            standard deviation of the data in a direction that the model knows; where the least
+            noise is large; and for a model that was trained at a few noise levels only.
+
     Example:
         >>> model = sd.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
         >>> x = model.sample(3, seed=0)

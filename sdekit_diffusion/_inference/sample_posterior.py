@@ -149,7 +149,7 @@ def sample_posterior(
         seed_given(seed), first, noise,
         torch.promote_types(dtype or own_dtype, torch.float32), place,
     )  # fmt: skip
-    warn_of_prior(posterior, coordinates, problem.span[0])
+    warn_of_prior(posterior, coordinates, problem.span[0], alternative="")
     warn_of_end(posterior, coordinates, problem.span[1], end)
     warn_of_few_levels(posterior)
     parts = []

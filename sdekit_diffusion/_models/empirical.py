@@ -23,7 +23,6 @@ from sdekit_diffusion._models.model import noise_scale, signal_scale, times_of
 from sdekit_diffusion._models.observation import AbstractObservation
 
 _BLOCK = 1 << 23  # numbers of one block: 84 points at a time for 50,000 centres
-_PRINCIPAL_CENTRES = 1 << 12  # at most, evenly spaced, of which `principal_std` is computed
 _NEAREST = 16  # centres whose distance is a sum of squared differences
 
 
@@ -95,7 +94,7 @@ class EmpiricalMixture(AbstractMixture):
         self._squares = torch.cat(parts)
         # For a single point any value is possible.
         self.data_std = math.sqrt(variance + self.std**2) or 1.0
-        every = -(-n // _PRINCIPAL_CENTRES)
+        every = -(-self._centres.numel() // _BLOCK)  # for a block in float64
         shares = self.weights[::every]
         widest = principal_std_of(self._centres[::every], shares / shares.sum())
         self.principal_std = math.hypot(widest, self.std)

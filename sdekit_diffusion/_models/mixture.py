@@ -14,7 +14,7 @@ from sdekit import computed, fresh_seed, normal, uniform01
 from sdekit.elementary import Time, broadcast
 from sdekit_diffusion._common.counters import COMPONENT, POINT
 from sdekit_diffusion._common.inputs import is_whole, require_tensor
-from sdekit_diffusion._common.principal import principal_std
+from sdekit_diffusion._common.principal import covariance_product, principal_std
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._models.model import (
     AbstractModel,
@@ -259,14 +259,15 @@ class GaussianMixture(AbstractMixture):
 
     def _covariance_product(self) -> Callable[[Tensor], Tensor]:
         """The function v -> C v of vectors `(d,)`, with the covariance C of the law."""
-        weights, means = self.weights.to(torch.float64), self._means.to(torch.float64)
-        centred = means - weights @ means
+        means = self._means.to(torch.float64)
+        weights = self.weights.to(means)
+        of_means = covariance_product(means, weights)
         shares = weights.unsqueeze(-1) * self._variances.to(means).expand_as(means)
         axes = None if self._axes is None else self._axes.to(means)
 
         def product(v: Tensor) -> Tensor:
             v = v.to(means)
-            between = (weights * (centred @ v)) @ centred
+            between = of_means(v)
             if axes is None:
                 return between + shares.sum(dim=0) * v
             parts = shares * (axes.mT @ v)

@@ -78,8 +78,8 @@ class AbstractModel(ABC):
             has to be exact.
         principal_std: the standard deviation of the data in the direction in which it is largest,
             the square root of the largest eigenvalue of their covariance; None if it is not known.
-            With correlated coordinates it is larger than `data_std`, and the noise that makes data
-            nearly normal must be larger than it.
+            With correlated coordinates it is larger than `data_std`. Noisy data are nearly normal
+            only where the noise is several times as large.
         predicts_noise: whether the model has a network that predicts the noise, whose errors in the
             data grow with the noise; the default sampler has rules and a grid for such models.
         stiffness: |w - 1| under guidance of scale w, and 0 without guidance; from 1 on the flow is

@@ -32,11 +32,20 @@ def centre(model: AbstractModel, l: float, like: Tensor) -> Tensor:
 
 
 def warn_of_prior(
-    model: AbstractModel, coordinates: Coordinates, l: float, *, stacklevel: int = 3
+    model: AbstractModel,
+    coordinates: Coordinates,
+    l: float,
+    *,
+    alternative: str = ", or give the start or its log-density (x_T, log_prior)",
+    stacklevel: int = 3,
 ) -> None:
     """Warns if the law at l, the start of a solve, is far from a normal one: if sigma / alpha is
     below two standard deviations of the data, in the direction in which it is largest if the model
     knows it.
+
+    Arguments:
+        alternative: what else the caller of the public function can do than to choose another
+            diffusion or level.
     """
     noise = coordinates.std * math.exp(-l)
     std = coordinates.std
@@ -48,14 +57,14 @@ def warn_of_prior(
         return
     start, noisiest = coordinates.start(model)
     where = f"{noisiest} ends"
-    remedy = f"Choose another diffusion{noisiest.more_noise}, or give"
+    remedy = f"Choose another diffusion{noisiest.more_noise}"
     if l > start:
         where = "the grid begins"
-        remedy = "Begin at a higher level, or give"
+        remedy = "Begin at a higher level"
     warnings.warn(
         f"{where} at sigma / alpha = {noise:.3g}, {noise / std:.3g} times the standard deviation "
         f"of the data{direction}, {std:.3g}: the prior is far from the law there, and so is the "
-        f"result from that of the data. {remedy} the start or its log-density (x_T, log_prior)",
+        f"result from that of the data. {remedy}{alternative}",
         stacklevel=stacklevel,
     )
 

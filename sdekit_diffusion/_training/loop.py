@@ -66,7 +66,8 @@ class Training(Iterator[Record]):
     the model has the averaged weights and is in evaluation mode.
 
     The model's `data_mean` and `data_std` are set to those of the data. A warning is raised where
-    the data seem to be those that the model's `scale` was not applied to.
+    the data seem to be those that the model's `scale` was not applied to, and where the largest
+    noise of its diffusion is small for the direction in which they vary most.
 
     Each sample of the stream of training samples has its own time, noise and dequantisation. Those
     of sample i depend only on (seed, i) and on the standard deviation of the data; i is the epoch

@@ -18,7 +18,7 @@ from sdekit_diffusion.data._loader import Loaded
 
 _MAX_SAMPLES = 1 << 16  # samples that are used, of data in memory
 _MAX_SAMPLES_READ = 1 << 10  # of data that have to be read from storage
-_MAX_NUMBERS = 1 << 22  # kept for the direction in which data vary most, or one batch
+_MAX_NUMBERS = 1 << 22  # of samples kept to find the direction in which they vary most
 _BATCH = 256
 # No warning for standard deviations from 0.01 to 100, up to the error of estimating them, and for
 # means of up to _LARGEST_MEAN standard deviations.
@@ -92,9 +92,9 @@ def _warn_of_bytes(smallest: float, largest: float) -> None:
 
 
 def _warn_of_little_noise(std: float, principal: float, sde: AbstractDiffusion) -> None:
-    """Warns of data whose standard deviation in the direction in which it is largest, `principal`,
-    is not far below the largest noise of a diffusion, while that of a coordinate is, of which
-    `sample` warns.
+    """Warns if the largest noise of a diffusion is below twice `principal`, the standard deviation
+    of the data in the direction in which it is largest; not if it is also below twice `std`, that
+    of a coordinate, of which `sample` warns.
     """
     noise = math.exp(-float(sde.log_snr(sde.T)))
     if not SMALLEST_RATIO * std <= noise < SMALLEST_RATIO * principal:
