@@ -283,17 +283,29 @@ def draw(rows: list[dict[str, Any]]) -> None:
     figure.savefig(RESULTS / "posterior.png", dpi=150)
 
 
-def reliability(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """How often weighted samples were wrong, and warned of."""
-    weighted_rows = [row for row in rows if not math.isnan(row["error"])]
-    wrong = [row for row in weighted_rows if row["w1"] > WIDE]
-    right = [row for row in weighted_rows if row["w1"] <= WIDE]
-    return {
-        "weighted": len(weighted_rows),
-        "wrong": len(wrong),
-        "wrong and warned": sum(row["warned"] for row in wrong),
-        "right and warned": sum(row["warned"] for row in right),
-    }
+def reliability(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """For each method with weights: how often its samples were wrong, and warned of."""
+    groups = defaultdict(list)
+    for row in rows:
+        if not math.isnan(row["error"]):
+            groups[row["d"], row["method"]].append(row)
+    found = []
+    for (d, name), those in groups.items():
+        wrong = [row for row in those if row["w1"] > WIDE]
+        right = [row for row in those if row["w1"] <= WIDE]
+        found.append(
+            {
+                "d": d,
+                "method": name,
+                "median ESS": statistics.median(row["ess"] for row in those),
+                "problems": len(those),
+                "wrong": len(wrong),
+                "warned of these": sum(row["warned"] for row in wrong),
+                "right": len(right),
+                "warned of the right": sum(row["warned"] for row in right),
+            }
+        )
+    return found
 
 
 def summarised(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -378,10 +390,11 @@ def main() -> None:
             of_d += cell
         part = " ".join(arguments.methods) or None
         publish(f"posterior_{d}", result, summarised(of_d), part)
+        warned = reliability(of_d)
+        publish("posterior_warnings", result, warned, f"{d}")
+        print(*warned, sep="\n", flush=True)
         rows += of_d
-    summary = reliability(rows)
-    print(summary)
-    save("posterior", {**result, **summary, "rows": rows})
+    save("posterior", {**result, "rows": rows})
     draw(rows)
 
 

@@ -138,7 +138,7 @@ def solvers(rows: Rows) -> list[str]:
 
 def posteriors(rows: Rows) -> list[str]:
     """A line for each method: for each kind of problem the distances of its samples, then its
-    log p(y), and the range of its times.
+    log p(y), and the ranges of its evaluations and times.
     """
     of = {(row["method"], f"d = {row['d']}, m = {row['m']}"): row for row in rows}
     methods = list(dict.fromkeys(name for name, _ in of))
@@ -147,11 +147,12 @@ def posteriors(rows: Rows) -> list[str]:
     body = []
     for name in methods:
         those = [of[name, cell] for cell in cells]
-        times = [f"{row['time']:.2g}" for row in (those[0], those[-1])]
-        body.append(
-            [name, *map(distances, those), *map(evidence, those), " to ".join(dict.fromkeys(times))]
-        )
-    return lines(["method", *cells, *weighted, "time"], body)
+        ends = (those[0], those[-1])
+        counts = dict.fromkeys(f"{row['evaluations']}" for row in ends)
+        times = dict.fromkeys(f"{row['time']:.2g}" for row in ends)
+        ranges = [" to ".join(values) for values in (counts, times)]
+        body.append([name, *map(distances, those), *map(evidence, those), *ranges])
+    return lines(["method", *cells, *weighted, "evaluations", "time"], body)
 
 
 def distances(row: dict[str, Any]) -> str:

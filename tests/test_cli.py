@@ -1086,6 +1086,10 @@ def test_weights_that_are_not_finite(damaged, capsys):
 def test_messages_have_no_names_of_tyros_own():
     shown = "╭─ Parsing error ─╮\n│ Missing value for argument '--__tyro-dummy-inner__.n' │\n╰──╯"
     assert _message(shown) == "Missing value for argument '--n'"
+    shown = "╭──╮\n│ Error parsing `__tyro-dummy-inner__.degradation`: --noise is positive │\n╰──╯"
+    assert _message(shown) == "--noise is positive"
+    shown = "╭──╮\n│ invalid choice 'a'. Expected one of ('top', 'None', 'left', 'None') │\n╰──╯"
+    assert _message(shown) == "invalid choice 'a'. Expected one of ('top', 'left')"
 
 
 def test_no_command_and_help(capsys):

@@ -280,12 +280,52 @@ def test_measurements_without_noise_that_follow_from_others_are_refused(covarian
         lambda: NORMAL.given(dependent),
         lambda: MomentMatched(NORMAL, dependent, covariance).predict_data(0.3, U),
     ):
-        with pytest.raises(ValueError, match=r"is singular: with noise 0 the rows of A must be"):
+        with pytest.raises(ValueError, match=r"is singular up to rounding: with noise 0, or almo"):
             call()
     for part, noise in ((slice(1, 3), 0.0), (slice(0, 3), 0.1)):
         given = LinearObservation(rows[part], y[part], noise)
         found = MomentMatched(NORMAL, given, covariance).condition(0.3, U)
         assert all(bool(value.isfinite().all()) for value in found)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("covariance", [IsotropicCovariance(), DataCovariance(C)], ids=["I", "C"])
+def test_rows_that_depend_up_to_rounding_are_refused(covariance, dtype):
+    """Their sum is rounded to another number in most rows; they were taken as independent, and the
+    posterior was far off. Random rows are independent.
+    """
+    law = GaussianMixture([1.0], NORMAL.means.to(dtype), NORMAL.covariance()[None])
+    u = U.to(dtype)
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        rows = torch.randn(3, D, generator=generator, dtype=dtype)
+        dependent = torch.cat([rows[:2], 0.37 * rows[:1] + 1.3 * rows[1:2]])
+        for a, calls in ((rows, "accepted"), (dependent, "refused")):
+            given = LinearObservation(a, a @ torch.ones(D, dtype=dtype), 0.0)
+            for call in (law.given, lambda y: MomentMatched(law, y, covariance).condition(0.3, u)):
+                if calls == "accepted":
+                    call(given)
+                    continue
+                with pytest.raises(ValueError, match="singular up to rounding"):
+                    call(given)
+
+
+def test_rows_that_depend_with_almost_no_noise():
+    """Refused by the exact law; moment matching gives NaN, which every solve refuses."""
+    rows = torch.eye(D).double()[[0, 0, 1]]
+    given = LinearObservation(rows, torch.tensor([1.0, 1.0, 0.5]).double(), 1e-18)
+    with pytest.raises(ValueError, match="almost 0, the rows of A must be independent"):
+        NORMAL.given(given)
+    found = MomentMatched(NORMAL, given, DataCovariance(C)).condition(2.0, U)
+    assert bool(found.conditioned.isnan().all())
+
+
+@pytest.mark.parametrize("conditioned", [MomentMatched, Laplace, DPS])
+def test_no_samples(conditioned):
+    """Also of a mask, which takes coordinates, not products."""
+    for operator in (torch.eye(D).double()[:2], Mask(torch.arange(D) < 2)):
+        model = conditioned(NORMAL, LinearObservation(operator, torch.zeros(2).double(), 0.1))
+        assert sample(model, 0, sde="vp", steps=3).shape == (0, D)
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,8 @@ def test_several_observations_are_one():
     torch.testing.assert_close(mixed.log_prob(x), OBSERVED.log_prob(x) + squares.log_prob(x))
     with pytest.raises(TypeError, match="Joint takes a tuple of observations"):
         Joint(())
+    with pytest.raises(TypeError, match="Joint takes a tuple of observations"):
+        Joint(OBSERVED)
     with pytest.raises(ValueError, match="some have one y for all"):
         Joint((many.parts[0], second)).bound((2,))
     fewer = LinearObservation(second.operator, ys[1][:2], second.covariance)

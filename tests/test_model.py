@@ -279,6 +279,8 @@ def test_arrays_of_numpy_are_no_conditions():
     model = ScoreModel(lambda x, t, a=None: x, "vp", shape=(2,))
     with pytest.raises(TypeError, match=r"a is an array of numpy.*torch.as_tensor\(a\)"):
         model.given(a=np.arange(4))
+    with pytest.raises(TypeError, match=r"conditions by name, .* sample_posterior\(model, obs"):
+        model.given(torch.zeros(2))
     for value in (np.array(1.0), np.float64(1.0), [1, 2], torch.arange(4)):
         assert model.given(a=value).conditions["a"] is value
 

@@ -112,6 +112,14 @@ def test_any_likelihood():
     assert list(each.entries()) == ["y"]
     with pytest.raises(ValueError, match="y has 4 entries, one per sample, and there are 3"):
         each.log_prob(torch.zeros(3, 2))
+    for y in (torch.zeros(0, 2), torch.tensor(1.0)):
+        with pytest.raises(ValueError, match="one entry for each of one or more observations"):
+            Observation(y, poisson.log_likelihood, each=True)
+    batch = Observation(torch.ones(4, 2), lambda x, y: -(x - y).square().sum(1))
+    with pytest.raises(ValueError, match="if y has one entry per sample, pass each=True"):
+        batch.log_prob(torch.zeros(3, 2)[:1])
+    with pytest.raises(TypeError, match="one whole number for all samples"):
+        LinearObservation(torch.eye(2), x[0], 1.0).simulate(x, seed=1.5)
 
 
 @pytest.mark.parametrize(

@@ -126,6 +126,8 @@ class Wrong(AbstractOperator):
         (LinearMap(lambda x: x - x.mean(0)), "not linear"),
         (LinearMap(lambda x: x.sum()), r"of 4 samples it returned \(\)"),
         (LinearMap(lambda x: x, lambda v: -v), "the adjoint is not that of the operator"),
+        (LinearMap(lambda x: x.detach()), "autograd does not see the operator"),
+        (LinearMap(lambda x: torch.as_tensor(x.numpy())), "autograd does not see the operator"),
         (Wrong(), "Leave it out"),
         (Matrix(torch.eye(4)), "has 4 columns and a sample of shape"),
         (Mask(torch.ones(5, dtype=torch.bool)), r"the mask has shape \(5,\)"),

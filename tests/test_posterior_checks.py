@@ -8,7 +8,7 @@ import torch
 from scipy.stats import norm
 
 from sdekit_diffusion import GaussianMixture, LinearObservation, sample_posterior
-from sdekit_diffusion.metrics import Calibration, c2st, predictive, sbc, tarp
+from sdekit_diffusion.metrics import Calibration, Predictive, TwoSample, c2st, predictive, sbc, tarp
 from sdekit_diffusion.metrics._calibration import _of_others
 
 N = 1000
@@ -103,7 +103,7 @@ def test_our_posteriors_pass():
         lambda x: observed.simulate(x, seed=9),
         lambda y, x: (y - x @ A.T).abs().sum(1),
         found.log_weights,
-    )
+    ).values
     assert p.shape == (40,)
     assert 0.3 < p.mean() < 0.7
 
@@ -117,13 +117,13 @@ def test_predictive_values_see_impossible_data():
         y,
         lambda x: x + torch.randn(x.shape, generator=generator, dtype=torch.float64),
         lambda y, x: (y - x).square().sum(1),
-    )
+    ).values
     assert p[0] == pytest.approx(2 * (1 - 0.758), abs=5 * 0.025)  # of |N(0, 1)| above 0.7
     assert p[1] < 0.02
     heavy = torch.zeros(2, 400, dtype=torch.float64)
     heavy[:, 0] = 50.0
     one = predictive(x, y, lambda x: x + 1, lambda y, x: (y - x).square().sum(1), heavy)
-    assert one.tolist() == pytest.approx([1.0, 0.0])
+    assert one.values.tolist() == pytest.approx([1.0, 0.0])
 
 
 def test_c2st():
@@ -347,22 +347,60 @@ def test_simulated_data_of_another_shape_than_y_are_refused(measured):
         predictive(x, y.reshape(5, *measured), simulate, discrepancy)
 
 
+def test_predictive_values_and_their_floor():
+    """Exact posteriors have values below 0.1 with a probability of at most 0.2; of 100, 27 are the
+    0.95 quantile: P(B <= 26) < 0.95 <= P(B <= 27).
+    """
+    p = Predictive(np.concatenate([np.full(28, 0.05), np.full(72, 0.6)]))
+    assert p.share(0.1) == 0.28
+    assert p.floor(0.1) == 0.27
+    assert p.floor(0.9) == 1.0
+    ax = p.plot()
+    xs, ys = ax.lines[0].get_data()
+    ends = [0, 27, 28, -1]
+    assert xs[ends].tolist() == [0.05, 0.05, 0.6, 0.6]
+    assert ys[ends].tolist() == [0.01, 0.28, 0.29, 1.0]
+    assert p.plot(ax) is ax
+    (grey, _) = ax.collections
+    top = {round(float(x), 3): float(y) for x, y in grey.get_paths()[0].vertices if y > 0}
+    assert top[0.1] == 0.27
+    for call in (lambda: p.floor(1.5), lambda: p.floor(0.1, -1.0), lambda: p.plot(level=2.0)):
+        with pytest.raises(ValueError, match="between 0 and 1"):
+            call()
+
+
+def test_the_floor_of_a_classifier():
+    found = TwoSample(0.6, 0.02, 1e-6)
+    assert found.floor() == pytest.approx(0.5 + 1.645 * 0.02, abs=1e-4)
+    ax = found.plot()
+    assert ax.lines[1].get_xdata()[0] == 0.6
+    xs, ys = ax.lines[0].get_data()
+    assert np.trapezoid(ys, xs) == pytest.approx(1.0, abs=1e-3)
+    assert xs[ys.argmax()] == pytest.approx(0.5, abs=1e-3)
+    edge = ax.patches[0].get_extents().transformed(ax.transData.inverted()).x1
+    assert edge == pytest.approx(found.floor())
+    assert found.plot(ax) is ax
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        found.floor(2.0)
+
+
 def test_predictive_takes_arrays():
     x, y = np.arange(10.0).reshape(5, 2, 1), np.arange(5.0)[:, None]
     expected = predictive(torch.as_tensor(x), torch.as_tensor(y), lambda x: x + 2, _distance)
     found = predictive(x, y, lambda x: x + 2, lambda y, x: _distance(y, x).numpy())
-    assert found.tolist() == expected.tolist()
-    assert 0 < expected.mean() < 1
+    assert found.values.tolist() == expected.values.tolist()
+    assert 0 < expected.values.mean() < 1
 
 
 def test_discrepancies_are_one_number_for_each_sample():
     x, y = torch.zeros(5, 1, 1), torch.ones(5, 1)
     column = predictive(x, y, lambda x: x + 2, lambda y, x: (y - x).abs())
-    assert column.tolist() == predictive(x, y, lambda x: x + 2, _distance).tolist() == [1.0] * 5
+    row = predictive(x, y, lambda x: x + 2, _distance)
+    assert column.values.tolist() == row.values.tolist() == [1.0] * 5
     with pytest.raises(ValueError, match=r"one per sample, \(5,\)"):
         predictive(x, y, lambda x: x, lambda y, x: _distance(y, x)[:1])
     with pytest.raises(ValueError, match="NaN for y"):
         predictive(x, y * torch.nan, lambda x: x, _distance)
     with pytest.raises(ValueError, match="NaN for simulated data"):
         predictive(x, y, lambda x: x * torch.nan, _distance)
-    assert predictive(x, y * torch.inf, lambda x: x, _distance).tolist() == [0.0] * 5
+    assert predictive(x, y * torch.inf, lambda x: x, _distance).values.tolist() == [0.0] * 5

@@ -22,6 +22,7 @@ from sdekit_diffusion import (
     OnClock,
     Particles,
     ScoreModel,
+    Sigmas,
     WeightedSamples,
     bayes_factor,
     nets,
@@ -564,7 +565,10 @@ def test_doubtful_results_are_said():
     ):
         sample_posterior(law, far, 64, sde="vp", seed=0, particles=16, steps=30, proposal=prior)
     with pytest.warns(UserWarning, match="they descend from effectively 1 initial particles"):
-        sample_posterior(law, far, 64, sde="vp", seed=0, particles=64, steps=30, proposal=prior)
+        found = sample_posterior(
+            law, far, 64, sde="vp", seed=0, particles=64, steps=30, proposal=prior
+        )
+    assert not found.reliable
     impossible = Observation(torch.zeros(1), lambda x, y: x.sum(1) * 0 - math.inf)
     with pytest.raises(ValueError, match="all weights are 0"):
         sample_posterior(law, impossible, 16, sde="vp", particles=8, steps=5)
@@ -590,6 +594,7 @@ def test_doubtful_results_are_said():
         ({"steps": 5.5}, ValueError, "steps >= 1"),
         ({"proposal": 3}, TypeError, "proposal is a name, a covariance or a function"),
         ({"sde": None}, ValueError, "no diffusion of its own"),
+        ({"dtype": torch.int32}, TypeError, r"must be floating, .* not torch\.int32"),
     ],
     ids=lambda value: "",
 )
@@ -598,6 +603,41 @@ def test_arguments_are_checked(change, error, message):
     settings = {"observation": given, "n": 8, "sde": "vp", "seed": 0, **change}
     with pytest.raises(error, match=message):
         sample_posterior(law, **settings)
+
+
+def test_a_grid_of_levels_has_its_own_steps():
+    levels = [20.0, 5.0, 1.0, 0.1, 0.01]
+    own = Particles(method=OnClock(AdamsBashforth(1), eta=1.0, grid=Sigmas(levels)))
+    assert own.number_of_steps == 4
+    with pytest.raises(ValueError, match="end at a noise level above 0"):
+        Particles(method=OnClock(AdamsBashforth(1), eta=1.0, grid=Sigmas([*levels, 0.0])))
+
+
+def test_flows_that_do_not_end_are_refused():
+    law, given = problem(2)
+    short = FlowWeights(AdaptiveFlow(1e-2, 1e-2, max_steps=4))
+    with pytest.raises(ValueError, match=r"the flows of \d of 8 samples did not reach their end"):
+        sample_posterior(law, given, 8, sde="vp", seed=0, method=short)
+    one = FlowWeights(AdaptiveFlow(1e-2, 1e-2), trace=Hutchinson(1))
+    with pytest.raises(ValueError, match="an amount that one probe does not show"):
+        sample_posterior(law, given, 8, sde="vp", seed=0, method=one)
+
+
+def test_another_seed_has_other_probes():
+    """For a single Gaussian of which the conditioned law is exact, so that the log-weights are
+    log p(y) and the noise of the probes.
+    """
+    covariance = [[[1.0, 0.6, 0.3], [0.6, 1.0, 0.5], [0.3, 0.5, 1.0]]]
+    law = GaussianMixture([1.0], torch.zeros(1, 3, dtype=torch.float64), covariance)
+    given = LinearObservation(torch.tensor([[1.0, 1.0, 0.0]]).double(), torch.tensor([0.2]), 0.5)
+    method = FlowWeights(AdaptiveFlow(1e-3, 1e-3), trace=Hutchinson(16))
+    first, again, other = (
+        sample_posterior(law, given, 60, sde="vp", method=method, seed=seed).log_weights
+        for seed in (0, 0, 1)
+    )
+    assert torch.equal(first, again)
+    correlation = float(torch.corrcoef(torch.stack([first, other]))[0, 1])
+    assert abs(correlation) < 0.6  # 60 independent pairs: above with a probability below 1e-6
 
 
 def test_more_arguments_are_checked():

@@ -66,6 +66,8 @@ def _message(output: str) -> str:
     text = " ".join(takewhile(lambda line: line[:2] != "──", lines))
     text = text.partition(" Got errors: ")[0]  # of each type in turn
     text = re.sub("__tyro.dummy.inner__[.]?", "", text)  # tyro's own, in some of its versions
+    text = re.sub(r"^Error parsing [`\w.-]+: ", "", text)  # our own message follows
+    text = re.sub("'None', |, 'None'", "", text)  # an option that is left out
     return " ".join((text or output).split()).rstrip(".")
 
 

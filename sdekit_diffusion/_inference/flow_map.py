@@ -87,7 +87,7 @@ class FlowMap:
             )
         equation = ProbabilityFlowOnClock(self.coordinates.standardised(self.model))
         dimension = math.prod(x.shape[1:])
-        trace = trace or (Exact() if dimension <= MAX_EXACT_DIMENSION else Hutchinson(probes=8))
+        trace = trace or default_trace(dimension)
         likelihood = partial(
             sdekit.log_likelihood,
             ts=[equation.clock(l) for l in self.span],
@@ -167,6 +167,11 @@ class FlowMap:
         )
         latent = self.coordinates.leave(self.span, latent)
         return Likelihood(value, stderr, latent, evaluations, status, probes, skewness)
+
+
+def default_trace(dimension: int) -> AbstractTrace:
+    """Exact traces in few dimensions, and eight probes in many."""
+    return Exact() if dimension <= MAX_EXACT_DIMENSION else Hutchinson(probes=8)
 
 
 def require_differentiable(model: AbstractModel, x: Tensor) -> None:

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from sdekit import did_you_mean
 from sdekit_diffusion._common.inputs import available_device, is_whole, seed_given
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
-from sdekit_diffusion._inference.weighted import WeightedSamples
+from sdekit_diffusion._inference.weighted import WeightedSamples, doubts
 from sdekit_diffusion._inference.weighting import (
     FEW_STEPS,
     POSTERIOR_METHODS,
@@ -26,7 +26,7 @@ from sdekit_diffusion._models.evaluating import evaluating
 from sdekit_diffusion._models.model import solved_like
 from sdekit_diffusion._models.observation import AbstractObservation, Joint, LinearObservation
 from sdekit_diffusion._models.score_model import as_model
-from sdekit_diffusion._sampling.arguments import Model
+from sdekit_diffusion._sampling.arguments import Model, require_floating
 from sdekit_diffusion._sampling.coordinates import Coordinates
 from sdekit_diffusion._sampling.grids import DEFAULT_END
 from sdekit_diffusion._sampling.reverse_problems import cast
@@ -38,9 +38,6 @@ Proposal = AbstractCovariance | Callable[..., AbstractPosterior] | str
 _OTHERS: dict[str, Callable[..., AbstractPosterior]] = {"laplace": Laplace, "dps": DPS}
 _END = 0.1  # the noise at which a solve ends, in units of the noise of y
 _SMALLEST_END = 1e-6
-_FEW = 10.0  # effective samples below which a warning is raised, or a quarter of all samples
-_SPREAD = 1.0  # nats, between the evidences of clouds
-_FAMILIES = 4.0  # of one cloud, below which its standard error is above a half
 
 
 def sample_posterior(
@@ -143,11 +140,13 @@ def sample_posterior(
     noise = _relative_noise(posterior.observation, coordinates.std)
     end = max(_SMALLEST_END, min(DEFAULT_END, _END * noise)) if end is None else end
     own_dtype, own_device = posterior.place()
+    dtype = dtype or own_dtype
+    require_floating(dtype)
     place = available_device(own_device if device is None else device)
     problem = PosteriorProblem(
         posterior, coordinates, coordinates.span(posterior, end), n,
         seed_given(seed), first, noise,
-        torch.promote_types(dtype or own_dtype, torch.float32), place,
+        torch.promote_types(dtype, torch.float32), place,
     )  # fmt: skip
     warn_of_prior(posterior, coordinates, problem.span[0], alternative="")
     warn_of_end(posterior, coordinates, problem.span[1], end)
@@ -162,7 +161,7 @@ def sample_posterior(
     samples = parts[0] if not posterior.observation.each else _joined(parts)
     _require_weights(samples)
     _warn_of_unreliable(samples)
-    return replace(samples, x=cast(samples.x, dtype or own_dtype), first=first)
+    return replace(samples, x=cast(samples.x, dtype), first=first)
 
 
 def _weighting(
@@ -321,13 +320,7 @@ def _warn_of_unreliable(samples: WeightedSamples) -> None:
     """Warns of samples of which few are effective, whose clouds differ in log p(y), or that descend
     from few initial particles.
     """
-    few = ~(samples.ess >= min(_FEW, 0.25 * samples.log_weights.shape[-1]))
-    spread = torch.zeros_like(few)
-    related = torch.zeros_like(few)
-    if 1 < samples.clouds < samples.log_weights.shape[-1]:
-        spread = ~(samples.log_evidence_by_cloud.std(dim=-1) <= _SPREAD)
-    elif samples.clouds == 1:
-        related = ~(samples.families >= min(_FAMILIES, 0.25 * samples.log_weights.shape[-1]))
+    few, spread, related = doubts(samples)
     wrong = few | spread | related
     if bool(wrong.any()):
         which = f" of {int(wrong.sum())} of {wrong.numel()} observations" if wrong.ndim else ""

@@ -11,6 +11,9 @@ from sdekit_diffusion._common.counters import RESAMPLING
 from sdekit_diffusion._common.inputs import is_whole, seed_given
 
 _MANY_CLOUDS = 8  # whose spread is a standard error; that of fewer is often too small by chance
+_FEW = 10.0  # effective samples, below which the samples are doubtful, or a quarter of all samples
+_SPREAD = 1.0  # nats, between the evidences of clouds
+_FAMILIES = 4.0  # of one cloud, below which its standard error is above a half
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +91,17 @@ class WeightedSamples:
         independent.
         """
         return self.ess if self.ancestors is None else _families(self.weights, self.ancestors)
+
+    @property
+    def reliable(self) -> Tensor:
+        """Whether nothing speaks against the samples and log p(y) of an observation, bool, `()`:
+        the effective sample size is at least 10 (or a quarter of n where that is less), log p(y) of
+        the clouds has a standard deviation of at most 1 nat, and the samples of a single cloud
+        descend from effectively 4 initial particles or more. `sample_posterior` warns where it is
+        False. A mode that no particle has reached remains unnoticed.
+        """
+        few, spread, related = doubts(self)
+        return ~(few | spread | related)
 
     @property
     def log_evidence(self) -> Tensor:
@@ -184,6 +198,21 @@ def _families(weights: Tensor, ancestors: Tensor) -> Tensor:
     family = torch.cat([torch.zeros_like(ancestors[..., :1]), family], dim=-1)
     shares = torch.zeros_like(weights).scatter_add(-1, family, weights.gather(-1, order))
     return 1 / shares.square().sum(dim=-1)
+
+
+def doubts(samples: WeightedSamples) -> tuple[Tensor, Tensor, Tensor]:
+    """For each observation, whether few samples are effective, whether the clouds differ in
+    log p(y), and whether the samples of a single cloud descend from few initial particles.
+    """
+    n = samples.log_weights.shape[-1]
+    few = ~(samples.ess >= min(_FEW, 0.25 * n))
+    spread = torch.zeros_like(few)
+    related = torch.zeros_like(few)
+    if 1 < samples.clouds < n:
+        spread = ~(samples.log_evidence_by_cloud.std(dim=-1) <= _SPREAD)
+    elif samples.clouds == 1:
+        related = ~(samples.families >= min(_FAMILIES, 0.25 * n))
+    return few, spread, related
 
 
 def systematic(weights: Tensor, u: Tensor, n: int) -> Tensor:

@@ -1,5 +1,6 @@
 """Methods of weighting the samples of a conditioned model, so that they are exact."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -7,9 +8,9 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from sdekit import AbstractMultistep, AbstractTrace, AdamsMoulton, normal
+from sdekit import AbstractMultistep, AbstractTrace, AdamsMoulton, Hutchinson, Status, normal
 from sdekit_diffusion._common.inputs import is_whole
-from sdekit_diffusion._inference.flow_map import FlowMap
+from sdekit_diffusion._inference.flow_map import FlowMap, default_trace
 from sdekit_diffusion._inference.particles import CloudSolve
 from sdekit_diffusion._inference.weighted import WeightedSamples
 from sdekit_diffusion._models.conditioned import AbstractPosterior
@@ -145,11 +146,17 @@ class Particles(AbstractWeighting):
                 "Particles needs steps with noise: give a method OnClock(eta=1.0), with a number "
                 f"eta > 0, not {self.method!r:.60}"
             )
+        if self.method.denoises:
+            raise ValueError(
+                "particles end at a noise level above 0, where they have a density: leave the 0 "
+                "out of the grid"
+            )
 
     @property
     def number_of_steps(self) -> int:
         """The number of steps of the reverse process."""
-        return self.steps or self.method.steps
+        count = None if self.method.grid is None else self.method.grid.count
+        return self.steps or count or self.method.steps
 
     @property
     def takes_few_steps(self) -> bool:
@@ -194,7 +201,7 @@ class FlowWeights(AbstractWeighting):
     Arguments:
         method: tolerances and solver; unless given, tolerances of 0.003 times the noise of y, at
             most 1e-4.
-        trace: as in `log_likelihood`.
+        trace: as in `log_likelihood`; the seed of the samples is added to that of the probes.
         batch_size: how many samples are solved together; all unless given.
 
     Raises:
@@ -226,8 +233,12 @@ class FlowWeights(AbstractWeighting):
             u = z + centre(coordinates.standardised(posterior), low, z)
         start = coordinates.leave((high, low), u)
         to_data = FlowMap(posterior, coordinates, (low, high), method, self.batch_size)
-        settings = {"trace": self.trace, "first": problem.number * problem.n}
+        trace = self.trace or default_trace(math.prod(posterior.shape))
+        if isinstance(trace, Hutchinson):
+            trace = replace(trace, seed=trace.seed + problem.seed)
+        settings = {"trace": trace, "first": problem.number * problem.n}
         proposal = to_data.log_likelihood(start, lambda x: x.new_zeros(len(x)), **settings)
+        _require_finished(proposal.status)
         with torch.no_grad():
             log_start = to_data.log_prior(posterior, start)(start)
         x = proposal.latent
@@ -236,6 +247,7 @@ class FlowWeights(AbstractWeighting):
         settings["first"] += _OTHER_PROBES
         prior = to_noise.log_likelihood(x, None, **settings)
         problem.report(problem.n)
+        _require_finished(prior.status)
         with torch.no_grad():
             log_likelihood = posterior.observation.log_prob(x).to(torch.float64)
         log_q = log_start - proposal.value
@@ -254,6 +266,21 @@ def _method_for(noise: float) -> AdaptiveFlow:
     return AdaptiveFlow(rtol=tolerance, atol=tolerance)
 
 
+def _require_finished(status: Tensor) -> None:
+    """Refuses samples whose flows did not reach their end.
+
+    Raises:
+        ValueError: with their number.
+    """
+    unfinished = status != Status.DONE
+    if bool(unfinished.any()):
+        raise ValueError(
+            f"the flows of {int(unfinished.sum())} of {len(unfinished)} samples did not reach "
+            "their end, so that their weights are not known: give AdaptiveFlow more max_steps or "
+            "larger tolerances, or take method='particles'"
+        )
+
+
 def _require_small(variance: Tensor) -> None:
     """Refuses log-weights with too large a variance due to the probes.
 
@@ -262,8 +289,10 @@ def _require_small(variance: Tensor) -> None:
     """
     average = float(variance.mean()) if len(variance) else 0.0
     if not average <= _MAX_PROBE_VARIANCE:
+        vary = f"by {average:.3g} nats^2"
+        vary = "by an amount that one probe does not show" if math.isnan(average) else vary
         raise ValueError(
-            f"the probes make log-weights vary by {average:.3g} nats^2, and only up to "
+            f"the probes make log-weights vary {vary}, and only up to "
             f"{_MAX_PROBE_VARIANCE} can be corrected for: take more probes, "
             "FlowWeights(trace=Hutchinson(probes=64)), exact traces, or method='particles'"
         )

@@ -19,7 +19,7 @@ from sdekit_diffusion._models.model import (
     require_gradient,
     signal_scale,
 )
-from sdekit_diffusion._models.observation import DEPENDENT, LinearObservation
+from sdekit_diffusion._models.observation import LinearObservation
 
 _LOG_2PI = math.log(2 * math.pi)
 _DENSE = 8  # the largest number of measurements for which A V A^T is computed
@@ -174,8 +174,9 @@ class DataCovariance(AbstractCovariance):
         noise = 0.0 if observation.noiseless else 1.0
         matrix = matrix + noise * torch.eye(len(measured)).to(values)
         factor, failed = torch.linalg.cholesky_ex(matrix)
-        if noise == 0 and bool(failed.any()):
-            raise ValueError(f"A V A^T {DEPENDENT}")
+        if observation.noiseless:
+            observation.require_independent(matrix, factor, failed, "A V A^T")
+        factor = factor.masked_fill((failed > 0)[..., None, None], math.nan)
         residual = _whitened(observation, observation.residual(data)).to(values)
         solved = _cholesky_solve(residual, factor)
         move = ((solved @ measured) * v) @ axes.T

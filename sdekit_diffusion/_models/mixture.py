@@ -23,11 +23,7 @@ from sdekit_diffusion._models.model import (
     solved_like,
     times_of,
 )
-from sdekit_diffusion._models.observation import (
-    DEPENDENT,
-    AbstractObservation,
-    LinearObservation,
-)
+from sdekit_diffusion._models.observation import AbstractObservation, LinearObservation
 
 ROUNDING = 1e-13  # a variance given y is 0 if it is below this share of the variance before
 _NEGLIGIBLE = -100.0  # log of a weight over the largest one, below which a component is omitted
@@ -97,8 +93,8 @@ class AbstractMixture(AbstractModel):
         bound = self._bound(observation)
         if not isinstance(bound, LinearObservation):
             raise TypeError(
-                "the exact law of a mixture is known given a LinearObservation, not "
-                f"{type(bound).__name__}; see sample_posterior"
+                "the exact law of a mixture is known given a LinearObservation or a Joint of "
+                f"several, not given {type(bound).__name__}; see sample_posterior"
             )
         if one and bound.each and len(bound.y) != 1:
             raise ValueError(
@@ -130,6 +126,7 @@ class Observed:
     matrix: A, `(m, d)`. covariance: R, `(m, m)`. y: `(n, m)`.
     """
 
+    observation: LinearObservation
     matrix: Tensor
     covariance: Tensor
     y: Tensor
@@ -142,7 +139,8 @@ class Observed:
         matrix = observation.apply(unit).T.to(torch.float64)
         given = observation.noise_covariance.to(matrix)
         covariance = given if given.ndim == 2 else torch.eye(len(matrix)).to(matrix) * given
-        return Observed(matrix, covariance, observation.y.to(matrix).reshape(-1, len(matrix)))
+        y = observation.y.to(matrix).reshape(-1, len(matrix))
+        return Observed(observation, matrix, covariance, y)
 
     def factor(self, covariances: Tensor) -> Tensor:
         """The Cholesky factors of A C A^T + R, `(..., m, m)`.
@@ -152,8 +150,7 @@ class Observed:
         """
         spread = self.matrix @ covariances @ self.matrix.T + self.covariance
         factor, failed = torch.linalg.cholesky_ex(spread)
-        if bool(failed.any()):
-            raise ValueError(f"A C A^T + R {DEPENDENT}")
+        self.observation.require_independent(spread, factor, failed, "A C A^T + R")
         return factor
 
     def log_normal(self, means: Tensor, factor: Tensor) -> Tensor:

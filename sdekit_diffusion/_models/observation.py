@@ -10,11 +10,17 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from sdekit import computed, fresh_seed, normal
+from sdekit import computed, normal
 from sdekit.elementary import sum_of_sample
 from sdekit_diffusion._common.counters import MEASUREMENT
-from sdekit_diffusion._common.inputs import require_tensor
-from sdekit_diffusion._models.operators import MAX_GRAM, gram, operator_of, require_linear
+from sdekit_diffusion._common.inputs import require_tensor, seed_given
+from sdekit_diffusion._models.operators import (
+    MAX_GRAM,
+    Matrix,
+    gram,
+    operator_of,
+    require_linear,
+)
 
 _ROUNDING = 1e-12  # of elements of A A^T off the diagonal, relative to the largest on it
 # Cached values that do not depend on y, which `rows` keeps.
@@ -27,11 +33,8 @@ _INDEPENDENT_OF_Y = (
     "_applied",
 )
 _POWER_ITERATIONS = 30
-_SINGULAR = 1e-13  # an eigenvalue of A A^T that is 0 but for rounding, relative to the largest
-DEPENDENT = (
-    "is singular: with noise 0 the rows of A must be independent; leave out measurements that "
-    "follow from others, or give a covariance"
-)
+_PRODUCTS = 4  # the rounding of sums of products, in units in the last place, over their number
+_ROWS = 64  # that of the rows of A, over the square root of their number
 
 
 class AbstractObservation(ABC):
@@ -92,8 +95,8 @@ class Observation(AbstractObservation):
 
     Raises:
         TypeError: for a y that is not a tensor, or a log_likelihood that is not a function.
-        ValueError: while sampling, for a result of another shape, without a gradient, or that
-            depends on the other samples of the batch.
+        ValueError: with each=True for a y without entries; while sampling, for a result of another
+            shape, without a gradient, or that depends on the other samples of the batch.
 
     Example:
         >>> counts = torch.tensor([7.0, 2.0])  # Poisson, at rates exp(x)
@@ -111,6 +114,11 @@ class Observation(AbstractObservation):
 
     def __post_init__(self) -> None:
         require_tensor("y", self.y, "")
+        if self.each and not (self.y.ndim and len(self.y)):
+            raise ValueError(
+                "with each=True y has one entry for each of one or more observations, (n, "
+                f"*measured), not the shape {tuple(self.y.shape)}"
+            )
         if not callable(self.log_likelihood):
             raise TypeError(
                 "log_likelihood is a function (x, y) to log p(y | x), not "
@@ -122,9 +130,10 @@ class Observation(AbstractObservation):
         value = self.log_likelihood(x, self.y.to(x.device))
         if not isinstance(value, Tensor) or value.shape != (len(x),):
             shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            batch = "" if self.each else "; if y has one entry per sample, pass each=True"
             raise ValueError(
                 f"log_likelihood(x, y) returned {shape}; it must return log p(y | x) of each of "
-                f"{len(x)} samples, ({len(x)},): sum over the measurements of a sample"
+                f"{len(x)} samples, ({len(x)},): sum over the measurements of a sample{batch}"
             )
         return value
 
@@ -257,11 +266,11 @@ class LinearObservation(AbstractObservation):
     def residual(self, x: Tensor) -> Tensor:
         """y - A x, `(batch, m)`."""
         measured = self.operator(x)
-        return (self.y.to(measured) - measured).reshape(len(x), -1)
+        return (self.y.to(measured) - measured).flatten(1)
 
     def apply(self, x: Tensor) -> Tensor:
         """A x, `(batch, m)`."""
-        return self.operator(x).reshape(len(x), -1)
+        return self.operator(x).flatten(1)
 
     def applied(self, matrix: Tensor, device: torch.device) -> Tensor:
         """A times the columns of a matrix `(d, k)`, as rows `(k, m)` on a device, in the dtype of
@@ -326,6 +335,44 @@ class LinearObservation(AbstractObservation):
         return self.noise_covariance.ndim == 0 and float(self.noise_covariance) == 0
 
     @property
+    def rounding(self) -> float:
+        """The relative rounding error of an element of A."""
+        own = self.operator.matrix if isinstance(self.operator, Matrix) else self.y
+        return max(torch.finfo(part.dtype).eps for part in (own, self.y))
+
+    def require_independent(
+        self,
+        covariance: Tensor,
+        factor: Tensor,
+        failed: Tensor,
+        formula: str,
+        products: torch.dtype = torch.float64,
+    ) -> None:
+        """Refuses a covariance of measurements, `(..., m, m)`, that is singular up to rounding:
+        where Cholesky's method fails, or a measurement has nearly no variance given those before
+        it. Without noise this variance must be above the square of the rounding errors of A.
+
+        Arguments:
+            factor, failed: the result of `torch.linalg.cholesky_ex`.
+            formula: of the covariance.
+            products: the dtype in which it was computed.
+
+        Raises:
+            ValueError: with what to do.
+        """
+        least = _PRODUCTS * torch.finfo(products).eps
+        least += (_ROWS * self.rounding) ** 2 if self.noiseless else 0.0
+        remaining = factor.diagonal(dim1=-2, dim2=-1).square()
+        variances = covariance.diagonal(dim1=-2, dim2=-1)
+        regular = (remaining > least * covariance.shape[-1] * variances).all()
+        if bool(failed.any() | ~regular):
+            raise ValueError(
+                f"{formula} is singular up to rounding: with noise 0, or almost 0, the rows of A "
+                "must be independent; leave out measurements that follow from others, or give a "
+                "larger covariance"
+            )
+
+    @property
     def gram_too_large(self) -> bool:
         """Whether A A^T is too large to compute, and not known to be a multiple of I."""
         assert self.event is not None
@@ -386,7 +433,7 @@ class LinearObservation(AbstractObservation):
                 seed.
         """
         bound = self.bound(tuple(x.shape[1:]), x)
-        seed = fresh_seed() if seed is None else seed
+        seed = seed_given(seed)
         measured = bound.operator(x)
         index = torch.arange(first, first + len(x), device=x.device)
         z = normal(seed, index, (math.prod(measured.shape[1:]),), counter=MEASUREMENT).to(x.dtype)
@@ -474,25 +521,20 @@ class Spectrum:
         if number is not None and covariance.ndim < 2:
             gains = number / (torch.ones_like(covariance) if noiseless else covariance)
             return Spectrum(observation, gains, noise, None)
-        full = gram(observation.operator, event, observation.measured, observation.y)
+        like = observation.y
+        like = like.double() if isinstance(observation.operator, Matrix) else like
+        full = gram(observation.operator, event, observation.measured, like)
         if not noiseless:
             full = observation.whitened(observation.whitened(full).T)
+        else:
+            factors = torch.linalg.cholesky_ex(full)
+            observation.require_independent(full, *factors, "A A^T", like.dtype)
         diagonal = full.diagonal()
         off_diagonal = full - torch.diag(diagonal)
         if float(off_diagonal.abs().max()) <= _ROUNDING * float(diagonal.abs().max()):
-            return Spectrum(observation, diagonal.clone(), noise, None).regular()
+            return Spectrum(observation, diagonal.clone(), noise, None)
         gains, directions = torch.linalg.eigh(0.5 * (full + full.T))
-        return Spectrum(observation, gains.clamp_min(0.0), noise, directions).regular()
-
-    def regular(self) -> Self:
-        """This spectrum, unless measurements without noise depend on each other.
-
-        Raises:
-            ValueError: with what to do.
-        """
-        if not self.noise and bool(self.gains.min() <= _SINGULAR * self.gains.max()):
-            raise ValueError(f"A A^T {DEPENDENT}")
-        return self
+        return Spectrum(observation, gains.clamp_min(0.0), noise, directions)
 
     def project(self, v: Tensor) -> Tensor:
         """U^T L^{-1} v of measurements `(batch, m)`."""
@@ -532,9 +574,10 @@ class Joint(AbstractObservation):
     parts: tuple[AbstractObservation, ...]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "parts", tuple(self.parts))
-        if not self.parts or not all(isinstance(part, AbstractObservation) for part in self.parts):
+        parts = tuple(self.parts) if isinstance(self.parts, tuple | list) else ()
+        if not parts or not all(isinstance(part, AbstractObservation) for part in parts):
             raise TypeError(f"Joint takes a tuple of observations, not {self.parts!r:.60}")
+        object.__setattr__(self, "parts", parts)
 
     @computed
     def y(self) -> Tensor:

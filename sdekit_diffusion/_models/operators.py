@@ -15,6 +15,10 @@ from sdekit_diffusion._common.inputs import is_whole, require_tensor
 
 _TOLERANCE = 1e-3  # of the check of linearity, relative to the size of the results
 _ROUNDING = 16  # of A(0), in units in the last place of the largest result
+_NO_DERIVATIVE = (
+    "autograd does not see the operator, so its adjoint is not known: compute it by torch and do "
+    "not detach x, or give a pair (function, adjoint)"
+)
 MAX_GRAM = 4096  # the largest number of measurements for which A A^T is computed
 
 
@@ -78,7 +82,7 @@ class Matrix(AbstractOperator):
             raise ValueError("matrix has numbers that are not finite")
 
     def __call__(self, x: Tensor) -> Tensor:
-        flat = x.reshape(len(x), -1)
+        flat = x.reshape(len(x), math.prod(x.shape[1:]))
         if flat.shape[1] != self.matrix.shape[1]:
             raise ValueError(
                 f"the matrix has {self.matrix.shape[1]} columns and a sample of shape "
@@ -145,7 +149,9 @@ class Mask(AbstractOperator):
             )
 
     def __call__(self, x: Tensor) -> Tensor:
-        return x.reshape(len(x), -1)[:, self._known(tuple(x.shape[1:]), x.device)]
+        return x.reshape(len(x), math.prod(x.shape[1:]))[
+            :, self._known(tuple(x.shape[1:]), x.device)
+        ]
 
     def adjoint(self, v: Tensor, event: tuple[int, ...]) -> Tensor:
         x = v.new_zeros(len(v), math.prod(event))
@@ -353,6 +359,38 @@ def _require_image(x: Tensor, operator: object) -> None:
         )
 
 
+def _require_adjoint(operator: AbstractOperator, x: Tensor, measured: Tensor, v: Tensor) -> None:
+    """Refuses an adjoint A^T for which <A x, v> is not <x, A^T v>.
+
+    Arguments:
+        measured: A x.
+
+    Raises:
+        ValueError: says whose adjoint it is, and what to do.
+    """
+    own = type(operator).adjoint is not AbstractOperator.adjoint
+    if isinstance(operator, LinearMap):
+        own = operator.transpose is not None
+    event = tuple(x.shape[1:])
+    try:
+        back = operator.adjoint(v, event).detach()
+    except RuntimeError as error:
+        if own:
+            raise
+        raise ValueError(_NO_DERIVATIVE) from error
+    direct = float((measured * v).sum())
+    scale = float(measured.norm() * v.norm()) or 1.0
+    fits = tuple(back.shape[1:]) == event
+    if fits and abs(direct - float((x * back).sum())) <= _TOLERANCE * scale:
+        return
+    raise ValueError(
+        "the adjoint is not that of the operator: <A x, v> is not <x, A^T v>. Leave it out, and it "
+        "is computed by autograd"
+        if own
+        else _NO_DERIVATIVE
+    )
+
+
 def operator_of(value: Any) -> AbstractOperator:  # noqa: ANN401 - what a user gives
     """An operator, a matrix, a function, or a pair of a function and its adjoint, as an operator.
 
@@ -409,15 +447,7 @@ def require_linear(
             "results of the operator, and from y"
         )
     v = torch.randn(found[:1].shape, generator=generator).to(found)
-    direct = float((found[:1] * v).sum())
-    back = operator.adjoint(v, event).detach()
-    scale = float(found[:1].norm() * v.norm()) or 1.0
-    fits = tuple(back.shape[1:]) == event
-    if not (fits and abs(direct - float((x[:1] * back).sum())) <= _TOLERANCE * scale):
-        raise ValueError(
-            "the adjoint is not that of the operator: <A x, v> is not <x, A^T v>. Leave it out, "
-            "and it is computed by autograd"
-        )
+    _require_adjoint(operator, x[:1], found[:1], v)
     return tuple(found.shape[1:])
 
 

@@ -258,7 +258,7 @@ class ScoreModel(nn.Module, AbstractModel):
             self._recorded.mean = float(tensor)
         self._recorded.std = std
 
-    def given(self, **conditions: Any) -> Self:  # noqa: ANN401 - whatever the network takes
+    def given(self, *observations: object, **conditions: Any) -> Self:  # noqa: ANN401
         """The same model with conditions, which its network receives as `net(x, t, **conditions)`.
 
         A tensor of one or more dimensions has one entry per sample, such as labels `(batch,)`; the
@@ -267,10 +267,16 @@ class ScoreModel(nn.Module, AbstractModel):
         objects are passed unchanged, also to each part of a batch. The result shares the network.
 
         Raises:
-            TypeError: for an array of numpy, which is not split into batches.
+            TypeError: for a condition without a name, such as an observation y, or an array of
+                numpy, which is not split into batches.
             ValueError: for a condition that is not in the signature of the network, or has infinite
                 values.
         """
+        if observations:
+            raise TypeError(
+                "a network is given conditions by name, such as label=labels; given an observation "
+                "y it is sampled by sample_posterior(model, observation)"
+            )
         for name in conditions.keys() - self.conditions.keys() - self.null.keys():
             require_name(name, self.net, self.null)
         for name, value in conditions.items():

@@ -151,10 +151,7 @@ def dtype_of(
     """
     x = start.x
     dtype = requested or (model_dtype if x is None else torch.promote_types(model_dtype, x.dtype))
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise TypeError(
-            f"dtype is the state's and must be floating, such as torch.float32, not {dtype!r}"
-        )
+    require_floating(dtype)
     state_dtype = torch.promote_types(dtype, torch.float32)
     if x is not None and torch.promote_types(state_dtype, x.dtype) != state_dtype:
         raise ValueError(
@@ -162,6 +159,18 @@ def dtype_of(
             f"or use {start.name}.to({dtype})"
         )
     return dtype
+
+
+def require_floating(dtype: object) -> None:
+    """Refuses a dtype in which states would be rounded to integers.
+
+    Raises:
+        TypeError: with it.
+    """
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise TypeError(
+            f"dtype is the state's and must be floating, such as torch.float32, not {dtype!r}"
+        )
 
 
 def shape_of(model: AbstractModel, shape: tuple[int, ...] | None) -> tuple[int, ...]:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from sdekit_diffusion.metrics import _points
 from sdekit_diffusion.metrics._calibration import (
     Calibration,
+    Predictive,
     TwoSample,
     c2st,
     predictive,
@@ -44,6 +45,7 @@ __all__ = [
     "InceptionScores",
     "Modes",
     "PrecisionRecall",
+    "Predictive",
     "TwoSample",
     "c2st",
     "classifier_features",

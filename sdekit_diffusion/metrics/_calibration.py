@@ -147,12 +147,7 @@ class Calibration:
             ImportError: when matplotlib is not installed.
             ValueError: for a level that is not between 0 and 1.
         """
-        if ax is None:
-            try:
-                from matplotlib.figure import Figure
-            except ImportError as error:
-                raise ImportError("a plot needs matplotlib: pip install 'sdekit[plot]'") from error
-            ax = Figure(figsize=(5, 3.5), layout="constrained").subplots()
+        ax = _axes(ax)
         columns = np.sort(self.values.reshape(len(self.values), -1), axis=0)
         share = (np.arange(len(columns)) + 0.5) / len(columns)
         for column in columns.T:
@@ -272,15 +267,81 @@ def tarp(
     return Calibration(values, central=False, size=_size(weights))
 
 
+@dataclass(frozen=True, eq=False)
+class Predictive:
+    """The result of `predictive`: a p-value for each observation.
+
+    Under the model the share of values of at most a is 2 a or less on average, for exact
+    posteriors.
+
+    Attributes:
+        values: float64, `(n,)`.
+
+    Example:
+        >>> import numpy as np
+        >>> p = sd.metrics.Predictive(np.linspace(0.2, 0.8, 100))
+        >>> p.share(0.3), p.floor(0.3)
+        (0.17, 0.68)
+
+    References:
+        Meng 1994, "Posterior predictive p-values", equation 3.
+    """
+
+    values: NDArray[np.float64]
+
+    def share(self, a: float = 0.05) -> float:
+        """The share of values of at most a."""
+        return float((self.values <= a).mean())
+
+    def floor(self, a: float = 0.05, level: float = 0.95) -> float:
+        """The share of values of at most a that n exact posteriors under the model do not exceed
+        with the probability `level`, or a larger one.
+
+        Raises:
+            ValueError: for an a or a level that is not between 0 and 1.
+        """
+        from scipy.stats import binom
+
+        require_probability("a", a)
+        require_probability("level", level)
+        n = len(self.values)
+        return float(binom.ppf(level, n, min(1.0, 2 * a))) / n
+
+    def plot(self, ax: "Axes | None" = None, level: float = 0.95) -> "Axes":
+        """Draws the empirical distribution function of the values, and that which exact posteriors
+        under the model do not exceed at a given value with the probability `level`.
+
+        Arguments:
+            ax: axes to draw on; new ones unless given.
+            level: the probability of the region in grey.
+
+        Raises:
+            ImportError: when matplotlib is not installed.
+            ValueError: for a level that is not between 0 and 1.
+        """
+        ax = _axes(ax)
+        at = np.linspace(0, 1, 201)[1:-1]
+        ax.fill_between(at, [self.floor(float(a), level) for a in at], color="0.9")
+        values = np.sort(self.values)
+        ax.step(values, (np.arange(len(values)) + 1) / len(values), where="post", color="C0")
+        ax.set(
+            xlim=(0, 1),
+            xlabel="p-value of y",
+            ylabel="share of observations",
+            title=f"grey: where the model explains y, {100 * level:g} %",
+        )
+        return ax
+
+
 def predictive(
     samples: Tensor,
     y: Tensor,
     simulate: Callable[[Tensor], Tensor],
     discrepancy: Callable[[Tensor, Tensor], Tensor],
     log_weights: Tensor | None = None,
-) -> NDArray[np.float64]:
-    """Posterior-predictive p-values, `(n,)`: the posterior probability that data simulated from x
-    fit x no better than y does.
+) -> Predictive:
+    """Posterior-predictive p-values: the posterior probability that data simulated from x fit x no
+    better than y does.
 
     Values near 0 mean that the model does not explain y. For exact posteriors they are not uniform,
     but closer to 1/2.
@@ -293,6 +354,9 @@ def predictive(
             worse fit, such as -log p(y | x).
         log_weights: the log-weights of the samples, `(n, L)`; equal unless given.
 
+    Returns:
+        a `Predictive` with n values.
+
     Raises:
         ValueError: for shapes that do not fit, log_weights of an observation that are all -inf, or
             NaN, or discrepancies that are NaN.
@@ -302,8 +366,8 @@ def predictive(
         >>> y = torch.tensor([[0.1], [1.0], [9.0]])
         >>> noise = torch.randn(150, 1, generator=torch.Generator().manual_seed(0))
         >>> p = sd.metrics.predictive(x, y, lambda x: x + noise, lambda y, x: (y - x).abs().sum(1))
-        >>> [bool(p[0] > 0.8), bool(p[2] < 0.01)]
-        [True, True]
+        >>> bool(p.values[0] > 0.8), bool(p.values[2] < 0.01), p.share(0.01) > p.floor(0.01)
+        (True, True, True)
 
     References:
         Gelman, Meng and Stern 1996, "Posterior predictive assessment of model fitness via realized
@@ -326,7 +390,7 @@ def predictive(
     own = _discrepancies(discrepancy(y.repeat_interleave(x.shape[1], dim=0), flat), len(flat), "y")
     replicated = _discrepancies(discrepancy(simulated, flat), len(flat), "simulated data")
     worse = (replicated >= own).reshape(x.shape[:2]).cpu().numpy()
-    return (weights * worse).sum(axis=1)
+    return Predictive((weights * worse).sum(axis=1))
 
 
 class TwoSample(NamedTuple):
@@ -346,6 +410,42 @@ class TwoSample(NamedTuple):
     accuracy: float
     stderr: float
     p_value: float
+
+    def floor(self, level: float = 0.95) -> float:
+        """The accuracy that two sets of the same law do not exceed with the probability `level`.
+
+        Raises:
+            ValueError: for a level that is not between 0 and 1.
+        """
+        from scipy.stats import norm
+
+        require_probability("level", level)
+        return 0.5 + float(norm.ppf(level)) * self.stderr
+
+    def plot(self, ax: "Axes | None" = None, level: float = 0.95) -> "Axes":
+        """Draws the accuracy, and the density of that of two sets of the same law.
+
+        Arguments:
+            ax: axes to draw on; new ones unless given.
+            level: the probability of the accuracies in grey.
+
+        Raises:
+            ImportError: when matplotlib is not installed.
+            ValueError: for a level that is not between 0 and 1.
+        """
+        from scipy.stats import norm
+
+        ax = _axes(ax)
+        accuracy = np.linspace(0.5 - 4 * self.stderr, 0.5 + 4 * self.stderr, 200)
+        ax.plot(accuracy, norm.pdf(accuracy, 0.5, self.stderr), color="0.6")
+        ax.axvspan(accuracy[0], self.floor(level), color="0.9")
+        ax.axvline(self.accuracy, color="C0")
+        ax.set(
+            xlabel="accuracy of the classifier",
+            ylabel="density for the same law",
+            title=f"grey: of the same law, {100 * level:g} %",
+        )
+        return ax
 
 
 def c2st(a: Samples, b: Samples, *, seed: int = 1) -> TwoSample:
@@ -398,6 +498,21 @@ def c2st(a: Samples, b: Samples, *, seed: int = 1) -> TwoSample:
     n = len(points)
     p_value = float(binom.sf(round(accuracy * n) - 1, n, 0.5))
     return TwoSample(accuracy, 0.5 / math.sqrt(n), p_value)
+
+
+def _axes(ax: "Axes | None") -> "Axes":
+    """New axes unless given.
+
+    Raises:
+        ImportError: when matplotlib is not installed.
+    """
+    if ax is not None:
+        return ax
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("a plot needs matplotlib: pip install 'sdekit[plot]'") from error
+    return Figure(figsize=(5, 3.5), layout="constrained").subplots()
 
 
 def _checked(
