@@ -146,33 +146,30 @@ class DataCovariance(AbstractCovariance):
                 f"covariance must be symmetric, of shape (d, d), not {tuple(c.shape)}; use "
                 "torch.cov(x.flatten(1).T)"
             )
-        self._require_positive()
+        _ = self._spectrum  # raises if an eigenvalue is negative
 
     @cached_property
     def _spectrum(self) -> tuple[Tensor, Tensor]:
         values, axes = torch.linalg.eigh(self.covariance.to(torch.float64))
-        return values.clamp_min(0.0), axes
-
-    def _require_positive(self) -> None:
-        values = torch.linalg.eigvalsh(self.covariance.to(torch.float64))
         least = float(values.min())
         if least < -_ROUNDING * float(values.abs().max()):
             raise ValueError(
                 f"covariance must be positive semidefinite; its least eigenvalue is {least:.3g}"
             )
+        return values.clamp_min(0.0), axes
 
     def condition(
         self, model: AbstractModel, observation: LinearObservation, std: float, l: Time, u: Tensor
     ) -> Conditioned:
         values, axes = (part.to(u.device) for part in self._spectrum)
         data = model.predict_data(l, u)
-        measured = self._measured(observation, axes)
+        measured = _whitened(observation, observation.applied(self._spectrum[1], u.device)).T
         level = l.to(values)[:, None] if isinstance(l, Tensor) and l.ndim else l
         v = posterior_variance(level, values)
         assert isinstance(v, Tensor)
         matrix = (measured * v.unsqueeze(-2)) @ measured.T
-        noise = 0.0 if observation.noiseless else 1.0
-        matrix = matrix + noise * torch.eye(len(measured)).to(values)
+        if not observation.noiseless:
+            matrix = matrix + torch.eye(len(measured)).to(values)
         factor, failed = torch.linalg.cholesky_ex(matrix)
         if observation.noiseless:
             observation.require_independent(matrix, factor, failed, "A V A^T")
@@ -184,17 +181,6 @@ class DataCovariance(AbstractCovariance):
         log_psi = -0.5 * ((residual * solved).sum(dim=1) + log_det + residual.shape[1] * _LOG_2PI)
         log_psi = log_psi - 0.5 * _log_volume(observation)
         return Conditioned(data, data + move.to(u).reshape(u.shape), log_psi)
-
-    def _measured(self, observation: LinearObservation, axes: Tensor) -> Tensor:
-        """L^{-1} A Q, `(m, d)`, with the eigenvectors Q of C; the observation keeps A Q."""
-        event = observation.event
-        assert event is not None
-        if math.prod(event) != len(axes):
-            raise ValueError(
-                f"covariance has shape {tuple(self.covariance.shape)} and a sample has "
-                f"{math.prod(event)} coordinates"
-            )
-        return _whitened(observation, observation.applied(self._spectrum[1], axes.device)).T
 
 
 @dataclass(frozen=True)

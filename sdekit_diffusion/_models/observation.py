@@ -206,7 +206,7 @@ class LinearObservation(AbstractObservation):
             raise ValueError(f"y must be floating, not {self.y.dtype}; use y.float()")
         if not bool(self.y.isfinite().all()):
             raise ValueError("y has numbers that are not finite; a Mask leaves out what is missing")
-        assert self.noise_covariance is not None  # raises if it is not a covariance
+        _ = self.noise_covariance  # raises if it is not a covariance
 
     @cached_property
     def noise_covariance(self) -> Tensor:
@@ -243,7 +243,7 @@ class LinearObservation(AbstractObservation):
         bound = replace(self, y=y.to(like), event=event, measured=measured)
         if not bound.noiseless:
             # Computed here, because values that are computed in a derivative cannot be cached.
-            assert isinstance(bound.log_volume, float)
+            _ = bound.log_volume
         return bound
 
     def rows(self, index: Tensor) -> Self:
@@ -275,8 +275,16 @@ class LinearObservation(AbstractObservation):
     def applied(self, matrix: Tensor, device: torch.device) -> Tensor:
         """A times the columns of a matrix `(d, k)`, as rows `(k, m)` on a device, in the dtype of
         the matrix. The result for the last matrix is kept, as `spectrum` is.
+
+        Raises:
+            ValueError: for a matrix that does not have a row for each coordinate of a sample.
         """
         assert self.event is not None
+        if len(matrix) != math.prod(self.event):
+            raise ValueError(
+                f"covariance has shape ({len(matrix)}, {len(matrix)}) and a sample has "
+                f"{math.prod(self.event)} coordinates"
+            )
         known = vars(self).get("_applied")  # read once: other threads may replace it
         if known is None or known[0] is not matrix or known[1].device != device:
             columns = matrix.T.reshape(-1, *self.event).to(self.y)
