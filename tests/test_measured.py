@@ -318,12 +318,12 @@ def test_published_numbers_have_six_digits(tmp_path, monkeypatch):
 
 
 def test_a_table_of_posteriors_says_where_there_are_no_samples():
-    row = {"d": 80, "m": 1, "method": "flow", "time": 1.26}
+    row = {"d": 80, "m": 1, "method": "flow", "time": 1.26, "evaluations": 8}
     row |= {"W1": 1.234, "W1, largest": math.inf, "max-W2": math.inf, "max-W2, largest": 2.0}
     evidence = {"error of log p(y)": 0.1, "standard error": 0.2, "within three": 3, "of": 5}
     assert measured.posteriors([row | evidence, row | {"m": 2, "time": 2.0}])[2:] == [
         "| flow | 1.23 (none), none (2.0) | 1.23 (none), none (2.0) | 0.100, 0.200, 3/5 |  "
-        "| 1.3 to 2 |"
+        "| 8 | 1.3 to 2 |"
     ]
 
 
