@@ -169,19 +169,29 @@ def test_one_process_draws_what_the_library_draws(points, expected, tmp_path, ca
 @pytest.mark.filterwarnings("ignore:the samples of 1 of 1 observations are not reliable")
 @pytest.mark.filterwarnings("ignore:3 steps are few for AdamsMoulton")
 def test_several_processes_restore_the_same(images, context, tmp_path):
-    """By one and by three, which do not have as many each."""
+    """By one, by two, and by three, which do not have as many each; and when all are killed on the
+    way, and another number goes on.
+    """
     few = ("--n", 4, "--samples", 8, "--particles", 8, "--steps", 3, "--noise", "0.5")
     argv = ["restore", images, "--mask", "bottom", *few]
     assert main([*map(str, argv), "--out", str(tmp_path / "1.npz")]) == 0
     alone = np.load(tmp_path / "1.npz")
     assert alone["samples"].shape == (4, 8, 1, 8, 8)
-    out = tmp_path / "3.npz"
-    codes, said, _ = together(context, 3, [*argv, "--out", out], tmp_path)
-    assert codes == [0] * 3
-    assert said.count("pixels of 4 held-out images") == 1
-    found = np.load(out)
-    for name in ("samples", "log_weights", "observed"):
-        assert np.array_equal(found[name], alone[name])
+    killed = tmp_path / "3.npz"
+    shards = tmp_path / "3.npz.shards"
+    with started(context, 2, [*argv, "--out", killed], tmp_path) as processes:
+        until(lambda: counted(shards) >= 1)
+        for process in processes:
+            os.kill(process.pid, signal.SIGKILL)
+    assert 1 <= counted(shards) < 4
+    for total in (2, 3):
+        out = tmp_path / f"{total}.npz"
+        codes, said, _ = together(context, total, [*argv, "--out", out], tmp_path)
+        assert codes == [0] * total
+        assert said.count("pixels of 4 held-out images") == 1
+        found = np.load(out)
+        for name in ("samples", "log_weights", "observed"):
+            assert np.array_equal(found[name], alone[name])
 
 
 @pytest.mark.parametrize("total", [2, 3])
