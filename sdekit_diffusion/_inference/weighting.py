@@ -233,7 +233,7 @@ class FlowWeights(AbstractWeighting):
             u = z + centre(coordinates.standardised(posterior), low, z)
         start = coordinates.leave((high, low), u)
         to_data = FlowMap(posterior, coordinates, (low, high), method, self.batch_size)
-        trace = self.trace or default_trace(math.prod(posterior.shape))
+        trace = self.trace or default_trace(math.prod(start.shape[1:]))
         if isinstance(trace, Hutchinson):
             trace = replace(trace, seed=trace.seed + problem.seed)
         settings = {"trace": trace, "first": problem.number * problem.n}

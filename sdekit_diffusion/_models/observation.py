@@ -535,8 +535,8 @@ class Spectrum:
         if not noiseless:
             full = observation.whitened(observation.whitened(full).T)
         else:
-            factors = torch.linalg.cholesky_ex(full)
-            observation.require_independent(full, *factors, "A A^T", like.dtype)
+            factor, failed = torch.linalg.cholesky_ex(full)
+            observation.require_independent(full, factor, failed, "A A^T", like.dtype)
         diagonal = full.diagonal()
         off_diagonal = full - torch.diag(diagonal)
         if float(off_diagonal.abs().max()) <= _ROUNDING * float(diagonal.abs().max()):
