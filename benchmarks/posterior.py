@@ -300,9 +300,8 @@ def reliability(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "median ESS": statistics.median(row["ess"] for row in those),
                 "problems": len(those),
                 "wrong": len(wrong),
-                "warned of these": sum(row["warned"] for row in wrong),
-                "right": len(right),
-                "warned of the right": sum(row["warned"] for row in right),
+                "wrong with a warning": sum(row["warned"] for row in wrong),
+                "right with a warning": sum(row["warned"] for row in right),
             }
         )
     return found
