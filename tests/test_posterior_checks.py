@@ -347,6 +347,44 @@ def test_simulated_data_of_another_shape_than_y_are_refused(measured):
         predictive(x, y.reshape(5, *measured), simulate, discrepancy)
 
 
+def test_the_weight_of_the_truth_makes_few_samples_exact():
+    """Five samples of a wide proposal: coverage of sbc and tarp is right with the truth's own
+    weight, within 5.3 standard errors, and too large where it is replaced by one over the effective
+    number.
+    """
+    generator = torch.Generator().manual_seed(0)
+    n = 20_000
+    truth = torch.randn(n, 1, generator=generator, dtype=torch.float64)
+    y = truth + 0.5 * torch.randn(n, 1, generator=generator, dtype=torch.float64)
+    x = 2 * torch.randn(n, 5, 1, generator=generator, dtype=torch.float64)
+
+    def weighed(x, y):
+        return (-0.5 * x**2 - 0.5 * ((y - x) / 0.5) ** 2 + 0.5 * (x / 2) ** 2).squeeze(-1) - 400
+
+    of_samples = weighed(x, y[:, None])
+    of_truth = weighed(truth, y)
+    for check, options in ((sbc, {}), (tarp, {"references": y})):
+
+        def deviation(own, check=check, options=options):
+            found = check(x, truth, of_samples, truth_log_weights=own, **options)
+            assert found.size < 5
+            (share, stderr) = found.coverage([0.95], quiet=True)[0.95]
+            return (share - 0.95) / stderr
+
+        assert abs(deviation(of_truth)) < 5.3
+        assert deviation(None) > 8
+        assert abs(deviation(of_truth + 2)) > 8
+    equal = torch.zeros(n, 5)
+    torch.testing.assert_close(
+        sbc(x, truth, equal, truth_log_weights=equal[:, 0]).values, sbc(x, truth).values
+    )
+    for wrong in ({"truth_log_weights": of_truth[:5]}, {"truth_log_weights": of_truth / 0}):
+        with pytest.raises(ValueError, match="one finite number for each of 20000 observations"):
+            sbc(x, truth, of_samples, **wrong)
+    with pytest.raises(ValueError, match="and the log_weights of their samples"):
+        sbc(x, truth, truth_log_weights=of_truth)
+
+
 def test_predictive_values_and_their_floor():
     """Exact posteriors have values below 0.1 with a probability of at most 0.2; of 100, 27 are the
     0.95 quantile: P(B <= 26) < 0.95 <= P(B <= 27).

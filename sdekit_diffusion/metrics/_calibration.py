@@ -164,7 +164,12 @@ class Calibration:
 
 
 def sbc(
-    samples: Tensor, truth: Tensor, log_weights: Tensor | None = None, *, seed: int = 0
+    samples: Tensor,
+    truth: Tensor,
+    log_weights: Tensor | None = None,
+    *,
+    truth_log_weights: Tensor | None = None,
+    seed: int = 0,
 ) -> Calibration:
     """Simulation-based calibration: the rank of the truth among samples of the posterior, for each
     coordinate.
@@ -176,16 +181,20 @@ def sbc(
         samples: posterior samples `(n, L, *shape)`, L for each of n observations.
         truth: `(n, *shape)`.
         log_weights: the log-weights of the samples, `(n, L)`; equal unless given.
+        truth_log_weights: those of the truths, `(n,)`, with the same constant: log p(x) +
+            log p(y | x) - log q(x) for independent samples of q.
         seed: of the uniform numbers that break ties.
 
     Returns:
         a `Calibration` with values `(n, d)`, (L (F + U E) + U) / (L + 1), where F is the share of
         samples below the truth, E the share equal to it, and U uniform on [0, 1). With log_weights
-        L is the effective sample size, and the values are uniform only if it is large.
+        L is the effective sample size, and the values are uniform only if it is large; with
+        truth_log_weights L is the sum of the weights over that of the truth, and the values are
+        uniform for any number of samples, because the truth is exchangeable with them.
 
     Raises:
-        ValueError: for shapes that do not fit, or log_weights of an observation that are all -inf,
-            or NaN.
+        ValueError: for shapes that do not fit, log_weights of an observation that are all -inf, or
+            NaN, or truth_log_weights without log_weights or that are not finite.
 
     Example:
         >>> law = sd.GaussianMixture([1.0], [[0.0]], [1.0])
@@ -200,7 +209,8 @@ def sbc(
     x, theta, weights = _checked(samples, truth, log_weights)
     below = (weights[:, :, None] * (x < theta[:, None])).sum(axis=1)
     equal = (weights[:, :, None] * (x == theta[:, None])).sum(axis=1)
-    return Calibration(_with_ties(below, equal, weights, seed), size=_size(weights))
+    share = _share_of_truth(weights, log_weights, truth_log_weights)
+    return Calibration(_with_ties(below, equal, share, seed), size=_size(weights))
 
 
 def tarp(
@@ -209,6 +219,7 @@ def tarp(
     log_weights: Tensor | None = None,
     *,
     references: Tensor | None = None,
+    truth_log_weights: Tensor | None = None,
     seed: int = 0,
 ) -> Calibration:
     """Tests of accuracy with random points (TARP): for each observation, the posterior probability
@@ -218,7 +229,7 @@ def tarp(
     coordinates jointly.
 
     Arguments:
-        samples, truth, log_weights: as in `sbc`.
+        samples, truth, log_weights, truth_log_weights: as in `sbc`.
         references: the reference points, `(n, *shape)`, which may depend on y; unless given,
             uniform in the bounding box of the truths of the other observations.
         seed: of the reference points and of the uniform numbers that break ties.
@@ -263,7 +274,8 @@ def tarp(
     to_samples = np.square((x - point[:, None]) / scale[:, None]).sum(axis=2)
     inside = (weights * (to_samples < to_truth[:, None])).sum(axis=1)
     equal = (weights * (to_samples == to_truth[:, None])).sum(axis=1)
-    values = _with_ties(inside, equal, weights, seed)
+    share = _share_of_truth(weights, log_weights, truth_log_weights)
+    values = _with_ties(inside, equal, share, seed)
     return Calibration(values, central=False, size=_size(weights))
 
 
@@ -366,8 +378,8 @@ def predictive(
         >>> y = torch.tensor([[0.1], [1.0], [9.0]])
         >>> noise = torch.randn(150, 1, generator=torch.Generator().manual_seed(0))
         >>> p = sd.metrics.predictive(x, y, lambda x: x + noise, lambda y, x: (y - x).abs().sum(1))
-        >>> bool(p.values[0] > 0.8), bool(p.values[2] < 0.01), p.share(0.01) > p.floor(0.01)
-        (True, True, True)
+        >>> bool(p.values[0] > 0.8), bool(p.values[2] < 0.01)
+        (True, True)
 
     References:
         Gelman, Meng and Stern 1996, "Posterior predictive assessment of model fitness via realized
@@ -618,15 +630,36 @@ def _size(weights: NDArray[np.float64]) -> float:
     return float(np.median(_effective(weights)))
 
 
+def _share_of_truth(
+    weights: NDArray[np.float64], log_weights: Tensor | None, own: Tensor | None
+) -> NDArray[np.float64]:
+    """The weight of the truth over the sum of it and those of the samples, `(n,)`: 1 / (L + 1) for
+    an effective number L of samples, unless its log-weight is given.
+
+    Raises:
+        ValueError: for log-weights of the truth that do not fit.
+    """
+    if own is None:
+        return 1 / (_effective(weights) + 1)
+    own = torch.as_tensor(own)
+    if log_weights is None or own.shape != (len(weights),) or not bool(own.isfinite().all()):
+        raise ValueError(
+            f"truth_log_weights have shape {tuple(own.shape)}; give one finite number for each of "
+            f"{len(weights)} observations, and the log_weights of their samples"
+        )
+    total = torch.as_tensor(log_weights).double().logsumexp(dim=1).cpu()
+    return torch.sigmoid(own.detach().double().cpu() - total.detach()).numpy()
+
+
 def _with_ties(
     below: NDArray[np.float64],
     equal: NDArray[np.float64],
-    weights: NDArray[np.float64],
+    share: NDArray[np.float64],
     seed: int,
 ) -> NDArray[np.float64]:
-    """A number from the shares of L samples below and equal to the truth that is uniform where the
-    truth is exchangeable with the samples.
+    """A number from the shares of the samples below and equal to the truth, and that of the truth
+    itself, which is uniform where the truth is exchangeable with the samples.
     """
-    count = _effective(weights).reshape(-1, *[1] * (below.ndim - 1))
+    share = share.reshape(-1, *[1] * (below.ndim - 1))
     u = np.random.default_rng([seed, len(below)]).random(below.shape)
-    return ((below + u * equal) * count + u) / (count + 1)
+    return (1 - share) * (below + u * equal) + share * u
