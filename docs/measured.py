@@ -183,6 +183,7 @@ def coverages(rows: Rows) -> list[str]:
     then the p-value of TARP, and the error of the mean where it is known; "diverged" for a method
     without samples.
     """
+    rows = sorted(rows, key=lambda row: row.get("d", 0))  # parts of one dimension together
     complete = next(row for row in rows if "coverage" in row)
     names = [name for name in complete if name not in ("coverage", "tarp", "error")]
     levels = list(complete["coverage"])
