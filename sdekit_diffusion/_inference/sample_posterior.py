@@ -26,7 +26,7 @@ from sdekit_diffusion._models.evaluating import evaluating
 from sdekit_diffusion._models.model import solved_like
 from sdekit_diffusion._models.observation import AbstractObservation, Joint, LinearObservation
 from sdekit_diffusion._models.score_model import as_model
-from sdekit_diffusion._sampling.arguments import Model, require_floating
+from sdekit_diffusion._sampling.arguments import Model, floating_dtype
 from sdekit_diffusion._sampling.coordinates import Coordinates
 from sdekit_diffusion._sampling.grids import DEFAULT_END
 from sdekit_diffusion._sampling.reverse_problems import cast
@@ -140,8 +140,7 @@ def sample_posterior(
     noise = _relative_noise(posterior.observation, coordinates.std)
     end = max(_SMALLEST_END, min(DEFAULT_END, _END * noise)) if end is None else end
     own_dtype, own_device = posterior.place()
-    dtype = dtype or own_dtype
-    require_floating(dtype)
+    dtype = floating_dtype(dtype or own_dtype)
     place = available_device(own_device if device is None else device)
     problem = PosteriorProblem(
         posterior, coordinates, coordinates.span(posterior, end), n,

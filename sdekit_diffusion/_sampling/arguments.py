@@ -150,8 +150,8 @@ def dtype_of(
         ValueError: for a dtype narrower than that of given states.
     """
     x = start.x
-    dtype = requested or (model_dtype if x is None else torch.promote_types(model_dtype, x.dtype))
-    require_floating(dtype)
+    own = model_dtype if x is None else torch.promote_types(model_dtype, x.dtype)
+    dtype = floating_dtype(requested or own)
     state_dtype = torch.promote_types(dtype, torch.float32)
     if x is not None and torch.promote_types(state_dtype, x.dtype) != state_dtype:
         raise ValueError(
@@ -161,16 +161,17 @@ def dtype_of(
     return dtype
 
 
-def require_floating(dtype: object) -> None:
-    """Refuses a dtype in which states would be rounded to integers.
+def floating_dtype(dtype: object) -> torch.dtype:
+    """The dtype, unless states would be rounded to integers in it.
 
     Raises:
-        TypeError: with it.
+        TypeError: for one that is not floating.
     """
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise TypeError(
             f"dtype is the state's and must be floating, such as torch.float32, not {dtype!r}"
         )
+    return dtype
 
 
 def shape_of(model: AbstractModel, shape: tuple[int, ...] | None) -> tuple[int, ...]:
