@@ -133,8 +133,7 @@ def sample_posterior(
     if not is_whole(n, 1) or not is_whole(first, 0):
         raise ValueError(f"n counts samples from 1 on, and first from 0; not {n!r} and {first!r}")
     _warn_of_few_steps(weighting)
-    default = "isotropic" if isinstance(weighting, Particles) else "jacobian"
-    posterior, diffusion = _posterior(model, observation, sde, shape, proposal, default)
+    posterior, diffusion = _posterior(model, observation, sde, shape, proposal, weighting)
     count = _count(posterior)
     coordinates = Coordinates.of(posterior, diffusion, posterior.shape)
     noise = _relative_noise(posterior.observation, coordinates.std)
@@ -143,8 +142,7 @@ def sample_posterior(
     dtype = floating_dtype(dtype or own_dtype)
     place = available_device(own_device if device is None else device)
     problem = PosteriorProblem(
-        posterior, coordinates, coordinates.span(posterior, end), n,
-        seed_given(seed), first, noise,
+        posterior, coordinates, coordinates.span(posterior, end), n, seed_given(seed), first, noise,
         torch.promote_types(dtype, torch.float32), place,
     )  # fmt: skip
     warn_of_prior(posterior, coordinates, problem.span[0], alternative="")
@@ -209,7 +207,7 @@ def _posterior(
     sde: AbstractDiffusion | str | None,
     shape: tuple[int, ...] | None,
     proposal: Proposal | None,
-    default: str,
+    weighting: AbstractWeighting,
 ) -> tuple[AbstractPosterior, AbstractDiffusion]:
     """The conditioned model that proposes, and the diffusion."""
     resolved, diffusion = as_model(model, sde, shape)
@@ -227,6 +225,7 @@ def _posterior(
     if resolved.shape is not None and isinstance(observation, AbstractObservation):
         observation = observation.bound(tuple(resolved.shape), solved_like(resolved))
     if proposal is None:
+        default = "isotropic" if isinstance(weighting, Particles) else "jacobian"
         proposal = default if isinstance(observation, LinearObservation) else "laplace"
     if isinstance(proposal, str) and proposal in _OTHERS:
         return _OTHERS[proposal](resolved, observation), diffusion
