@@ -1,11 +1,13 @@
-"""Builds the wheel and the sdist, installs each in a fresh environment of each Python, and runs
-`tests/smoke.py` there with `-W error`.
+"""Builds the wheel and the sdist, installs both in a fresh environment of each Python, one after
+the other, and runs `tests/smoke.py` there with `-W error`.
 
-`python tests/release.py [PYTHON ...]`, by default the Python that runs it. Run by `make release`
-with the oldest and the newest Python that are supported. Needs a package index. The files are in
-dist/ at the end.
+`python tests/release.py [--system] [PYTHON ...]`, by default the Python that runs it. Run by `make
+release` with the oldest and the newest Python that are supported. With --system the environments
+also see the packages of that Python, such as torch of a Linux distribution. Needs a package index.
+The files are in dist/ at the end.
 """
 
+import argparse
 import os
 import shutil
 import subprocess
@@ -31,24 +33,33 @@ def build() -> list[Path]:
     return sorted(DIST.iterdir())
 
 
-def check(python: str, package: Path) -> None:
-    """Installs a package in a fresh environment, and runs it there."""
+def check(python: str, packages: list[Path], options: list[str]) -> None:
+    """Installs the first package with what it needs in a fresh environment, runs it there, and
+    then the others in its place.
+    """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        run(python, "-m", "venv", folder / "venv")
+        run(python, "-m", "venv", *options, folder / "venv")
         bin_python = folder / "venv" / "bin" / "python"
         pip = (bin_python, "-m", "pip", "--quiet", "--disable-pip-version-check")
-        run(*pip, "install", package, folder=folder)
-        run(*pip, "check", folder=folder)
+        install = (*pip, "install", "--no-compile")
         shutil.copy(ROOT / "tests" / "smoke.py", folder)
-        run(bin_python, "-W", "error", folder / "smoke.py", folder=folder)
+        for package in packages:
+            replacing = () if package == packages[0] else ("--force-reinstall", "--no-deps")
+            run(*install, *replacing, package, folder=folder)
+            run(*pip, "check", folder=folder)
+            run(bin_python, "-W", "error", folder / "smoke.py", folder=folder)
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--system", action="store_true", help="see the packages of each Python")
+    parser.add_argument("python", nargs="*", default=[sys.executable])
+    arguments = parser.parse_args()
+    options = ["--system-site-packages"] if arguments.system else []
     packages = build()
-    for python in sys.argv[1:] or [sys.executable]:
-        for package in packages:
-            check(python, package)
+    for python in arguments.python:
+        check(python, packages, options)
     print("built and tried:", *packages)
 
 
