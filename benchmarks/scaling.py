@@ -89,7 +89,7 @@ def same(files: dict[str, np.ndarray[Any, Any]]) -> dict[str, Any]:
 
 
 def sampling(run: Path) -> dict[str, Any]:
-    arguments = ("sample", run, "--n", 2000, "--batch-size", 250, "--out", run / "{}.npy")
+    arguments = ("sample", run, "--n", 1000, "--batch-size", 250, "--out", run / "{}.npy")
     found = compared(arguments, ("--n", 2))
     return found | {
         "samples": same({name: np.load(run / f"{name}.npy").astype(float) for name in LAUNCHES})
@@ -97,7 +97,7 @@ def sampling(run: Path) -> dict[str, Any]:
 
 
 def likelihood(run: Path) -> dict[str, Any]:
-    options = ("--n", 400, "--batch-size", 50, "--probes", 2, "--tolerance", 1e-3)
+    options = ("--n", 200, "--batch-size", 50, "--probes", 2, "--tolerance", 1e-3)
     found = compared(
         ("likelihood", run, *options, "--csv", run / "{}.csv"), ("--n", 2, "--batch-size", 1)
     )
@@ -135,18 +135,15 @@ def training(run: Path) -> dict[str, Any]:
 CASES = {"sampling": sampling, "likelihood": likelihood, "training": training}
 
 
-def published(result: dict[str, Any]) -> list[dict[str, Any]]:
+def published(work: str, found: dict[str, Any]) -> dict[str, Any]:
     """The work's time over that of one process, and the largest difference from its numbers."""
     results = {"sampling": "samples", "likelihood": "values", "training": "losses of 60 updates"}
-    return [
-        {
-            "work": work,
-            TWO: result[work]["work over one process's"][TWO],
-            THREADS: result[work]["work over one process's"][THREADS],
-            "largest difference": result[work][name][TWO]["largest"],
-        }
-        for work, name in results.items()
-    ]
+    return {
+        "work": work,
+        TWO: found["work over one process's"][TWO],
+        THREADS: found["work over one process's"][THREADS],
+        "largest difference": found[results[work]][TWO]["largest"],
+    }
 
 
 def main() -> None:
@@ -160,9 +157,8 @@ def main() -> None:
         for name in sys.argv[1:] or CASES:
             result[name] = CASES[name](run)
             print(name, result[name])
+            publish("scaling", particulars, [published(name, result[name])], part=name)
     save("scaling", particulars | result)
-    if result.keys() == CASES.keys():
-        publish("scaling", particulars, published(result))
 
 
 if __name__ == "__main__":

@@ -598,7 +598,9 @@ def publish_tables(result: dict[str, Any]) -> None:
     """The five tables of docs/benchmarks.md."""
     tables = {
         "overhead": of_loops(result),
-        "overhead_samplers": of_samplers(result["samplers (64, 2)"]),
+        "overhead_samplers": of_samplers(
+            result["samplers (64, 2)"], result["samplers (8, 1, 28, 28)"]
+        ),
         "overhead_torchsde": of_methods(result["against torchsde"]),
         "overhead_paths": of_paths(result["paths"]),
         "overhead_calls": of_calls(result["adaptive calls"]),
@@ -630,8 +632,12 @@ def of_loops(result: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def of_samplers(rows: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
-    """Times beyond the network over those of a bare loop, and of a call without its steps."""
+def of_samplers(
+    rows: dict[str, dict[str, float]], of_images: dict[str, dict[str, float]]
+) -> list[dict[str, Any]]:
+    """Times beyond the network over those of a bare loop, of a call without its steps, and with a
+    network that does nothing over those of a U-Net.
+    """
     return [
         {
             "method": name,
@@ -640,6 +646,7 @@ def of_samplers(rows: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
                 for n in (50, 1000)
             },
             "a call, ms": rows[f"{name}, a call"]["ms"],
+            "no network / U-Net": of_images[name]["null / network"],
         }
         for name in LOOPS
     ]

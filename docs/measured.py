@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Callable
 from pathlib import Path
-from statistics import geometric_mean
+from statistics import geometric_mean, mean
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
@@ -202,6 +202,38 @@ def coverages(rows: Rows) -> list[str]:
     return lines(heads, body)
 
 
+def recipes(rows: Rows) -> list[str]:
+    """A line for each recipe, with its difference from the default and the standard error."""
+    body = []
+    for row in rows:
+        difference = f"{row['difference']:+.3f} ± {row['difference, standard error']:.3f}"
+        if row["difference"] == 0:
+            difference = ""
+        figures = [f"{row['bits']:.3f}", difference, f"{row['frechet']:.2g}"]
+        body.append([row["case"], *figures, f"{row['updates']:.0f}"])
+    heads = ["network, prediction, recipe", "bits/dim", "difference", "Fréchet", "updates"]
+    return lines(heads, body)
+
+
+def inference(rows: Rows) -> list[str]:
+    """A line for each problem and number of simulations: means over the observations, the seconds
+    of training and of the samples of all observations.
+    """
+    cells: dict[tuple[str, int], Rows] = {}
+    for row in rows:
+        cells.setdefault((row["problem"], row["simulations"]), []).append(row)
+    body = []
+    for (problem, simulations), those in cells.items():
+        seconds = mean(row["seconds of training"] for row in those)
+        seconds += sum(row["of sampling"] for row in those)
+        figures = [f"{mean(row['C2ST'] for row in those):.3f}", str(len(those))]
+        figures += [f"{those[0]['NPE, published']}"]
+        figures += [f"{mean(row['outside the prior'] for row in those):.0%}", f"{seconds:.0f}"]
+        body.append([problem.replace("_", " "), f"{simulations:,}", *figures])
+    heads = ["problem", "simulations", "C2ST", "observations", "NPE, published"]
+    return lines([*heads, "outside the prior", "seconds"], body)
+
+
 def called(solver: str) -> str:
     """`Tsit5`, adaptive."""
     name, _, steps = solver.partition(", ")
@@ -240,8 +272,11 @@ TABLES: dict[str, Table] = {
     "recipes_plane": crossed(
         "conditioning, weighting", "predicts", "{error:.2g} ± {stderr:.1g}"
     ),
+    "recipes_digits": recipes,
+    "recipes_larger": recipes,
     "report": crossed("figure", "set", MEANS),
     "report_tests": crossed("figure", "set", MEANS),
+    "sbi": inference,
     "samplers": crossed("problem, sde", "evaluations", RATIOS),
     "samplers_laws": crossed("law, method", "samples", "{over the floor:.2g}"),
     "work_precision": solvers,

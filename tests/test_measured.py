@@ -14,7 +14,9 @@ import order
 import plotted
 import posterior
 import pytest
+import recipes
 import samplers
+import sbi
 import scale
 import stiff
 import throughput
@@ -23,6 +25,7 @@ from matplotlib.figure import Figure
 from outputs import PAGES, ROOT
 from registered import completed
 
+import sdekit_diffusion as sd
 from sdekit_diffusion import AdaptiveFlow, GaussianMixture, SubVPSDE, UniformInLogSNR
 
 
@@ -100,6 +103,23 @@ def test_a_crossed_table_has_a_column_for_each_value():
         '| `"sde"` | 1,000 | 0.01 | 0.50 |',
         '| `"ode"` | 20 |  | 1.00 |',
     ]
+
+
+def test_a_table_of_recipes_has_differences_from_the_default():
+    row = {"case": "U-Net", "bits": 2.0684, "difference": 0.0, "difference, standard error": 0.0}
+    row |= {"frechet": 0.2412, "updates": 361.2}
+    other = {"difference": -0.0211, "difference, standard error": 0.0139}
+    assert measured.recipes([row | {"case": "DiT"} | other, row])[2:] == [
+        "| DiT | 2.068 | -0.021 ± 0.014 | 0.24 | 361 |",
+        "| U-Net | 2.068 |  | 0.24 | 361 |",
+    ]
+
+
+def test_a_table_of_inference_has_means_over_the_observations():
+    row = {"problem": "two_moons", "simulations": 1000, "NPE, published": 0.725}
+    row |= {"seconds of training": 100.0, "of sampling": 10.0}
+    rows = [row | {"C2ST": c, "outside the prior": p} for c, p in ((0.5, 0.02), (0.6, 0.04))]
+    assert measured.inference(rows)[2:] == ["| two moons | 1,000 | 0.550 | 2 | 0.725 | 3% | 120 |"]
 
 
 def test_a_table_of_networks_ends_in_geometric_means_without_digits():
@@ -212,6 +232,21 @@ def test_rows_of_the_default_have_its_error_over_that_of_the_best_of_the_others(
     common = {"problem": "d = 2", "sde": "vp", "evaluations": 5}
     (row,) = samplers.against_others([common | samplers.ratios_at(5, found)])
     assert row == pytest.approx(common | {"error": 0.3, "ratio": 1.25, "ratio of medians": 0.375})
+
+
+def test_rows_of_inference_are_of_one_observation():
+    row = {"problem": "slcp", "simulations": 1000, "C2ST": [0.9, 0.8], "NPE": 0.975}
+    row |= {"outside": [0.3, 0.4], "training": 50.0, "sampling": 30.0}
+    (found,) = sbi.of_observation([row], 1)
+    assert (found["C2ST"], found["outside the prior"]) == (0.8, 0.4)
+    assert (found["seconds of training"], found["of sampling"]) == (50.0, 15.0)
+
+
+def test_names_of_recipes_have_what_is_not_the_default():
+    case = recipes.Case(weighting="plain", density=sd.LogNormal(0.0, 1.0), stratified=True)
+    options = '`weighting="plain"`, `density=LogNormal(mean=0.0, std=1.0)`, `stratified=True`'
+    assert case.name == f"U-Net, velocity, {options}"
+    assert recipes.TRANSFORMER.name == "transformer, velocity"
 
 
 def test_deviations_of_the_law_are_the_largest_over_the_seeds():
