@@ -237,7 +237,7 @@ def reached_images(
         "chi2 images": "chi^2 of images",
         "chi2 classes": "chi^2 of the ten classes",
     }
-    expected = {titles[key]: f"{bottom[key][0]:.3g} ± {bottom[key][1]:.1g}" for key in titles}
+    expected = {title: "{:.3g} ± {:.2g}".format(*bottom[key]) for key, title in titles.items()}
     found: list[dict[str, Any]] = [{"samples": "independent draws", **expected}]
     for row in rows:
         name = f"{row['settings']}: sigma_1 = {row['sigma_1']:.3g}, L = {row['L']}, T = {row['T']}"
