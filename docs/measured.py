@@ -202,6 +202,22 @@ def coverages(rows: Rows) -> list[str]:
     return lines(heads, body)
 
 
+def classified(rows: Rows) -> list[str]:
+    """A line for each fifth of the images, from those of which the classifier is least sure."""
+    ordinals = ("least sure", "second", "third", "fourth", "surest")
+    body = [
+        [name, shown(row["probability"]), f"{row['right']:.2f} ± {row['stderr']:.2f}"]
+        for name, row in zip(ordinals, rows, strict=True)
+    ]
+    return lines(["fifth", "mean probability", "share that is right"], body)
+
+
+def garments(rows: Rows) -> list[str]:
+    """A line for each class, by its name, and one for the mean."""
+    named_rows = [row | {"class": GARMENTS.get(row["class"], row["class"])} for row in rows]
+    return crossed("class", "set", "{distance:,.1f}")(named_rows)
+
+
 def recipes(rows: Rows) -> list[str]:
     """A line for each recipe, with its difference from the default and the standard error."""
     body = []
@@ -240,6 +256,18 @@ def called(solver: str) -> str:
     return f"`{name}`{', ' + steps if steps else ''}"
 
 
+GARMENTS = {
+    "0": "T-shirt",
+    "1": "trouser",
+    "2": "pullover",
+    "3": "dress",
+    "4": "coat",
+    "5": "sandal",
+    "6": "shirt",
+    "7": "sneaker",
+    "8": "bag",
+    "9": "ankle boot",
+}
 RATIOS = "{error:.1e} ({ratio:.2f})"
 MEANS = "{mean:.3g} ± {deviation:.1g}"
 TABLES: dict[str, Table] = {
@@ -247,7 +275,8 @@ TABLES: dict[str, Table] = {
         "dimension, noise after a rejected step", "tolerance", "{bias:.2%} ({evaluations:.0f})"
     ),
     "editing": named(plain, "method"),
-    "garments": crossed("class", "set", "{distance:.3f}"),
+    "classified": classified,
+    "garments": garments,
     "grids": named(
         crossed("method, grid", "evaluations", "{ratio:.2f} ({least:.2f} to {largest:.2f})"),
         "method",

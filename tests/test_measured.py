@@ -105,6 +105,14 @@ def test_a_crossed_table_has_a_column_for_each_value():
     ]
 
 
+def test_tables_of_classes_have_names():
+    row = {"images": "held-out", "probability": 0.9923, "right": 0.97, "stderr": 0.0171}
+    table = measured.classified([row] * 5)
+    assert table[2] == "| least sure | 0.992 | 0.97 ± 0.02 |"
+    rows = [{"set": "noise", "class": name, "distance": 1.0} for name in ("9", "mean")]
+    assert measured.garments(rows)[2:] == ["| ankle boot | 1.0 |", "| mean | 1.0 |"]
+
+
 def test_a_table_of_recipes_has_differences_from_the_default():
     row = {"case": "U-Net", "bits": 2.0684, "difference": 0.0, "difference, standard error": 0.0}
     row |= {"frechet": 0.2412, "updates": 361.2}
