@@ -17,7 +17,7 @@ from sdekit_diffusion.__main__ import explore
 import plotted
 from api_pages import write
 from printed import STORED, differing
-from registered import completed
+from registered import completed, made_from
 
 logger = logging.getLogger(__name__)
 
@@ -146,6 +146,8 @@ def at_the_root(app, path, parent, content):
 
 
 def with_all_rows(app, name, source):
+    for path in made_from(source[0]):
+        app.env.note_dependency(str(path), docname=name)
     source[0] = completed(name, indexed(source[0]))
 
 

@@ -8,6 +8,7 @@ import inspect
 import re
 from collections.abc import Iterator, Mapping
 from functools import cache
+from pathlib import Path
 
 import sdekit
 import sdekit_diffusion as sd
@@ -19,6 +20,17 @@ import supported
 
 Row = tuple[str, ...]  # the cells
 KINDS = ("additive", "diagonal", "general")
+
+
+def made_from(text: str) -> list[Path]:
+    """The files from which the tables and plots of a page are made; when one of them changes, or
+    another result is stored, the page is built again.
+    """
+    here = Path(__file__).parent
+    if not any(module.PLACE.search(text) for module in (choosing, measured, plotted)):
+        return []
+    names = ("choosing.py", "choosing.toml", "measured.py", "plotted.py", "results")
+    return [*(here / name for name in names), *sorted(measured.RESULTS.glob("*.json"))]
 
 
 def completed(page: str, text: str) -> str:

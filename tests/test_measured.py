@@ -23,7 +23,7 @@ import throughput
 import torch
 from matplotlib.figure import Figure
 from outputs import PAGES, ROOT
-from registered import completed
+from registered import completed, made_from
 
 import sdekit_diffusion as sd
 from sdekit_diffusion import AdaptiveFlow, GaussianMixture, SubVPSDE, UniformInLogSNR
@@ -47,6 +47,14 @@ def test_tables_of_measurements_are_made_from_what_the_commands_wrote():
         assert "<!-- plotted" not in text
         if f"<!-- plotted: {name} -->" in written:
             assert f"](images/measured/{name}.png)" in text
+
+
+def test_pages_are_built_again_when_a_result_changes():
+    assert made_from("A page without tables.") == []
+    for place in ("measured: prior", "plotted: mixture", "choosing: grid"):
+        files = {path.name for path in made_from(f"Text.\n\n<!-- {place} -->\n")}
+        assert {"results", "prior.json", "choosing.toml", "measured.py"} <= files
+    assert all(path.exists() for path in made_from("<!-- measured: prior -->"))
 
 
 def test_every_line_of_a_stored_table_has_a_cell_for_each_column():
