@@ -11,6 +11,7 @@ import json
 import math
 import re
 from collections.abc import Callable
+from operator import itemgetter
 from pathlib import Path
 from statistics import geometric_mean, mean
 from typing import Any
@@ -86,6 +87,15 @@ def plain(rows: Rows) -> list[str]:
     """A column for each key of the rows; empty cells where a row lacks it."""
     keys = list(dict.fromkeys(key for row in rows for key in row))
     return lines(keys, [[shown(row.get(key, "")) for key in keys] for row in rows])
+
+
+def newest(*names: str) -> Table:
+    """As `plain`, of the last row only for each combination of these keys: a part of a result that
+    was measured again replaces these rows of the whole.
+    """
+    return lambda rows: plain(
+        list({tuple(row[name] for name in names): row for row in rows}.values())
+    )
 
 
 def crossed(down: str, across: str, cell: str) -> Table:
@@ -219,9 +229,11 @@ def garments(rows: Rows) -> list[str]:
 
 
 def recipes(rows: Rows) -> list[str]:
-    """A line for each recipe, with its difference from the default and the standard error."""
+    """A line for each recipe, as it was measured last, the best first, with its difference from the
+    default and the standard error.
+    """
     body = []
-    for row in rows:
+    for row in sorted({row["case"]: row for row in rows}.values(), key=itemgetter("bits")):
         difference = f"{row['difference']:+.3f} ± {row['difference, standard error']:.3f}"
         if row["difference"] == 0:
             difference = ""
@@ -295,6 +307,7 @@ TABLES: dict[str, Table] = {
     "posterior_800": posteriors,
     "posterior_coverage": coverages,
     "posterior_digits": coverages,
+    "posterior_warnings": newest("d", "method"),
     "prior": crossed("prior", "sde", "{mean error:.1e}"),
     "probability_flow": crossed("diffusion, direction, solver", "error", "{evaluations}"),
     "recipes_averages": crossed("snapshots", "width", "{error:.1g}"),

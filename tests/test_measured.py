@@ -98,6 +98,14 @@ def test_a_column_for_each_key_leaves_cells_empty_where_nothing_was_measured():
     ]
 
 
+def test_rows_that_were_measured_again_replace_the_first_ones():
+    rows = [{"d": 8, "method": "flow", "wrong": 1}, {"d": 80, "method": "flow", "wrong": 2}]
+    assert measured.newest("d", "method")([*rows, rows[0] | {"wrong": 3}])[2:] == [
+        "| 8 | flow | 3 |",
+        "| 80 | flow | 2 |",
+    ]
+
+
 def test_a_crossed_table_has_a_column_for_each_value():
     rows = [
         {"method": "sde", "n": 1000, "sde": "vp", "way": "up", "error of x": 0.012},
@@ -124,9 +132,10 @@ def test_tables_of_classes_have_names():
 def test_a_table_of_recipes_has_differences_from_the_default():
     row = {"case": "U-Net", "bits": 2.0684, "difference": 0.0, "difference, standard error": 0.0}
     row |= {"frechet": 0.2412, "updates": 361.2}
-    other = {"difference": -0.0211, "difference, standard error": 0.0139}
-    assert measured.recipes([row | {"case": "DiT"} | other, row])[2:] == [
-        "| DiT | 2.068 | -0.021 ± 0.014 | 0.24 | 361 |",
+    other = row | {"case": "DiT", "bits": 2.0473}
+    other |= {"difference": -0.0211, "difference, standard error": 0.0139}
+    assert measured.recipes([row | {"bits": 3.0}, row, other])[2:] == [
+        "| DiT | 2.047 | -0.021 ± 0.014 | 0.24 | 361 |",
         "| U-Net | 2.068 |  | 0.24 | 361 |",
     ]
 

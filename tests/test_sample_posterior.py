@@ -553,6 +553,22 @@ def test_the_error_of_one_cloud_is_that_between_clouds():
     assert 0.65 < float(stated.square().mean().sqrt()) / spread < 1.6
 
 
+@pytest.mark.parametrize(
+    ("n", "least"), [(16, 4.0), (40, 10.0), (160, 10.0), (320, 20.0), (1024, 64.0), (10_000, 100.0)]
+)
+def test_how_few_effective_samples_are_doubtful(n, least):
+    """A sixteenth of n; a quarter of very few, at least ten of more, and 100 are always enough."""
+    for effective, reliable in ((0.99 * least, False), (1.01 * least, True)):
+        # One sample of weight a and n - 1 of weight 1, with (a + n - 1)^2 = ess (a^2 + n - 1).
+        m = n - 1
+        a = (m + math.sqrt(m * effective * (n - effective))) / (effective - 1)
+        log_weights = torch.zeros(n, dtype=torch.float64)
+        log_weights[0] = math.log(a)
+        samples = WeightedSamples(torch.zeros(n, 1), log_weights, clouds=n)
+        assert float(samples.ess) == pytest.approx(effective)
+        assert bool(samples.reliable) == reliable
+
+
 def test_doubtful_results_are_said():
     """Few particles of a proposal that ignores y, many and in one cloud; and y that no particle
     explains.

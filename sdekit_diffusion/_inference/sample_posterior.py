@@ -106,14 +106,14 @@ def sample_posterior(
             of range, a missing diffusion, particles that are not finite, or weights that are all 0.
 
     Warns:
-        UserWarning: for particles with fewer than 16 steps of a rule of several values, whose
-            log p(y) is not reliable. Where the effective sample size is below 10 (or a quarter of
-            fewer than 40 samples), log p(y) of the clouds has a standard deviation of more than 1
-            nat, or the samples of a single cloud effectively descend from fewer than 4 initial
-            particles: then neither the samples nor log p(y) are reliable. Where the least noise of
-            the diffusion is above a fifth of the standard deviation of the data, or its largest
-            noise below twice the standard deviation, in any direction that the model knows. For a
-            model that was trained at a few noise levels only.
+        UserWarning: for particles with fewer than 16 steps of a rule of several values, whose log
+            p(y) is not reliable. Where the effective sample size is below n / 16 (but at least 10
+            and at most 100; below n / 4 for n below 40), log p(y) of the clouds has a standard
+            deviation of more than 1 nat, or the samples of a single cloud effectively descend from
+            fewer than 4 initial particles: then neither the samples nor log p(y) are reliable.
+            Where the least noise of the diffusion is above a fifth of the standard deviation of the
+            data, or its largest noise below twice the standard deviation, in any direction that the
+            model knows. For a model that was trained at a few noise levels only.
 
     Example:
         >>> law = sd.GaussianMixture([0.5, 0.5], [[-1.0, 0.0], [1.0, 0.0]], [0.1, 0.1])

@@ -11,7 +11,6 @@ from sdekit_diffusion._common.counters import RESAMPLING
 from sdekit_diffusion._common.inputs import is_whole, seed_given
 
 _MANY_CLOUDS = 8  # whose spread is a standard error; that of fewer is often too small by chance
-_FEW = 10.0  # effective samples, below which the samples are doubtful, or a quarter of all samples
 _SPREAD = 1.0  # nats, between the evidences of clouds
 _FAMILIES = 4.0  # of one cloud, below which its standard error is above a half
 
@@ -95,10 +94,11 @@ class WeightedSamples:
     @property
     def reliable(self) -> Tensor:
         """Whether nothing speaks against the samples and log p(y) of an observation, bool, `()`:
-        the effective sample size is at least 10 (or a quarter of n where that is less), log p(y) of
-        the clouds has a standard deviation of at most 1 nat, and the samples of a single cloud
-        descend from effectively 4 initial particles or more. `sample_posterior` warns where it is
-        False. A mode that no particle has reached remains unnoticed.
+        the effective sample size is n / 16 or more, but at least 10 and at most 100 are asked for,
+        and n / 4 where n is below 40; log p(y) of the clouds has a standard deviation of at most 1
+        nat; and the samples of a single cloud descend from effectively 4 initial particles or more.
+        `sample_posterior` warns where it is False. A mode that no particle has reached remains
+        unnoticed.
         """
         few, spread, related = doubts(self)
         return ~(few | spread | related)
@@ -205,7 +205,7 @@ def doubts(samples: WeightedSamples) -> tuple[Tensor, Tensor, Tensor]:
     log p(y), and whether the samples of a single cloud descend from few initial particles.
     """
     n = samples.log_weights.shape[-1]
-    few = ~(samples.ess >= min(_FEW, 0.25 * n))
+    few = ~(samples.ess >= _fewest(n))
     spread = torch.zeros_like(few)
     related = torch.zeros_like(few)
     if 1 < samples.clouds < n:
@@ -213,6 +213,13 @@ def doubts(samples: WeightedSamples) -> tuple[Tensor, Tensor, Tensor]:
     elif samples.clouds == 1:
         related = ~(samples.families >= min(_FAMILIES, 0.25 * n))
     return few, spread, related
+
+
+def _fewest(n: int) -> float:
+    """The effective sample size below which n samples are doubtful: n / 16, where errors are four
+    times those of n independent samples, but from 10 to 100; n / 4 for n below 40.
+    """
+    return min(max(10.0, n / 16), n / 4, 100.0)
 
 
 def systematic(weights: Tensor, u: Tensor, n: int) -> Tensor:
