@@ -2,6 +2,7 @@
 
 1. A mixture in the plane under sub-VP, 700 updates: the held-out error of the noise by prediction
    and weight, three seeds, as E |eps_hat - eps_hat of the exact denoiser|^2 over uniform times.
+   "skip" is a network with a gated skip connection.
 2. By how much stratified levels reduce the variance of the loss and of its gradient.
 3. The error of averages of the weights that are made after the run, against tracked ones.
 4. At equal training time, three seeds each, recipes and networks on scikit-learn's digits: bits per
@@ -13,7 +14,7 @@
 
 Parts 1 to 3, the "plane", take ten minutes on one core, all about two hours on two; each of the
 three tables of `--only` is stored when it is complete, and "larger" takes the best of the stored
-"digits". With --quick part 4 trains for seconds.
+"digits". `--cases` adds rows to that of digits. With --quick part 4 trains for seconds.
 `python benchmarks/recipes.py [--only plane digits larger] [--quick] [--minutes 1] [--images 500]`
 """
 
@@ -37,7 +38,15 @@ from sdekit_diffusion.metrics import classifier_features, frechet
 SEEDS = (0, 1, 2)
 MIXTURE = sd.GaussianMixture([0.5, 0.5], [[-1.0, 0.0], [1.0, 0.0]], [0.01, 0.01])
 UPDATES = 700
-PREDICTIONS = ("velocity", "noise", "data", "score", "flow")
+PREDICTIONS = {  # what networks predict, and whether they have a skip connection
+    "velocity": ("velocity", False),
+    "noise": ("noise", False),
+    "data": ("data", False),
+    "score": ("score", False),
+    "flow": ("flow", False),
+    "velocity, skip": ("velocity", True),
+    "data, skip": ("data", True),
+}
 Conditioning = Literal["time", "log_snr", "standardised"]
 CONDITIONINGS: tuple[Conditioning, ...] = ("time", "log_snr")
 PLANE_WEIGHTS: tuple[str | None, ...] = (None, "plain", "edm", "velocity", "min_snr", "balanced")
@@ -68,10 +77,11 @@ def plane_error(model: sd.ScoreModel, n: int = 20_000) -> float:
     return float(error.square().mean())
 
 
-def plane_model(predicts: str, conditioning: Conditioning, recipe: sd.Recipe) -> sd.ScoreModel:
-    """A model of the mixture, trained."""
+def plane_model(name: str, conditioning: Conditioning, recipe: sd.Recipe) -> sd.ScoreModel:
+    """A model of the mixture, trained; name: of its prediction."""
     torch.manual_seed(recipe.seed)
-    net = sd.nets.MLP(shape=(2,), width=64)
+    predicts, skip = PREDICTIONS[name]
+    net = sd.nets.MLP(shape=(2,), width=64, skip=skip)
     model = sd.ScoreModel(net, "subvp", predicts, shape=(2,), conditioning=conditioning)
     x = MIXTURE.sample(2000, seed=recipe.seed).float()
     sd.fit(model, x, recipe, progress=False)
@@ -95,7 +105,7 @@ def plane_row(
         "ratio": mean / (reference or mean),
     }
     print(
-        f"{conditioning:8s} {row['weighting']:9s} lr {recipe.lr:g} {predicts:9s} error {mean:.4f} "
+        f"{conditioning:8s} {row['weighting']:9s} lr {recipe.lr:g} {predicts:14s} error {mean:.4f} "
         f"+- {row['stderr']:.4f}, {row['ratio']:.2f} times that of velocity",
         flush=True,
     )
@@ -235,6 +245,7 @@ class Case:
     density: str | sd.AbstractDensity | None = None
     stratified: bool = False
     net: str = "unet"
+    skip: bool = False
 
     @property
     def name(self) -> str:
@@ -244,6 +255,7 @@ class Case:
             "weighting": self.weighting,
             "density": self.density,
             "stratified": self.stratified,
+            "skip": self.skip,
         }
         given = [f"`{key}={_code(value)}`" for key, value in options.items() if value]
         return ", ".join([NETWORKS[self.net], self.predicts, *given])
@@ -271,15 +283,18 @@ CASES = (
     Case(weighting="sigmoid"),
     Case("noise"),
     Case("data"),
+    Case("data", skip=True),
     Case("flow", density=sd.LogNormal(0.0, 1.0)),
 )
 
 
-def unet(source: sd.data.Dataset) -> torch.nn.Module:
+def unet(source: sd.data.Dataset, skip: bool = False) -> torch.nn.Module:
     """The U-Net that the command line takes for images of this size."""
     if source.test.shape[-1] <= 16:
-        return sd.nets.UNet(channels=1, width=32)
-    return sd.nets.UNet(channels=1, width=32, multipliers=(1, 2, 2), attention=(False, False, True))
+        return sd.nets.UNet(channels=1, width=32, skip=skip)
+    return sd.nets.UNet(
+        channels=1, width=32, multipliers=(1, 2, 2), attention=(False, False, True), skip=skip
+    )
 
 
 def dit(source: sd.data.Dataset) -> torch.nn.Module:
@@ -295,7 +310,7 @@ def trained(
     updates; the learning rate's schedule is that of this number.
     """
     torch.manual_seed(seed)
-    net = dit(source) if case.net == "dit" else unet(source)
+    net = dit(source) if case.net == "dit" else unet(source, case.skip)
     model = sd.ScoreModel(
         net,
         "subvp",
@@ -396,6 +411,21 @@ def screened(cases: Sequence[Case], minutes: float, seeds: int, count: int) -> l
     return sorted(rows, key=lambda row: row["bits"])
 
 
+def added(names: Sequence[str], minutes: float, count: int) -> list[dict[str, Any]]:
+    """The rows of named cases on digits, compared with the default, which is trained again.
+
+    Raises:
+        ValueError: for the default itself.
+    """
+    if DEFAULT.name in names:
+        raise ValueError(
+            f"{DEFAULT.name} is the default, with which cases are compared; leave it out"
+        )
+    by_name = {case.name: case for case in CASES}
+    rows = screened([DEFAULT, *(by_name[name] for name in names)], minutes, len(SEEDS), count)
+    return [row for row in rows if row["case"] != DEFAULT.name]
+
+
 def confirmed(
     order: Sequence[str], minutes: float, count: int, most: int | None = None
 ) -> list[dict[str, Any]]:
@@ -444,6 +474,7 @@ def main() -> None:
     """Measures, prints and writes."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--cases", nargs="+", help="train these on digits and add their rows")
     parser.add_argument("--quick", action="store_true", help="a few recipes for seconds")
     parser.add_argument("--minutes", type=float, default=1.0, help="of training on digits")
     parser.add_argument("--images", type=int, default=500, help="held-out digits that are coded")
@@ -451,6 +482,10 @@ def main() -> None:
     if arguments.quick:
         order = [row["case"] for row in screened(CASES[:3], 0.05, 1, 60)]
         confirmed(order, 0.05, 60, most=1)
+    elif arguments.cases:
+        particulars = environment(dtype="float32", seeds=SEEDS)
+        rows = added(arguments.cases, arguments.minutes, arguments.images)
+        publish("recipes_digits", particulars, rows, " ".join(arguments.cases).replace("`", ""))
     else:
         save("recipes", tables(arguments.only, arguments.minutes, arguments.images))
 

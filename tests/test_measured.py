@@ -272,6 +272,7 @@ def test_names_of_recipes_have_what_is_not_the_default():
     options = '`weighting="plain"`, `density=LogNormal(mean=0.0, std=1.0)`, `stratified=True`'
     assert case.name == f"U-Net, velocity, {options}"
     assert recipes.TRANSFORMER.name == "transformer, velocity"
+    assert recipes.Case("data", skip=True).name == "U-Net, data, `skip=True`"
 
 
 def test_deviations_of_the_law_are_the_largest_over_the_seeds():

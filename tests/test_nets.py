@@ -36,7 +36,10 @@ CASES = {
     "mlp": (lambda: MLP((2,), width=16, depth=2), (2,)),
     "mlp of scalars": (lambda: MLP((), width=16, depth=1), ()),
     "mlp of matrices": (lambda: MLP((3, 2), width=16, depth=1), (3, 2)),
+    "mlp with a skip": (lambda: MLP((2,), width=16, depth=1, skip=True), (2,)),
+    "mlp of scalars with a skip": (lambda: MLP((), width=16, depth=1, skip=True), ()),
     "unet": (lambda: UNet(1, width=8), (1, 8, 8)),
+    "unet with a skip": (lambda: UNet(1, width=8, skip=True), (1, 8, 8)),
     "unet of colours": (
         lambda: UNet(3, width=8, multipliers=(1, 2, 2), blocks=2, attention=(True, False, True)),
         (3, 8, 12),
@@ -50,6 +53,7 @@ CASES = {
     "unet of volumes": (lambda: UNet(1, width=8, dimensions=3), (1, 4, 6, 2)),
     "unet of periodic space": (lambda: UNet(1, width=8, circular=True), (1, 8, 4)),
     "dit": (lambda: DiT(1, width=16, depth=2, heads=2), (1, 8, 8)),
+    "dit with a skip": (lambda: DiT(1, width=16, depth=1, heads=2, skip=True), (1, 8, 8)),
     "dit of colours": (lambda: DiT(3, (6, 9), 3, width=12, depth=1, heads=3), (3, 6, 9)),
     "ncsnv2": (lambda: NCSNv2(1, width=8), (1, 8, 8)),
     "ncsnv2 of colours, of odd size": (
@@ -90,9 +94,50 @@ def inputs(shape, batch=4, dtype=torch.float32):
 
 
 def test_a_new_network_returns_zeros_of_the_shape_of_x(case):
+    """And with a skip connection half of x."""
     net, shape = case
     x, t = inputs(shape)
-    assert torch.equal(net(x, t), torch.zeros_like(x))
+    assert torch.equal(net(x, t), 0.5 * x if "skip" in net.config else torch.zeros_like(x))
+
+
+@pytest.mark.parametrize("name", ["mlp", "unet", "dit"])
+def test_a_gated_skip_connection(name):
+    """(1 - g) x + sqrt(g) F, with the F of the same weights without it; and 1 - g is not rounded
+    under autocast.
+    """
+    build, shape = CASES[f"{name} with a skip"]
+    torch.manual_seed(0)
+    net = awake(build()).double()
+    nn.init.normal_(net.skip.gate.weight, std=2.0)
+    plain = type(net)(**{**net.config, "skip": False}).double().eval()
+    weights = {key: v for key, v in net.state_dict().items() if not key.startswith("skip.")}
+    plain.load_state_dict(weights)
+    assert "skip" not in plain.config
+    x, t = inputs(shape, dtype=torch.float64)
+    embedding = net.embedding(t)
+    if name == "dit":
+        embedding = nn.functional.silu(embedding)
+    g = torch.sigmoid(net.skip.gate(embedding)).reshape(-1, *[1 for _ in shape])
+    assert g.std() > 0.01
+    wanted = (1 - g) * x + g.sqrt() * plain(x, t)
+    assert torch.allclose(net(x, t), wanted, rtol=0, atol=1e-12)
+    new = build()  # whose F is 0
+    nn.init.constant_(new.skip.gate.bias, -6.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = new(x.float(), t.float())
+    assert found.dtype == torch.float32
+    assert torch.allclose(found, x.float() / (1 + math.exp(-6)), rtol=1e-6)
+
+
+def test_a_closed_gate_has_finite_gradients():
+    """g is 0 in float32, where the derivative of its square root is infinite."""
+    net = awake(MLP((2,), width=16, skip=True))
+    nn.init.constant_(net.skip.gate.bias, -200.0)
+    x, t = inputs((2,))
+    out = net(x, t)
+    assert torch.equal(out, x)
+    out.square().sum().backward()
+    assert all(p.grad.isfinite().all() for p in net.parameters())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -539,6 +584,12 @@ def test_wrong_sizes_are_refused(build):
 def test_sizes_that_are_not_whole_numbers_are_refused_by_name(build, name):
     with pytest.raises(TypeError, match=f"{name} of .* is a (tuple of whole|whole) number"):
         build()
+
+
+@pytest.mark.parametrize("network", [MLP, UNet, DiT])
+def test_a_skip_is_true_or_false(network):
+    with pytest.raises(TypeError, match="skip is True or False, not 'no'"):
+        network(skip="no")
 
 
 def test_the_features_of_a_time():

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from sdekit_diffusion.nets._conditions import Conditions, require_all_whole, require_whole
 from sdekit_diffusion.nets._embedding import TimeEmbedding, check_time, require_both
+from sdekit_diffusion.nets._skip import Skip
 
 
 class DiT(nn.Module):
@@ -36,6 +37,7 @@ class DiT(nn.Module):
         heads: number of attention heads, a divisor of the width.
         classes, context: as in `MLP`.
         image: as in `UNet`.
+        skip: as in `MLP`.
 
     Raises:
         TypeError: for sizes that are not whole numbers.
@@ -62,6 +64,7 @@ class DiT(nn.Module):
         classes: int = 0,
         context: int = 0,
         image: int = 0,
+        skip: bool = False,
     ) -> None:
         super().__init__()
         _require_sizes(channels, size, patch, width, depth, heads)
@@ -86,7 +89,8 @@ class DiT(nn.Module):
         self.modulation = _zero_linear(width, 2 * width)
         self.last = _zero_linear(width, channels * patch**2)
         self.conditions = Conditions("DiT", width, classes, context, image)
-        self.config |= self.conditions.config
+        self.skip = Skip(width, skip)
+        self.config |= self.conditions.config | self.skip.config
 
     def _positions(self) -> Tensor:
         rows, columns = (side // self.patch for side in self.shape[1:])
@@ -144,7 +148,8 @@ class DiT(nn.Module):
             h = block(h, embedding)
         scale, shift = self.modulation(embedding)[:, None].chunk(2, dim=2)
         pixels = self.last(_normalised(h) * (1 + scale) + shift).mT
-        return functional.pixel_shuffle(pixels.unflatten(2, patches.shape[2:]), self.patch)
+        output = functional.pixel_shuffle(pixels.unflatten(2, patches.shape[2:]), self.patch)
+        return self.skip(x, output, embedding)
 
 
 class _Block(nn.Module):

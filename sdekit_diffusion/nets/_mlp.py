@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from sdekit_diffusion.nets._conditions import Conditions, require_all_whole, require_whole
 from sdekit_diffusion.nets._embedding import TimeEmbedding, check_time, require_both
+from sdekit_diffusion.nets._skip import Skip
 
 
 class _Block(nn.Module):
@@ -36,6 +37,9 @@ class MLP(nn.Module):
         classes: the number of classes of labels, 0 for a network without labels.
         context: the length of a vector that the network receives for each sample, such as the
             parameters of a simulation, scaled to numbers of order 1; 0 for none.
+        skip: whether the output is (1 - g) x + sqrt(g) F, with F that of the layers and a gate g in
+            (0, 1) that is learned as a function of time and conditions: for networks that predict
+            the data, which at low noise return nearly x.
 
     Raises:
         TypeError: for sizes that are not whole numbers.
@@ -59,6 +63,7 @@ class MLP(nn.Module):
         depth: int = 3,
         classes: int = 0,
         context: int = 0,
+        skip: bool = False,
     ) -> None:
         super().__init__()
         require_all_whole("MLP", shape=shape)
@@ -83,7 +88,8 @@ class MLP(nn.Module):
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
         self.conditions = Conditions("MLP", width, classes, context)
-        self.config |= self.conditions.config
+        self.skip = Skip(width, skip)
+        self.config |= self.conditions.config | self.skip.config
 
     @property
     def null(self) -> dict[str, float]:
@@ -126,4 +132,4 @@ class MLP(nn.Module):
         h = self.first(x.reshape(len(x), self.size))
         for block in self.blocks:
             h = block(h, embedding)
-        return self.last(functional.silu(h)).reshape(x.shape)
+        return self.skip(x, self.last(functional.silu(h)).reshape(x.shape), embedding)

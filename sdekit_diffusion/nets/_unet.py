@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from sdekit_diffusion.nets._conditions import Conditions, require_all_whole, require_whole
 from sdekit_diffusion.nets._embedding import TimeEmbedding, check_time, require_both
+from sdekit_diffusion.nets._skip import Skip
 from sdekit_diffusion.nets._unet_blocks import Convolutions, Level, norm
 
 _SIZES = {1: "L", 2: "H, W", 3: "D, H, W"}
@@ -33,6 +34,7 @@ class UNet(nn.Module):
         dimensions: of space: 1 for series (B, channels, L), 2 for images, 3 for volumes.
         circular: whether space is periodic, so that convolutions wrap around and a shift of x by
             multiples of 2^(levels - 1) shifts the output.
+        skip: as in `MLP`.
 
     Raises:
         TypeError: for sizes that are not whole numbers.
@@ -67,6 +69,7 @@ class UNet(nn.Module):
         image: int = 0,
         dimensions: int = 2,
         circular: bool = False,
+        skip: bool = False,
     ) -> None:
         super().__init__()
         _require_sizes(channels, width, multipliers, blocks, attention, dimensions)
@@ -90,7 +93,8 @@ class UNet(nn.Module):
         # The network starts at zero, the mean of a standardised target.
         self.last = convolutions.zero(sizes[0], channels)
         self.conditions = Conditions("UNet", 2 * width, classes, context, image)
-        self.config |= self.conditions.config
+        self.skip = Skip(2 * width, skip)
+        self.config |= self.conditions.config | self.skip.config
         # Configs of images in two dimensions stay the same as in older checkpoints.
         self.config |= {"dimensions": dimensions} if dimensions != 2 else {}
         self.config |= {"circular": True} if circular else {}
@@ -140,7 +144,7 @@ class UNet(nn.Module):
             # in this layout does not support vmap and forward-mode derivatives.
             h = h.contiguous(memory_format=torch.channels_last)
         h = self._levels(h, embedding)
-        return self.last(functional.silu(self.norm(h)))
+        return self.skip(x, self.last(functional.silu(self.norm(h))), embedding)
 
     def _levels(self, h: Tensor, embedding: Tensor) -> Tensor:
         """The downward and the upward path."""
