@@ -365,6 +365,7 @@ def test_each_resampling_has_a_number_of_its_own():
     assert len({*numbers}) == 80
 
 
+@pytest.mark.filterwarnings("ignore:the samples are not reliable")  # few are, of Euler's chain
 def test_the_rule_of_weak_order_two_is_needed():
     """With few steps the evidence of Euler's chain is far from exact, and that of the default is
     not.

@@ -24,7 +24,7 @@ truth = model.scale.encode(source.test[3:7], 0.5).float()
 known = torch.zeros(8, 8, dtype=torch.bool)
 known[:4] = True
 observation = sd.LinearObservation.simulated(sd.Mask(known), truth, 0.3**2, seed=0)
-found = sd.sample_posterior(model, observation, 512, particles=512, steps=25, seed=0)
+found = sd.sample_posterior(model, observation, 512, particles=512, steps=40, seed=0)
 each = [sd.WeightedSamples(*one) for one in zip(found.x, found.log_weights, strict=True)]
 samples = torch.stack([one.resampled(512, seed=0) for one in each])
 low, median, high = samples[..., ~known].quantile(torch.tensor([0.1, 0.5, 0.9]), dim=1).flatten(1)
