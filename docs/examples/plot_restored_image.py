@@ -37,7 +37,7 @@ axes = left.subplots(4, 8)
 for i, line in enumerate(axes):
     seen = truth[i].clone()
     seen[:, ~known] = -1
-    images = [truth[i], seen, *samples[i, :4], each[i].mean(), 2 * each[i].std() - 1]
+    images = [truth[i], seen, *samples[i, ::128], each[i].mean(), 2 * each[i].std() - 1]
     row(line, pixels(torch.stack(images), source))
 for ax, name in zip(
     axes[0], ("truth", "observed", "samples", "", "", "", "mean", "std. dev."), strict=True
