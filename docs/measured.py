@@ -318,7 +318,7 @@ TABLES: dict[str, Table] = {
     "recipes_larger": recipes,
     "report": crossed("figure", "set", MEANS),
     "report_tests": crossed("figure", "set", MEANS),
-    "sbi": inference,
+    "inference": inference,
     "samplers": crossed("problem, sde", "evaluations", RATIOS),
     "samplers_laws": crossed("law, method", "samples", "{over the floor:.2g}"),
     "work_precision": solvers,

@@ -8,6 +8,7 @@ import _bench
 import choosing
 import editing
 import grids
+import inference
 import measured
 import networks
 import order
@@ -16,7 +17,6 @@ import posterior
 import pytest
 import recipes
 import samplers
-import sbi
 import scale
 import stiff
 import throughput
@@ -262,7 +262,7 @@ def test_rows_of_the_default_have_its_error_over_that_of_the_best_of_the_others(
 def test_rows_of_inference_are_of_one_observation():
     row = {"problem": "slcp", "simulations": 1000, "C2ST": [0.9, 0.8], "NPE": 0.975}
     row |= {"outside": [0.3, 0.4], "training": 50.0, "sampling": 30.0}
-    (found,) = sbi.of_observation([row], 1)
+    (found,) = inference.of_observation([row], 1)
     assert (found["C2ST"], found["outside the prior"]) == (0.8, 0.4)
     assert (found["seconds of training"], found["of sampling"]) == (50.0, 15.0)
 

@@ -7,8 +7,8 @@ simulation x, and a conditional network learns the law of what is left, given x.
 the loss on a tenth of the simulations, and the weights with the least are kept. The recipe was
 chosen with the 1,000 simulations of SEED = 0, by fresh simulations and observations. C2ST is
 sbibm's: 0.5 where no classifier can tell samples from the reference, 1 where it always can. Each
-observation that is complete is stored. `python benchmarks/sbi.py`; with names of problems, only
-these, and nothing is stored; with numbers, only these observations.
+observation that is complete is stored. `python benchmarks/inference.py`; with names of problems,
+only these, and nothing is stored; with numbers, only these observations.
 """
 
 import bz2
@@ -314,7 +314,7 @@ def picture(drawn: dict[tuple[str, int], Tensor], observations: dict[str, Observ
             cell.set(xlim=(low[0] - margin[0], high[0] + margin[0]))
             cell.set(ylim=(low[1] - margin[1], high[1] + margin[1]))
             cell.set(xlabel=rf"$\theta_{pair[0] + 1}$", ylabel=rf"$\theta_{pair[1] + 1}$")
-    figure.savefig(RESULTS / "sbi.png", dpi=110)
+    figure.savefig(RESULTS / "inference.png", dpi=110)
 
 
 def of_observation(rows: list[dict[str, Any]], i: int) -> list[dict[str, Any]]:
@@ -351,9 +351,9 @@ def measure(
                 f"({time.perf_counter() - start:.0f} s)",
                 flush=True,
             )
-            save("sbi", {"environment": particulars, "rows": rows})
+            save("inference", {"environment": particulars, "rows": rows})
         if len(rows) == len(PROBLEMS) * len(SIMULATIONS):
-            publish("sbi", particulars, of_observation(rows, i), part=f"{number}")
+            publish("inference", particulars, of_observation(rows, i), part=f"{number}")
 
 
 def main() -> None:
