@@ -51,7 +51,7 @@ _NUMBERS = (0.5, 2.0**-31, -2.0, math.pi * 2.0**-31)
 _HALF, _UNIT, _MINUS_TWO, _ANGLE = torch.tensor(
     _NUMBERS, dtype=torch.float32, device="cpu"
 ).unbind()
-_HALF_NUMBER, _UNIT_NUMBER, _, _ANGLE_NUMBER = map(np.float32, _NUMBERS)
+_HALF_NUMBER, _UNIT_NUMBER, _MINUS_TWO_NUMBER, _ANGLE_NUMBER = map(np.float32, _NUMBERS)
 
 # Counters below zero belong to draws outside a solve; between -3 and those of the probes they are
 # free for users of the library.
@@ -138,13 +138,22 @@ def keys(seed: int | Tensor, index: Tensor) -> Tensor:
     index = index.to(torch.int64)
     if isinstance(seed, Tensor):
         return _mix(index * _GOLDEN_TENSOR + _mix(seed.to(index) ^ _SALT) + _SALT)
-    start = _mixed(operator.index(seed) ^ _SALT) + _SALT
-    if not _is_array(index):
-        return _mix(index * _GOLDEN_TENSOR + signed(start))
-    word = _words(index) * _GOLDEN_WORD
-    word += np.uint64(start % 2**64)
+    if _is_array(index):
+        return torch.from_numpy(_key_words(seed, _words(index)).view(np.int64))
+    return _mix(index * _GOLDEN_TENSOR + signed(_start(seed)))
+
+
+def _start(seed: int) -> int:
+    """What a seed adds to the words of the samples' indices."""
+    return _mixed(operator.index(seed) ^ _SALT) + _SALT
+
+
+def _key_words(seed: int, index: np.ndarray) -> np.ndarray:
+    """`keys` of an array."""
+    word = index * _GOLDEN_WORD
+    word += np.uint64(_start(seed) % 2**64)
     _mix_array(word)
-    return torch.from_numpy(word.view(np.int64))
+    return word
 
 
 def _normals(key: Tensor, offsets: Tensor, out: Tensor) -> None:
@@ -170,7 +179,10 @@ def _normals_of_words(key: np.ndarray, offsets: np.ndarray, out: np.ndarray) -> 
     radius += _HALF_NUMBER
     np.abs(radius, out=radius)
     radius *= _UNIT_NUMBER
-    torch.from_numpy(radius).log_().mul_(_MINUS_TWO).sqrt_()
+    radii = torch.from_numpy(radius)
+    radii.log_()
+    radius *= _MINUS_TWO_NUMBER
+    radii.sqrt_()
     angle = word.astype(np.int32).astype(np.float32)
     angle *= _ANGLE_NUMBER
     angles = torch.from_numpy(angle)
@@ -179,20 +191,26 @@ def _normals_of_words(key: np.ndarray, offsets: np.ndarray, out: np.ndarray) -> 
     np.multiply(radius, angle, out=out[:, 1])
 
 
-def _fill(rows: Tensor, out: Tensor) -> Tensor:
+def _fill(rows: Tensor, out: Tensor) -> None:
     """Fills out `(rows, 2, words)` from `(rows,)` keys in blocks: of the size of the cache on the
     CPU, limited by memory on an accelerator.
     """
+    if _is_array(rows):
+        _fill_array(_words(rows), out.numpy())
+        return
     words = out.shape[-1]
     _require_positions(words)
-    if _is_array(rows):
-        offsets = np.arange(words, dtype=np.uint64) * _GOLDEN_WORD
-        _fill_blocks(_normals_of_words, _words(rows), offsets, out.numpy(), _CPU_BLOCK)
-    else:
-        offsets = torch.arange(words, device=rows.device) * _GOLDEN_TENSOR
-        limit = _CPU_BLOCK if rows.device.type == "cpu" else _ACCELERATOR_BLOCK
-        _fill_blocks(_normals, rows, offsets, out, limit)
-    return out
+    offsets = torch.arange(words, device=rows.device) * _GOLDEN_TENSOR
+    limit = _CPU_BLOCK if rows.device.type == "cpu" else _ACCELERATOR_BLOCK
+    _fill_blocks(_normals, rows, offsets, out, limit)
+
+
+def _fill_array(rows: np.ndarray, out: np.ndarray) -> None:
+    """`_fill` of arrays."""
+    words = out.shape[-1]
+    _require_positions(words)
+    offsets = np.arange(words, dtype=np.uint64) * _GOLDEN_WORD
+    _fill_blocks(_normals_of_words, rows, offsets, out, _CPU_BLOCK)
 
 
 def _require_positions(words: int) -> None:
@@ -245,9 +263,19 @@ def standard_normal(key: Tensor, counters: Tensor, size: int) -> Tensor:
 
 def _drawn(rows: Tensor, size: int) -> Tensor:
     """Standard normals in float32 from `(rows,)` keys, `(rows, size)`."""
+    if _is_array(rows):
+        return torch.from_numpy(_drawn_array(_words(rows), size))
     shape = (rows.numel(), 2, (size + 1) // 2)
-    out = _fill(rows, torch.empty(shape, dtype=torch.float32, device=rows.device))
+    out = torch.empty(shape, dtype=torch.float32, device=rows.device)
+    _fill(rows, out)
     return out.flatten(1)[:, :size]
+
+
+def _drawn_array(rows: np.ndarray, size: int) -> np.ndarray:
+    """`_drawn` of an array."""
+    out = np.empty((len(rows), 2, (size + 1) // 2), dtype=np.float32)
+    _fill_array(rows, out)
+    return out.reshape(len(rows), 2 * out.shape[2])[:, :size]
 
 
 def normal_pairs(key: Tensor, counters: Tensor, size: int, *, outer: bool = True) -> Tensor:
@@ -309,8 +337,14 @@ def normal(
         >>> torch.equal(a[2:], b)  # a sample does not depend on the others
         True
     """
-    rows = keys(seed, index) + signed(counter * _STRIDE)
-    return _drawn(rows, math.prod(event)).to(dtype).reshape(len(index), *event)
+    size = math.prod(event)
+    if isinstance(seed, Tensor) or not _is_array(index):
+        rows = keys(seed, index) + signed(counter * _STRIDE)
+        return _drawn(rows, size).to(dtype).reshape(len(index), *event)
+    words = _key_words(seed, _words(index.to(torch.int64)))
+    words += np.uint64(counter * _STRIDE % 2**64)
+    numbers = torch.from_numpy(_drawn_array(words, size).reshape(len(words), *event))
+    return numbers if dtype == torch.float32 else numbers.to(dtype)
 
 
 def uniform01(seed: int | Tensor, index: Tensor, event: tuple[int, ...], *, counter: int) -> Tensor:

@@ -246,14 +246,15 @@ class OnClock(AbstractGridMethod):
         if self.grid.denoises and isinstance(rule, AbstractMultistep):
             rule = replace(rule, steps_after=1)
         times = torch.as_tensor(equation.time(grid))
+        ls = grid.tolist()
         if eta and not callable(eta):
             require_distinct(eta, times)
         return Transformed(
             equation,
             rule,
             times,
-            lambda i, u: u / equation.scale(float(grid[i])),
-            lambda i, y: y * equation.scale(float(grid[i])),
+            lambda i, u: u / equation.scale(ls[i]),
+            lambda i, y: y * equation.scale(ls[i]),
             lambda t: float(equation.parameter(t)),
         )
 

@@ -128,18 +128,19 @@ class ReverseProblems:
 
     def _samples(self, solution: Solution) -> Solution:
         physical = self.coordinates.physical_solution(solution) if self.full_solution else solution
-        return self._cast(replace(physical, x=self.coordinates.leave(self.span, solution.x)))
+        return self._with(physical, self.coordinates.leave(self.span, solution.x))
 
     def _denoised(self, problem: ReverseProblem, solution: Solution) -> Solution:
         samples = self._samples(solution)
         if not len(solution.x):
             return samples
         x = self.coordinates.denoised(problem.model.predict_data(self.span[1], solution.x))
-        return self._cast(replace(samples, x=x, evaluations=samples.evaluations + 1))
+        return replace(self._with(samples, x), evaluations=samples.evaluations + 1)
 
-    def _cast(self, solution: Solution) -> Solution:
+    def _with(self, solution: Solution, x: Tensor) -> Solution:
+        """A solution with another x, in the dtype of the result."""
         xs = None if solution.xs is None else cast(solution.xs, self.dtype)
-        return replace(solution, x=cast(solution.x, self.dtype), xs=xs)
+        return replace(solution, x=cast(x, self.dtype), xs=xs)
 
     def _require_finite(self, x: Tensor, i: int) -> None:
         failed = ~torch.isfinite(x).flatten(1).all(dim=1) if x.ndim > 1 else ~torch.isfinite(x)
@@ -152,7 +153,8 @@ class ReverseProblems:
     def joined(self, solutions: Sequence[Solution]) -> Tensor | Solution:
         """The results of all batches: the samples, or with `full_solution` the solution."""
         if not self.full_solution:
-            return torch.cat([solution.x for solution in solutions])
+            states = [solution.x for solution in solutions]
+            return states[0] if len(states) == 1 else torch.cat(states)
         return replace(Solution.joined(solutions), seed=self.seed)
 
     def located(
