@@ -93,6 +93,7 @@ bench: setup ## the scripts of docs/benchmarks.md; after make demo, on a quiet m
 	$(BIN)/python benchmarks/ncsn.py
 	$(BIN)/python benchmarks/conditional.py
 	$(BIN)/python benchmarks/inference.py
+	$(BIN)/python benchmarks/inference_sbi.py
 	$(BIN)/python benchmarks/posterior.py
 	$(BIN)/python benchmarks/posterior.py --calibrate
 	$(BIN)/python benchmarks/posterior_error.py

@@ -5,10 +5,12 @@ An encoder reads a path backwards, dz = f dt + g dW is the posterior, dz = h dt 
 the bound is log p(x | z) less the divergence of the two, which `logqp=True` integrates along z.
 Printed are the difference of the bound and of its gradient on the same Brownian motion, and the
 time of a training step, forward and backward, over that of torchsde by the same method and by its
-adjoint. `python benchmarks/latent_sde.py`, five minutes on one thread.
+adjoint; and that of a bare loop, which draws its noise by torch and checks nothing, as a bound of
+what a solver can save. `python benchmarks/latent_sde.py`, five minutes on one thread.
 """
 
 import argparse
+import math
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
@@ -112,6 +114,55 @@ class LatentSDE(nn.Module):
         return (divergence.sum(dim=0) + at_start - fit).mean()
 
 
+def bare(
+    model: LatentSDE,
+    z: Tensor,
+    ts: Tensor,
+    *,
+    method: str,
+    bm: object,
+    dt: float,
+    logqp: bool,
+) -> tuple[Tensor, Tensor]:
+    """`sdeint(model, z, ts, logqp=True)` by the arithmetic of both methods alone."""
+    assert bm is None, "the noise is new"
+    assert logqp, "the divergence is always integrated"
+
+    def slopes(t: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        f = model.f(t, y)
+        g = model.g(t, y)
+        rate = 0.5 * ((f - model.h(t, y)) / g).square().sum(dim=1)
+        return f, g, rate
+
+    each = round(float(ts[1] - ts[0]) / dt)
+    times = torch.linspace(float(ts[0]), float(ts[-1]), each * (len(ts) - 1) + 1)
+    zs = [z]
+    divergence = torch.zeros(len(z))
+    divergences = []
+    auxiliary = z
+    f, g, rate = slopes(times[0], z)
+    for i, t in enumerate(times[1:], 1):
+        dw = math.sqrt(dt) * torch.randn_like(z)
+        if method == "euler":
+            z = z + f * dt + g * dw
+            divergence = divergence + rate * dt
+            if i < len(times) - 1:
+                f, g, rate = slopes(t, z)
+        else:
+            auxiliary = 2 * z - auxiliary + f * dt + g * dw
+            f1, g1, rate1 = slopes(t, auxiliary)
+            z = z + (f + f1) * (0.5 * dt) + (g + g1) * (0.5 * dw)
+            divergence = divergence + (rate + rate1) * (0.5 * dt)
+            f = f1
+            g = g1
+            rate = rate1
+        if i % each == 0:
+            zs.append(z)
+            divergences.append(divergence)
+            divergence = torch.zeros(len(z))
+    return torch.stack(zs), torch.stack(divergences)
+
+
 METHODS = {"euler": "ito", "reversible_heun": "stratonovich"}
 SOLVES: dict[str, tuple[Callable[..., Any], bool]] = {
     "torchsde.sdeint": (torchsde.sdeint, False),
@@ -119,13 +170,14 @@ SOLVES: dict[str, tuple[Callable[..., Any], bool]] = {
     "sdekit.sdeint": (sdekit.sdeint, False),
     "sdekit.sdeint_adjoint": (sdekit.sdeint_adjoint, True),
 }
+CASES: dict[str, tuple[Callable[..., Any], bool]] = {**SOLVES, "bare loop": (bare, False)}
 
 
 def step(
     model: LatentSDE, method: str, name: str, ts: Tensor, xs: Tensor, *, same: bool
 ) -> tuple[float, Tensor]:
     """Minus the bound, and its gradient; same: on a given Brownian motion, which is slower."""
-    solve, adjoint = SOLVES[name]
+    solve, adjoint = CASES[name]
     bm = None
     if same:
         bm = torchsde.BrownianInterval(0.0, END, (BATCH, LATENT + 1), entropy=SEED, dt=DT)
@@ -148,8 +200,16 @@ def main() -> None:
         torch.manual_seed(SEED)
         model = LatentSDE(calculus)
         found = {name: step(model, method, name, ts, xs, same=True) for name in SOLVES}
-        cases = {name: partial(step, model, method, name, ts, xs, same=False) for name in SOLVES}
+        cases = {name: partial(step, model, method, name, ts, xs, same=False) for name in CASES}
         seconds = interleaved(cases, arguments.repeats)
+        loop = {
+            "method": method,
+            "name": "bare loop",
+            "over sdeint": ratio(seconds, "bare loop", "torchsde.sdeint"),
+            "over adjoint": ratio(seconds, "bare loop", "torchsde.sdeint_adjoint"),
+        }
+        print("  ".join(f"{key} {value}" for key, value in loop.items()), flush=True)
+        rows.append(loop)
         for name, (loss, gradient) in found.items():
             theirs = found[name.replace("sdekit", "torchsde")]
             row = {
