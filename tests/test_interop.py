@@ -804,6 +804,16 @@ def test_the_divergence_from_a_prior_is_torchsdes(kind):
     close(more[1][0], ours[1].sum(dim=0), 1e-10)
 
 
+@pytest.mark.parametrize("method", ["euler", "reversible_heun"])
+def test_the_divergence_evaluates_each_function_once_a_step(method):
+    prior = Prior("diagonal", "ito" if method == "euler" else "stratonovich")
+    sde = Only(prior, "f", "g")
+    sde.h = prior.h
+    sdeint(sde, start(), [0.0, 1.0], method=method, dt=1 / 16, logqp=True)
+    steps = 16 + (method == "reversible_heun")
+    assert sde.calls == {"f": steps, "g": steps}
+
+
 def test_the_divergence_of_decreasing_times():
     """|f - h|^2 / (2 g^2) times the length, 1/4 for each coordinate in each half."""
     sde = Equation("diagonal")

@@ -99,6 +99,16 @@ def test_pinned_values():
     torch.testing.assert_close(drawn, expected, atol=2e-6, rtol=0)
 
 
+def test_counters_are_whole_numbers_of_any_kind():
+    index = torch.arange(2)
+    expected = normal(3, index, (2,), counter=-5)
+    for counter in (np.int64(-5), torch.tensor(-5)):
+        assert torch.equal(normal(3, index, (2,), counter=counter), expected)
+    for seed in (3, torch.tensor([3, 3])):
+        with pytest.raises(TypeError):
+            normal(seed, index, (2,), counter=1.5)
+
+
 def test_draws_that_reach_the_next_counter_are_refused():
     one = torch.arange(1)
     with pytest.raises(ValueError, match="at most 67,108,864 random words"):

@@ -402,6 +402,14 @@ def test_a_plain_score_and_a_solver_as_method():
     ).all()
 
 
+def test_samples_are_contiguous_whatever_x_T_is():
+    mixture = GaussianMixture([1.0], [[0.0, 0.0, 0.0]], [1.0])
+    x_T = torch.randn(3, 5, generator=torch.Generator().manual_seed(0)).t()
+    whole = sample(mixture, sde="vp", x_T=x_T, steps=4)
+    assert whole.is_contiguous()
+    assert torch.equal(whole, sample(mixture, sde="vp", x_T=x_T, steps=4, batch_size=3))
+
+
 @pytest.mark.parametrize("sde", SDES)
 def test_a_given_start(sde):
     """The prior is N(alpha m, (alpha s)^2 + sigma^2), with the mean and the standard deviation

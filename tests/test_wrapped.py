@@ -358,6 +358,20 @@ def test_networks_within_functions_are_in_evaluation_mode(hidden, plain):
     assert all(module.training for module in net.modules())
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")
+def test_scripted_networks_are_in_evaluation_mode():
+    """Their flag is not an attribute of the object in Python."""
+    net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Dropout(0.5))
+    scripted = torch.jit.script(net).train()
+    model = ScoreModel(lambda x, t: scripted(x), "vp", shape=(2,), data_std=1.0)
+    before = scripted.state_dict()["1.running_mean"].clone()
+    a, b = (sample(model, 16, steps=4, method="ddim", seed=0) for _ in range(2))
+    assert torch.equal(a, b)
+    assert torch.equal(scripted.state_dict()["1.running_mean"], before)
+    assert scripted.training
+    assert not scripted.eval().training
+
+
 def test_a_network_set_in_a_copy_is_not_that_of_the_model():
     first, second = (nn.Linear(2, 2) for _ in range(2))
     model = ScoreModel(lambda x, t: first(x), "vp", shape=(2,))

@@ -151,12 +151,13 @@ class ReversibleHeun(AbstractSolver):
     reversible = True
 
     def init(self, problem: AbstractSDE, t0: Time, x: Tensor) -> Tree:
+        f = problem.drift(t0, x)  # first: equations of torchsde may compute both together
         g = 0.0 if problem.noise_shape(x) is None else problem.diffusion(t0, x)
         # All tensors of the state have the batch first, also a g that is one number.
         if not isinstance(g, Tensor):
             ones = [1] * (x.ndim - 1)
             g = x.new_full(x.shape if problem.noise_type == "scalar" else (len(x), *ones), g)
-        return x, problem.drift(t0, x), g
+        return x, f, g
 
     def step(
         self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree

@@ -98,7 +98,7 @@ def from_torchsde(
 def prepare_solve(problem: AbstractSDE, y0: Tensor, ts: Tensor | Sequence[float]) -> AbstractSDE:
     """The same equation for one solve from y0 at ts[0], called with times in the dtype of ts.
 
-    The number of Brownian motions is determined once, at ts[0]. If only f_and_g is defined, the g
+    The number of Brownian motions is determined once, at ts[0]. If f_and_g is the drift, the g
     computed with f is stored for the next call, which is for g at the same point.
     """
     if not isinstance(problem, _Torchsde):
@@ -191,28 +191,29 @@ class _Torchsde(AbstractSDE):
         """g in the shape of torchsde; if only products are defined, from the product with ones, or
         with the unit vector of each Brownian motion.
         """
+        known = self._known_g(t, x) if self.last_g else None
+        if known is not None:
+            return known
         if self.g is not None:
             return self.g(self._time(t, x), x)
         if self.f_and_g is not None:
-            return (
-                self._last_g_or_new(t, x) if self.last_g else self.f_and_g(self._time(t, x), x)[1]
-            )
+            return self.f_and_g(self._time(t, x), x)[1]
         if self.noise_type == "diagonal":
             return self._product(t, x, torch.ones_like(x))
         (size,) = self.noise_shape(x) or (1,)
         units = torch.eye(size, dtype=x.dtype, device=x.device)
         return torch.stack([self._product(t, x, unit.expand(len(x), -1)) for unit in units], dim=-1)
 
-    def _last_g_or_new(self, t: Time, x: Tensor) -> Tensor:
+    def _known_g(self, t: Time, x: Tensor) -> Tensor | None:
+        """g if the last drift was at the same point."""
         assert self.last_g is not None
-        assert self.f_and_g is not None
         s, y, with_grad, g = self.last_g.pop()
         same = (
             y is x
             and with_grad == torch.is_grad_enabled()
             and (s is t or (isinstance(s, float) and s == t))
         )
-        return g if same else self.f_and_g(self._time(t, x), x)[1]
+        return g if same else None
 
     def _product(self, t: Time, x: Tensor, v: Tensor) -> Tensor:
         method = self.g_prod or self.f_and_g_prod

@@ -29,9 +29,6 @@ class WithDivergence:
         self.sde_type = sde_type
         self.direction = direction
 
-    def f(self, t: Tensor, y: Tensor) -> Tensor:
-        return self.f_and_g(t, y)[0]
-
     def g(self, t: Tensor, y: Tensor) -> Tensor:
         return self._enlarged(self.methods["g"](t, y[:, :-1]))
 

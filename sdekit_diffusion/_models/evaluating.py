@@ -46,7 +46,7 @@ def _enter(modules: list[nn.Module]) -> list[nn.Module]:
     with _LOCK:
         entered = [module for module in flagged if module.training or module in _ACTIVE_CALLS]
         for module in entered:
-            _set_training(module, value=False)
+            module.training = False
             _ACTIVE_CALLS[module] = _ACTIVE_CALLS.get(module, 0) + 1
     return entered
 
@@ -58,11 +58,4 @@ def _leave(modules: list[nn.Module]) -> None:
             _ACTIVE_CALLS[module] -= 1
             if not _ACTIVE_CALLS[module]:
                 del _ACTIVE_CALLS[module]
-                _set_training(module, value=True)
-
-
-def _set_training(module: nn.Module, *, value: bool) -> None:
-    """Sets the flag without the search for parameters and buffers of the name that torch's own
-    assignment begins with.
-    """
-    object.__setattr__(module, "training", value)
+                module.training = True

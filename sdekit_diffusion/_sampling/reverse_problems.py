@@ -154,7 +154,7 @@ class ReverseProblems:
         """The results of all batches: the samples, or with `full_solution` the solution."""
         if not self.full_solution:
             states = [solution.x for solution in solutions]
-            return states[0] if len(states) == 1 else torch.cat(states)
+            return states[0].contiguous() if len(states) == 1 else torch.cat(states)
         return replace(Solution.joined(solutions), seed=self.seed)
 
     def located(
