@@ -116,14 +116,16 @@ def main() -> None:
     if importlib.util.find_spec("sbi") is None:
         print("left out: the package sbi is missing, run `pip install sbi`")
         return
-    problems = [problem for problem in PROBLEMS if problem.name in sys.argv[1:] or not sys.argv[1:]]
+    bounded = {problem.name: problem for problem in PROBLEMS if problem.bound < float("inf")}
+    names = sys.argv[1:] or list(bounded)
+    if unknown := [name for name in names if name not in bounded]:
+        sys.exit(f"no problem {', '.join(unknown)}; choose among {', '.join(bounded)}")
     sbi = importlib.metadata.version("sbi")
     particulars = environment(dtype="float32", seed=SEED, samples=SAMPLES, sbi=sbi)
     rows = []
-    for problem in problems:
-        if problem.bound < float("inf"):
-            one = published(problem, OBSERVATION)
-            rows += [by_sdekit(problem, one), *by_sbi(problem, one)]
+    for name in names:
+        one = published(bounded[name], OBSERVATION)
+        rows += [by_sdekit(bounded[name], one), *by_sbi(bounded[name], one)]
     if not sys.argv[1:]:
         publish("inference_sbi", particulars, rows)
 
