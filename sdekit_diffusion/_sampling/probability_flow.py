@@ -168,7 +168,7 @@ def solve_to_accuracy(
             reached = reached.index_copy(0, rows, error.reached.double())
         previous = torch.full_like(part.x, math.inf) if solution is None else solution.x[rows]
         difference = (part.x - previous).abs().unsqueeze(-1).flatten(1).amax(1)
-        solution = part if solution is None else _replace_rows(solution, part, rows)
+        solution = part if solution is None else replace_rows(solution, part, rows)
         rows = rows[(part.status == Status.DONE) & (difference > accuracy / 2)]
         tolerance = max(tolerance / 10, smallest) if tolerance > smallest else 0.0
     solution.status[rows] = Status.UNDERFLOW
@@ -182,7 +182,7 @@ def solve_to_accuracy(
     return solution
 
 
-def _replace_rows(solution: Solution, part: Solution, rows: Tensor) -> Solution:
+def replace_rows(solution: Solution, part: Solution, rows: Tensor) -> Solution:
     """A solution with some rows replaced by those of another, and the sums of the counts."""
     counts = {
         name: getattr(solution, name).index_add(0, rows, getattr(part, name))

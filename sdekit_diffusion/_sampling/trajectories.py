@@ -1,14 +1,15 @@
 """Solutions of a model's probability flow, as data for networks that sample in few steps."""
 
+import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sdekit import Point
+from sdekit import Point, Solution, Status, UnfinishedError
 from sdekit_diffusion._common.inputs import is_whole
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._models.derived import innermost
@@ -16,10 +17,11 @@ from sdekit_diffusion._models.model import AbstractModel
 from sdekit_diffusion._models.score_model import as_model
 from sdekit_diffusion._sampling.adaptive import AdaptiveFlow
 from sdekit_diffusion._sampling.arguments import shape_of
-from sdekit_diffusion._sampling.coordinates import Coordinates
+from sdekit_diffusion._sampling.coordinates import Coordinates, Span
 from sdekit_diffusion._sampling.grids import DEFAULT_END, AbstractGrid, Levels, grid_of
 from sdekit_diffusion._sampling.initial_states import PriorStates
 from sdekit_diffusion._sampling.noised import Noised
+from sdekit_diffusion._sampling.probability_flow import replace_rows
 from sdekit_diffusion._sampling.sample import sample
 from sdekit_diffusion.data._batches import given_draws
 
@@ -87,6 +89,34 @@ class Trajectories:
         return target | conditions
 
 
+@dataclass(frozen=True, eq=False)
+class _TeacherFlow(AdaptiveFlow):
+    """A flow to an accuracy, and to a tolerance where this fails: one solution of thousands must
+    not end them all. `coarse` has the rows of each failure.
+    """
+
+    coarse: list[int] = field(default_factory=list)
+
+    @property
+    def tolerance(self) -> float:
+        """That of the solutions that do not reach the accuracy."""
+        assert self.accuracy is not None
+        return self.accuracy / 1000
+
+    def solve_flow(
+        self, model: AbstractModel, u: Tensor, span: Span, *, after: int = 0
+    ) -> Solution:
+        try:
+            return super().solve_flow(model, u, span, after=after)
+        except UnfinishedError as error:
+            solution = error.solution
+        rows = (solution.status != Status.DONE).nonzero().flatten()
+        plain = AdaptiveFlow(self.tolerance, self.tolerance, self.solver, self.max_steps)
+        part = plain.solve_flow(model.rows(rows), u[rows], span, after=after)
+        self.coarse.append(len(rows))
+        return replace_rows(solution, part, rows)
+
+
 def trajectories(
     model: AbstractModel,
     n: int,
@@ -113,7 +143,9 @@ def trajectories(
         model: the teacher; with conditions per sample these are of n samples.
         n: the number of solutions.
         steps, grid: the number of steps and their grid; noise levels set both.
-        accuracy: the error of each step of a solution, as in `AdaptiveFlow`.
+        accuracy: the error of each step of a solution, as in `AdaptiveFlow`. A few steps may not
+            reach it in the dtype, where solutions that are next to each other part: they have the
+            tolerance accuracy/1000 instead, with a warning.
         sde, end, seed, first, shape, batch_size: as in `sample`. The initial states are those of
             `sample` with the same seed.
 
@@ -152,7 +184,8 @@ def trajectories(
         if point.step == 0:
             beginnings.append(point.x / diffusion.alpha(point.t))
 
-    settings = {"sde": diffusion, "method": AdaptiveFlow(accuracy=accuracy), "seed": seed}
+    method = _TeacherFlow(accuracy=accuracy)
+    settings = {"sde": diffusion, "method": method, "seed": seed}
     settings |= {"first": first, "shape": shape, "batch_size": batch_size}
     # Differences of states, in `steps`, would be rounding in half precision.
     settings |= {"dtype": torch.promote_types(model.place()[0], torch.float32)}
@@ -161,6 +194,12 @@ def trajectories(
     for level, stop in pairwise(relative[1:]):
         start = Noised(states[-1], level=level, add_noise=False)
         states.append(sample(model, n, start=start, end=stop, **settings))
+    if method.coarse:
+        warnings.warn(
+            f"{sum(method.coarse)} steps of the {n} solutions do not reach the accuracy "
+            f"{accuracy:g} in {states[-1].dtype}: they have the tolerance {method.tolerance:g}",
+            stacklevel=2,
+        )
     y = torch.stack([torch.cat(beginnings), *states])
     return Trajectories(coordinates.std * torch.exp(-points), y, _conditions_of(model))
 
