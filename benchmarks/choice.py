@@ -9,9 +9,9 @@ measures the choice on other mixtures.
 
 With --few the choices for few steps and for networks: grids and rules of the velocity on the same
 mixtures; what is integrated, rules and grids for small networks that predict the noise or the
-velocity, and under guidance for small networks with labels, trained here; the error over the least
-of a row. With --guided the last of these alone. benchmarks/networks.py measures them on other
-networks.
+velocity, and under guidance for small networks with labels, of laws in 2 to 64 dimensions, trained
+here; the error over the least of a row. It takes hours; with --guided the last of these alone.
+benchmarks/networks.py measures them on other networks.
 
 With --noise the rules and the shares of the focused grid of the method "sde": the largest deviation
 of weights, means and covariances of modes from the exact ones, in units of what exact samples stay
@@ -33,7 +33,8 @@ from _bench import RESULTS, environment, publish, save
 from matplotlib.figure import Figure
 from samplers import SCORES, SEED, Start, judged, mixture, start
 from sklearn.datasets import load_digits
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
 from sdekit import (
     AbstractMultistep,
@@ -41,6 +42,7 @@ from sdekit import (
     AdamsBashforth,
     AdamsMoulton,
     Dopri8,
+    DPMSolver,
     UniPC,
     solve,
     uniform,
@@ -57,6 +59,7 @@ from sdekit_diffusion import (
     OnClock,
     Recipe,
     ScoreModel,
+    data,
     fit,
     nets,
     sample,
@@ -230,8 +233,9 @@ def _relative(errors: Mapping[str, float]) -> dict[str, float]:
 
 
 def laws() -> dict[str, tuple[Tensor, Tensor]]:
-    """Eight narrow modes in the plane and a curved law in 16 dimensions, with labels: that of the
-    mode, and of the quadrant of the two first of three hidden coordinates.
+    """Laws with labels: eight narrow modes in the plane, with that of the mode; points near three
+    closed curves, with that of the curve; a curved law in 16 dimensions and a surface in 32, with
+    the quadrant of the two first of the hidden coordinates; MNIST's digits in 8 x 8 pixels.
     """
     generator = torch.Generator().manual_seed(SEED)
     mode = torch.randint(0, 8, (20_000,), generator=generator)
@@ -242,8 +246,50 @@ def laws() -> dict[str, tuple[Tensor, Tensor]]:
     hidden = torch.randn(20_000, 3, generator=generator)
     curved = torch.tanh(hidden @ weights.T)
     curved = curved + 0.1 * torch.randn(curved.shape, generator=generator)
-    quadrant = (hidden[:, 0] > 0).long() + 2 * (hidden[:, 1] > 0).long()
-    return {"modes": (modes, mode), "curved": (curved, quadrant)}
+    return {
+        "modes": (modes, mode),
+        "loops": loops(),
+        "curved": (curved, _quadrant(hidden)),
+        "sheet": sheet(),
+        "images": images(),
+    }
+
+
+def _quadrant(hidden: Tensor) -> Tensor:
+    return (hidden[:, 0] > 0).long() + 2 * (hidden[:, 1] > 0).long()
+
+
+def loops() -> tuple[Tensor, Tensor]:
+    """Points near three closed curves of three harmonics."""
+    curves = []
+    for number in range(3):
+        generator = torch.Generator().manual_seed(7777 + number)
+        coefficients = torch.randn(3, 2, 2, generator=generator)
+        angle = 2 * math.pi * torch.rand(20_000, 1, generator=generator)
+        x = 0.05 * torch.randn(20_000, 2, generator=generator)
+        for k in range(1, 4):
+            waves = torch.cat([torch.cos(k * angle), torch.sin(k * angle)], dim=1)
+            x = x + waves @ coefficients[k - 1] / k
+        curves.append(x)
+    return torch.cat(curves), torch.arange(3).repeat_interleave(20_000)
+
+
+def sheet() -> tuple[Tensor, Tensor]:
+    """Points near a surface of four dimensions."""
+    generator = torch.Generator().manual_seed(4242)
+    hidden = torch.randn(20_000, 4, generator=generator)
+    first = torch.randn(4, 24, generator=generator)
+    second = torch.randn(24, 32, generator=generator) / math.sqrt(24)
+    x = torch.tanh(hidden @ first) @ second
+    return x + 0.05 * torch.randn(20_000, 32, generator=generator), _quadrant(hidden)
+
+
+def images() -> tuple[Tensor, Tensor]:
+    """Means of 4 x 4 pixels of MNIST, of mean 0 and standard deviation 1."""
+    x, label = data.load("mnist").reference(6000)
+    assert label is not None
+    x = functional.pad(functional.avg_pool2d(x.float(), 4), (0, 1, 0, 1))
+    return (x - x.mean()) / x.std(), label
 
 
 def candidates() -> dict[str, OnClock]:
@@ -263,6 +309,7 @@ def candidates() -> dict[str, OnClock]:
         *(OnClock(rule, integrand="velocity") for rule in (*moulton, *bashforth)),
         *(OnClock(rule, integrand="noise") for rule in (AdamsBashforth(1), *in_l)),
         *(OnClock(UniPC(k, lower_final=k > 1)) for k in (1, 2)),
+        OnClock(DPMSolver(2, lower_final=True)),
     ]
     return {f"{method.integrand}, {_name(method.rule)}": method for method in methods}
 
@@ -274,7 +321,10 @@ def _name(rule: AbstractSolver) -> str:
 
 GRIDS = {
     "focused": Focused(),
-    "reach 10": Focused(reach=10.0),
+    "reach 10": Focused(reach=10),
+    "reach 10, sharpness 17": Focused(reach=10, sharpness=17),
+    "reach 10, sharpness 24": Focused(reach=10, sharpness=24),
+    "reach 20, sharpness 17": Focused(reach=20, sharpness=17),
     "infinite reach": Focused(reach=math.inf),
 }
 
@@ -285,20 +335,30 @@ def trained(
     """A small network, with labels where there are some."""
     torch.manual_seed(SEED)
     shape = tuple(x.shape[1:])
-    net = nets.MLP(shape=shape, width=64, classes=0 if label is None else int(label.max()) + 1)
+    classes = 0 if label is None else int(label.max()) + 1
+    if len(shape) > 1:
+        net: nn.Module = nets.UNet(channels=1, width=24, classes=classes)
+        recipe = Recipe(steps=800, batch_size=128, weighting="plain")
+    else:
+        net = nets.MLP(shape=shape, width=64, classes=classes)
+        recipe = Recipe(steps=2500, batch_size=256, weighting="plain")
     model = ScoreModel(net, sde, predicts, shape=shape)
-    recipe = Recipe(steps=2500, batch_size=256, weighting="plain")
     fit(model, x if label is None else (x, label), recipe, progress=False)
     return model
 
 
-def relative_errors(model: AbstractModel, steps: int) -> dict[str, float]:
+def _count(x: Tensor) -> int:
+    """Of samples of the solves that are compared: fewer for images, whose networks take longer."""
+    return 200 if x.ndim == 2 else 30
+
+
+def relative_errors(model: AbstractModel, steps: int, n: int) -> dict[str, float]:
     """Of each candidate on each grid, over the least."""
-    exact = sample(model, 200, method=AdaptiveFlow(1e-6, 1e-6), seed=SEED)
+    exact = sample(model, n, method=AdaptiveFlow(1e-6, 1e-6), seed=SEED)
     found = {}
     for (name, method), (place, grid) in itertools.product(candidates().items(), GRIDS.items()):
-        end = sample(model, 200, method=method, grid=grid, steps=steps, seed=SEED)
-        found[f"{name}, {place}"] = float((end - exact).square().mean(dim=1).sqrt().mean())
+        end = sample(model, n, method=method, grid=grid, steps=steps, seed=SEED)
+        found[f"{name}, {place}"] = float((end - exact).square().flatten(1).mean(1).sqrt().mean())
     return _relative(found)
 
 
@@ -310,23 +370,22 @@ def guided_rules() -> list[dict[str, Any]]:
     predictions: tuple[Literal["velocity", "noise"], ...] = ("velocity", "noise")
     for (law, (x, label)), predicts in itertools.product(laws().items(), predictions):
         model = trained(x, label, "vp", predicts)
-        given = model.given(label=torch.arange(200) % (int(label.max()) + 1))
+        n = _count(x)
+        given = model.given(label=torch.arange(n) % (int(label.max()) + 1))
         for scale, steps in itertools.product(GUIDANCE, FEW_STEPS_GUIDED):
             row = {"problem": f"{law}, {predicts}, w = {scale:g}", "sde": "vp", "steps": steps}
-            rows.append(row | relative_errors(Guided(given, scale), steps))
+            rows.append(row | relative_errors(Guided(given, scale), steps, n))
     return rows
 
 
 def network_rules(predicts: Literal["noise", "velocity"]) -> list[dict[str, Any]]:
-    """The same without guidance, for networks of eight narrow modes in the plane and a curved law
-    in 16 dimensions.
-    """
+    """The same without guidance, under several diffusions."""
     rows = []
     for (law, (x, _)), sde in itertools.product(laws().items(), ("vp", "ve", "cosine", "flow")):
         model = trained(x, None, sde, predicts)
         for steps in FEW_STEPS_OF_NETWORKS:
             row = {"problem": f"{law}, {predicts}", "sde": sde, "steps": steps}
-            rows.append(row | relative_errors(model, steps))
+            rows.append(row | relative_errors(model, steps, _count(x)))
     return rows
 
 

@@ -12,6 +12,8 @@ one step. From initial states that none of them was trained on:
 - p of a permutation test of the energy distance of these features between 2,000 samples of the
   student and 2,000 others of the teacher.
 
+Printed are also the evaluations of the teacher for each solution, and the time.
+
 `python benchmarks/distillation.py [--teacher FOLDER] [--pairs 20000] [--minutes 6]`
 """
 
@@ -19,11 +21,11 @@ import argparse
 import copy
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
-from _bench import RESULTS, environment, save
+from _bench import RESULTS, environment, publish, save
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -62,6 +64,12 @@ def student_of(
     recipe = sd.Recipe(steps=steps, batch_size=BATCH, weighting=weighting, lr=1e-3, seed=SEED)
     sd.fit(student, data, recipe, progress=False)
     return student, steps
+
+
+def flow(teacher: sd.ScoreModel, seed: int = SEED, first: int = 0) -> Tensor:
+    """Samples by the accurate flow of the teacher."""
+    settings: dict[str, Any] = {"seed": seed, "first": first, "batch_size": 500}
+    return sd.sample(teacher, N, method=sd.AdaptiveFlow(1e-5, 1e-5), **settings)
 
 
 def permutation_test(a: np.ndarray, b: np.ndarray) -> float:
@@ -143,23 +151,30 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=20_000)
     parser.add_argument("--minutes", type=float, default=6.0, help="of training for each student")
     arguments = parser.parse_args()
+    result = environment(dtype="float32", seed=SEED)
     teacher = teacher_of(arguments.teacher)
+    fresh, others = (flow(teacher, **case) for case in ({"first": arguments.pairs}, {"seed": 1}))
+    evaluated: list[int] = []
+    net = cast(torch.nn.Module, teacher.net)
+    hook = net.register_forward_hook(lambda net, given, out: evaluated.append(len(out)))
     began = time.perf_counter()
     found = sd.trajectories(teacher, arguments.pairs, STEPS, seed=SEED, batch_size=500)
     seconds = time.perf_counter() - began
-    print(f"{arguments.pairs} solutions of the flow in {seconds:.0f} s", flush=True)
+    hook.remove()
+    each = sum(evaluated) / arguments.pairs
+    print(
+        f"{arguments.pairs} solutions, {each:.0f} evaluations each, in {seconds:.0f} s", flush=True
+    )
     ends = sd.Trajectories(found.sigmas[[0, -1]], found.y[[0, -1]], found.conditions)
-    fresh = sd.trajectories(teacher, N, 1, seed=SEED, first=arguments.pairs, batch_size=500)
-    others = sd.trajectories(teacher, N, 1, seed=SEED + 1, batch_size=500)
-    judge = Judge(teacher, fresh.y[-1], others.y[-1])
+    judge = Judge(teacher, fresh, others)
     settings: dict[str, Any] = {"method": "ddim", "seed": SEED, "first": arguments.pairs}
     cases = {
         f"{STEPS} steps": (found.steps(), "data", found.sigmas),
         "1 step": (ends.steps(), "data", ends.sigmas),
         "rectified, 1 step": (ends.pairs(), "edm", ends.sigmas),
     }
-    drawn = {"exact flow": fresh.y[-1]}
-    rows = {"teacher, exact flow": judge.row(fresh.y[-1])}
+    drawn = {"exact flow": fresh}
+    rows = {"teacher, exact flow": judge.row(fresh)}
     for name, (_, _, sigmas) in list(cases.items())[:2]:
         drawn_now = sd.sample(teacher, N, grid=sigmas, **settings)
         rows[f"teacher, DDIM, {name}"] = judge.row(drawn_now)
@@ -168,16 +183,9 @@ def main() -> None:
         drawn[name] = sd.sample(student, N, grid=sigmas, **settings)
         rows[name] = {"updates": updates, **judge.row(drawn[name])}
         print(name, rows[name], flush=True)
-        save(
-            "distillation",
-            {
-                "environment": environment(dtype="float32", seed=SEED),
-                "pairs": arguments.pairs,
-                "seconds of pairs": seconds,
-                "minutes": arguments.minutes,
-                "rows": rows,
-            },
-        )
+        more = {"pairs": arguments.pairs, "seconds of pairs": seconds, "evaluations": each}
+        save("distillation", {**result, **more, "minutes": arguments.minutes, "rows": rows})
+    publish("distillation", result, [{"samples": name, **row} for name, row in rows.items()])
     for name, row in rows.items():
         print(f"{name:24s}", "  ".join(f"{key} {value:.4g}" for key, value in row.items()))
     picture(drawn, teacher.scale)

@@ -29,7 +29,7 @@ import sdekit_diffusion as sd
 from sdekit import DEIS, DPMSolver, UniPC
 from sdekit_diffusion.metrics import classifier_features, frechet
 
-SEED = 7
+SEED = 8
 BUDGETS = (5, 6, 8, 10, 15, 20, 50)
 SAMPLES = 200
 DIGITS = 80  # samples compared one by one
@@ -115,7 +115,7 @@ def trained(case: Case, updates: float) -> sd.ScoreModel:
         recipe = sd.Recipe(steps=int(1000 * updates), batch_size=128, seed=SEED)
     elif case.data == "curves":
         data = (
-            torch.cat([curve(i) for i in (10, 11, 12)]),
+            torch.cat([curve(i) for i in (13, 14, 15)]),
             torch.arange(3).repeat_interleave(20_000),
         )
         net = sd.nets.MLP(shape=(2,), width=96, classes=3)
@@ -238,6 +238,17 @@ def publish_case(name: str, result: dict[str, Any]) -> None:
             publish(table, result["environment"], here, part=name)
 
 
+def publish_distances(name: str, result: dict[str, Any]) -> None:
+    """Frechet distances of a network, a row for each sampler and number of evaluations."""
+    rows = [
+        {"network": name, "method": method, "evaluations": row["evaluations"], **row[method]}
+        for row in result[f"Frechet, {name}"]
+        for method in row
+        if method != "evaluations"
+    ]
+    publish("networks_distances", result["environment"], rows, part=name)
+
+
 def main() -> None:
     """Trains, measures, prints and writes."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -268,6 +279,8 @@ def main() -> None:
         save("networks", result)
         if not arguments.quick:
             publish_case(case.name, result)
+        if not arguments.quick and case.data == "digits":
+            publish_distances(case.name, result)
 
 
 if __name__ == "__main__":

@@ -243,6 +243,13 @@ def recipes(rows: Rows) -> list[str]:
     return lines(heads, body)
 
 
+def students(rows: Rows) -> list[str]:
+    """A line for the samples of the teacher and of each student."""
+    heads = ["samples", "updates", "mean error", "median", "Fréchet distance", "confidence", "p"]
+    keys = ["samples", "updates", "mean error", "median error", "frechet", "confidence", "p"]
+    return lines(heads, [[shown(row.get(key, "")) for key in keys] for row in rows])
+
+
 def inference(rows: Rows) -> list[str]:
     """A line for each problem and number of simulations: means over the observations, the seconds
     of training and of the samples of all observations.
@@ -287,6 +294,7 @@ TABLES: dict[str, Table] = {
         "dimension, noise after a rejected step", "tolerance", "{bias:.2%} ({evaluations:.0f})"
     ),
     "editing": named(plain, "method"),
+    "distillation": students,
     "classified": classified,
     "garments": garments,
     "grids": named(
@@ -299,6 +307,9 @@ TABLES: dict[str, Table] = {
     ),
     "mixture": named(crossed("method, evaluations", "sde", "{worst:.1f}"), "method", "sde"),
     "networks": networks,
+    "networks_distances": crossed(
+        "network, method", "evaluations", "{excess:.3f} ± {stderr:.3f}"
+    ),
     "networks_guided": crossed("network", "evaluations", "{ratio:.2f}"),
     "order": crossed("problem", "library, direction", "{error:.1e} (`{method}`)"),
     "overhead_samplers": named(plain, "method"),

@@ -114,11 +114,32 @@ def test_a_focused_grid_has_equal_steps_of_its_own_variable(share, steps, k, pow
         assert float((parts / parts.mean() - 1).abs().max()) < 1e-5, sde
 
 
-@pytest.mark.parametrize("steps", [10, 21, 22, 40])
+@pytest.mark.parametrize("steps", [11, 12])
+@pytest.mark.parametrize("reach", [None, 3.0, math.inf])
+@pytest.mark.parametrize(
+    ("sharpness", "k"), [(4.0, 4 / 2**0.5), (2.0, 2.0)], ids=["over the norm", "least"]
+)
+def test_a_sharper_focused_grid_has_shorter_steps_near_the_data(steps, reach, sharpness, k):
+    """log(1 + k y / (y / r + 1)) with a given k, over d^{1/2} and at least 2, for few steps and for
+    many.
+    """
+    model = narrow()
+    kernel = SDES["vp"]
+    grid = Focused(0.7, reach, sharpness)
+    l = grid_points(grid, model, kernel, span_of(model, kernel, 1e-3), steps)
+    y = l.neg().exp() / float(model.data_std)
+    r = 2 ** (3 / 8 if steps < 12 else 1 / 2) if reach is None else reach * 2**0.5
+    v = torch.log1p(k * y / (y / r + 1))
+    finer = y.clamp(max=math.inf if reach is None else 10 * r).log()
+    parts = (0.7 * v / (v[0] - v[-1]) + 0.3 * finer / (finer[0] - finer[-1])).diff()
+    torch.testing.assert_close(parts, parts.mean().expand(steps), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("steps", [10, 17, 18, 40])
 @pytest.mark.parametrize("predicts", ["noise", "velocity"])
 def test_a_focused_grid_reaches_further_for_networks_that_predict_the_noise(steps, predicts):
-    """log(1 + 12 y / s) and l, below 22 steps up to ten norms; with noise, and for other
-    predictions, the grid of all models.
+    """log(1 + 12 y / s) and l, below 18 steps with 24 over the norm for 12, and up to ten norms;
+    with noise, and for other predictions, the grid of all models.
     """
 
     class Net(torch.nn.Module):
@@ -135,8 +156,8 @@ def test_a_focused_grid_reaches_further_for_networks_that_predict_the_noise(step
         torch.testing.assert_close(l, usual, rtol=1e-6, atol=1e-6)
         return
     y = l.neg().exp() / 0.5
-    v = torch.log1p(12 * y / (1 + y / (10 * 2**0.5) if steps < 22 else 1))
-    finer = y.clamp(max=100 * 2**0.5 if steps < 22 else math.inf).log()
+    v = torch.log1p(24 / 2**0.5 * y / (1 + y / (10 * 2**0.5)) if steps < 18 else 12 * y)
+    finer = y.clamp(max=100 * 2**0.5 if steps < 18 else math.inf).log()
     parts = (0.7 * v / (v[0] - v[-1]) + 0.3 * finer / (finer[0] - finer[-1])).diff()
     torch.testing.assert_close(parts, parts.mean().expand(steps), rtol=1e-5, atol=1e-7)
     noisy = sample(model, 2, method="sde", grid=Focused(0.7), **settings)
@@ -572,6 +593,8 @@ def test_adaptive_methods_refuse_a_grid(method, grid):
         (lambda: Focused(1.0), "share is a number from 0 on and less than 1"),
         (lambda: Focused(reach=0.0), "reach is a positive number, such as 10; not 0.0"),
         (lambda: Focused(reach=math.nan), "reach is a positive number, such as 10; not nan"),
+        (lambda: Focused(sharpness=0.0), "sharpness is a positive number, such as 5; not 0.0"),
+        (lambda: Focused(sharpness=math.inf), "sharpness is a positive number, such as 5; not inf"),
         (lambda: Given(torch.tensor([1.0, 0.0])), "two or more finite numbers that increase"),
         (lambda: Given(torch.tensor([1.0])), "two or more finite numbers that increase"),
         (lambda: Given(torch.tensor([1.0, math.inf])), "two or more finite numbers that increase"),

@@ -529,7 +529,16 @@ def test_guidance_is_the_stiffer_the_stronger(scale):
 
 ONE = "data", sdekit.UniPC(1)
 TWO = "data", sdekit.UniPC(2, lower_final=True)
+SOLVER = "data", sdekit.DPMSolver(2, lower_final=True)
 MANY = "velocity", sdekit.AdamsMoulton(2, self_starting=False, lower_final=True)
+LONG = "noise", sdekit.AdamsMoulton(3, variable="l", self_starting=False, lower_final=True)
+GRIDS = {
+    ONE: sd.Focused(reach=20, sharpness=17),
+    SOLVER: sd.Focused(reach=10, sharpness=17),
+    TWO: sd.Focused(reach=10, sharpness=17),
+    MANY: sd.Focused(reach=10, sharpness=24),
+    LONG: sd.Focused(reach=math.inf),
+}
 
 
 @pytest.mark.parametrize(
@@ -544,13 +553,21 @@ MANY = "velocity", sdekit.AdamsMoulton(2, self_starting=False, lower_final=True)
         ("velocity", 2.0, 9, TWO),
         ("velocity", 2.0, 10, MANY),
         ("noise", 3.0, 3, ONE),
-        ("noise", 3.0, 4, TWO),
-        ("noise", 3.0, 17, TWO),
-        ("noise", 3.0, 18, MANY),
-        ("noise", 5.0, 19, ONE),
-        ("noise", 5.0, 20, TWO),
-        ("noise", 5.0, 41, TWO),
-        ("noise", 5.0, 42, MANY),
+        ("noise", 3.0, 4, SOLVER),
+        ("noise", 3.0, 6, SOLVER),
+        ("noise", 3.0, 7, TWO),
+        ("noise", 3.0, 13, TWO),
+        ("noise", 3.0, 14, MANY),
+        ("noise", 3.0, 79, MANY),
+        ("noise", 3.0, 80, LONG),
+        ("noise", 5.0, 10, ONE),
+        ("noise", 5.0, 11, SOLVER),
+        ("noise", 5.0, 16, SOLVER),
+        ("noise", 5.0, 17, TWO),
+        ("noise", 5.0, 27, TWO),
+        ("noise", 5.0, 28, MANY),
+        ("noise", 5.0, 159, MANY),
+        ("noise", 5.0, 160, LONG),
     ],
     ids=str,
 )
@@ -559,14 +576,14 @@ def test_the_default_looks_less_far_back_where_the_flow_is_stiff(
     predicts, scale, steps, choice, grid
 ):
     """What it does changes at 3.5 s - 3 and 4.5 s + 5 steps, with s = w - 1; for networks that
-    predict the noise at 8 s - 12 and 12 s - 6, with one grid for all numbers of steps.
+    predict the noise at 3.2 s - 2.5, 5 s - 3, 7 s and 40 s, with grids of their own.
     """
     guided = Guided(model(predicts).given(label=LABELS), scale)
     settings = {"steps": steps, "seed": 0, "grid": grid}
     integrand, rule = choice
     meant = sd.OnClock(rule, integrand=integrand)
     if grid == "focused" and predicts == "noise":
-        settings["grid"] = sd.Focused(reach=10.0)
+        settings["grid"] = GRIDS[choice]
     assert torch.equal(
         sd.sample(guided, 5, **{**settings, "grid": grid}),
         sd.sample(guided, 5, method=meant, **settings),

@@ -338,8 +338,10 @@ class Guess(torch.nn.Module):
     [
         (6, "data", UniPC(2, lower_final=True)),
         (7, "velocity", moulton(2, lower_final=True)),
-        (21, "velocity", moulton(2, lower_final=True)),
-        (22, "velocity", moulton(3, lower_final=True)),
+        (17, "velocity", moulton(2, lower_final=True)),
+        (18, "velocity", moulton(2, lower_final=True)),
+        (25, "velocity", moulton(2, lower_final=True)),
+        (26, "velocity", moulton(3, lower_final=True)),
         (39, "velocity", moulton(3, lower_final=True)),
         (40, "velocity", moulton(4)),
     ],
@@ -350,7 +352,9 @@ def test_the_default_has_shorter_rules_where_a_network_predicts_the_noise(
 ):
     """On a grid that reaches further, with more steps among all noise."""
     model = ScoreModel(Guess(), "vp", predicts, shape=(1,), data_std=0.5)
-    grid = Focused(0.9, reach=10.0 if steps < 22 else math.inf)
+    grid = Focused(0.9, reach=math.inf)
+    if steps < 18:
+        grid = Focused(0.9, reach=10.0, sharpness=17 if steps < 7 else 24)
     meant = OnClock(rule, integrand=integrand, grid=grid)
     assert same_samples(model, "default", meant, steps)
     assert not same_samples(model, "default", replace(meant, grid=Focused()), steps)
@@ -360,6 +364,9 @@ def test_the_default_has_shorter_rules_where_a_network_predicts_the_noise(
     assert same_samples(model, "default", elsewhere, steps, grid="quadratic")
     chosen = Focused(0.7, reach=2.0)
     assert same_samples(model, "default", replace(meant, grid=chosen), steps, grid=chosen)
+    sharp = Focused(0.7, sharpness=3.0)
+    usual = replace(METHODS["default"], grid=sharp)
+    assert same_samples(model, usual, replace(meant, grid=replace(sharp, reach=grid.reach)), steps)
 
 
 def test_which_models_predict_the_noise():

@@ -6,28 +6,32 @@ import math
 from dataclasses import replace
 from typing import NamedTuple
 
-from sdekit import AbstractMultistep, AdamsBashforth, AdamsMoulton, UniPC
+from sdekit import AbstractMultistep, AdamsBashforth, AdamsMoulton, DPMSolver, UniPC
 from sdekit_diffusion._sampling.clock import Integrand
 from sdekit_diffusion._sampling.grids import AbstractGrid
 
 
 class Choice(NamedTuple):
-    """An integrand and a rule, for fewer than limit + slope s steps; s is the stiffness of the
-    model.
+    """An integrand and a rule, for fewer than limit + slope s steps, where s is the stiffness of
+    the model; and the reach and the sharpness of `Focused`, unless the caller gives them.
     """
 
     limit: float
     integrand: Integrand
     rule: AbstractMultistep
     slope: float = 0.0
+    reach: float | None = None
+    sharpness: float | None = None
 
 
 _TWO = AdamsMoulton(2, self_starting=False, lower_final=True)
 _THREE = replace(_TWO, k=3)
 _FOUR = replace(_TWO, k=4, lower_final=False)
+_THREE_IN_L = replace(_THREE, variable="l")
 # In few steps a correction multiplies errors in directions in which the data are narrow.
 _PREDICTOR = AdamsBashforth(3, self_starting=False)
 _UNIPC = UniPC(2, lower_final=True)
+_DPM_SOLVER = DPMSolver(2, lower_final=True)
 # The keys say whether the model is a network that predicts the noise.
 _CHOICES = {
     False: (
@@ -36,10 +40,11 @@ _CHOICES = {
         Choice(math.inf, "velocity", _FOUR),
     ),
     True: (
-        Choice(7, "data", _UNIPC),
-        Choice(22, "velocity", _TWO),
-        Choice(40, "velocity", _THREE),
-        Choice(math.inf, "velocity", _FOUR),
+        Choice(7, "data", _UNIPC, reach=10, sharpness=17),
+        Choice(18, "velocity", _TWO, reach=10, sharpness=24),
+        Choice(26, "velocity", _TWO, reach=math.inf),
+        Choice(40, "velocity", _THREE, reach=math.inf),
+        Choice(math.inf, "velocity", _FOUR, reach=math.inf),
     ),
 }
 # On grids that do not follow the model.
@@ -55,9 +60,11 @@ _STIFF_CHOICES = {
         Choice(math.inf, "velocity", _TWO),
     ),
     True: (
-        Choice(-12, "data", UniPC(1), slope=8),
-        Choice(-6, "data", _UNIPC, slope=12),
-        Choice(math.inf, "velocity", _TWO),
+        Choice(-2.5, "data", UniPC(1), slope=3.2, reach=20, sharpness=17),
+        Choice(-3, "data", _DPM_SOLVER, slope=5, reach=10, sharpness=17),
+        Choice(0, "data", _UNIPC, slope=7, reach=10, sharpness=17),
+        Choice(0, "velocity", _TWO, slope=40, reach=10, sharpness=24),
+        Choice(math.inf, "noise", _THREE_IN_L, reach=math.inf),
     ),
 }
 # For an integrand that the caller names.
@@ -65,10 +72,6 @@ RULES: dict[str, AbstractMultistep] = {
     "data": AdamsMoulton(3, self_starting=False),
     "noise": AdamsBashforth(2, variable="l", self_starting=False),
 }
-# The reach of `Focused` for networks that predict the noise, below this number of steps; from there
-# on it is infinite.
-_REACH = 10.0
-_REACH_STEPS = 22
 
 
 def default_choice(
@@ -78,8 +81,3 @@ def default_choice(
     table = _CHOICES if grid.follows_model else _CHOICES_ELSEWHERE
     choices = (_STIFF_CHOICES if stiffness >= 1 else table)[predicts_noise]
     return next(choice for choice in choices if steps < choice.limit + choice.slope * stiffness)
-
-
-def default_reach(steps: int, stiffness: float) -> float:
-    """The reach of `Focused` for a network that predicts the noise."""
-    return _REACH if steps < _REACH_STEPS or stiffness >= 1 else math.inf

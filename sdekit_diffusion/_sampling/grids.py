@@ -38,6 +38,7 @@ _FEW_STEPS = 12
 _FEW_SHARPNESS = 12.0
 _FEW_EXTENT = 0.75
 _SHARPNESS = 5.0
+_LEAST_SHARPNESS = 2.0  # that of the largest samples on which the default's sharpness was chosen
 _SHARE = 0.8
 _SHARE_WITH_REACH = 0.9
 # With a reach, the steps that are uniform in l begin at most at this many extents, so that at lower
@@ -261,9 +262,13 @@ class Focused(AbstractGrid):
         share: the share of v, from 0 to less than 1; with 0 all steps are uniform in l. None means
             0.8, or 0.9 with a reach.
         reach: the level y up to which v extends, over d^{1/2}; with infinity it covers all noise.
+        sharpness: the factor of y in v, times d^{1/2}: the larger, the more steps are near the
+            data. The factor is at least 2. None means the factors 5 and 12 above, and 12 with a
+            reach, in any number of coordinates.
 
     Raises:
-        ValueError: for a share that is not in [0, 1), or a reach that is not positive.
+        ValueError: for a share that is not in [0, 1), or a reach or a sharpness that is not
+            positive.
 
     Example:
         >>> model = sd.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
@@ -275,6 +280,7 @@ class Focused(AbstractGrid):
 
     share: float | None = None
     reach: float | None = None
+    sharpness: float | None = None
 
     def __post_init__(self) -> None:
         if self.share is not None and not 0 <= self.share < 1:
@@ -283,18 +289,24 @@ class Focused(AbstractGrid):
             )
         if self.reach is not None and not self.reach > 0:
             raise ValueError(f"reach is a positive number, such as 10; not {self.reach}")
+        if self.sharpness is not None and not 0 < self.sharpness < math.inf:
+            raise ValueError(f"sharpness is a positive number, such as 5; not {self.sharpness}")
 
     def points(self, coordinates: Coordinates, span: Span, steps: int) -> Tensor:
+        few = self.reach is not None or steps < _FEW_STEPS
+        sharpness = _FEW_SHARPNESS if few else _SHARPNESS
         share = _SHARE if self.reach is None else _SHARE_WITH_REACH
         share = share if self.share is None else self.share
         extent = coordinates.extent
+        if self.sharpness is not None:
+            sharpness = max(self.sharpness / extent, _LEAST_SHARPNESS)
+        farthest = math.inf
         if self.reach is not None:
             extent *= self.reach
-            return _focused(share, extent, _FEW_SHARPNESS, _FARTHEST * extent, span, steps).clone()
-        if steps < _FEW_STEPS:
+            farthest = _FARTHEST * extent
+        elif few:
             extent **= _FEW_EXTENT
-            return _focused(share, extent, _FEW_SHARPNESS, math.inf, span, steps).clone()
-        return _focused(share, extent, _SHARPNESS, math.inf, span, steps).clone()
+        return _focused(share, extent, sharpness, farthest, span, steps).clone()
 
 
 @lru_cache(maxsize=32)

@@ -28,7 +28,7 @@ from sdekit_diffusion._sampling.clock import (
     require_distinct,
 )
 from sdekit_diffusion._sampling.coordinates import Coordinates, Span
-from sdekit_diffusion._sampling.default import RULES, default_choice, default_reach
+from sdekit_diffusion._sampling.default import RULES, Choice, default_choice
 from sdekit_diffusion._sampling.grids import AbstractGrid, Focused
 from sdekit_diffusion._sampling.method import ReverseProblem
 from sdekit_diffusion._sampling.on_grid import AbstractGridMethod, Transformed
@@ -188,11 +188,15 @@ class OnClock(AbstractGridMethod):
 
         A network that predicts the noise has an error in the data that grows with the noise, and
         long rules amplify it. For such networks "model" integrates the data by `UniPC(2)` below 7
-        steps, else the velocity, by `AdamsMoulton(2)` below 22 steps, by `AdamsMoulton(3)` below
-        40, and by `AdamsMoulton(4)` from there on. Under guidance of scale w with s = |w - 1| >= 1
-        (`AbstractModel.stiffness`) it integrates the data by `UniPC(1)` below 3.5 s - 3 steps and
-        by `UniPC(2)` below 4.5 s + 5, else the velocity by `AdamsMoulton(2)`; for networks that
-        predict the noise these bounds are 8 s - 12 and 12 s - 6.
+        steps, else the velocity, by `AdamsMoulton(2)` below 26 steps, by `AdamsMoulton(3)` below
+        40, and by `AdamsMoulton(4)` from there on.
+
+        Under guidance of scale w with s = |w - 1| >= 1 (`AbstractModel.stiffness`) "model"
+        integrates the data by `UniPC(1)` below 3.5 s - 3 steps and by `UniPC(2)` below 4.5 s + 5,
+        else the velocity by `AdamsMoulton(2)`. For networks that predict the noise it integrates
+        the data by `UniPC(1)` below 3.2 s - 2.5 steps, by `DPMSolver(2)` below 5 s - 3 and by
+        `UniPC(2)` below 7 s, the velocity by `AdamsMoulton(2)` below 40 s, and from there on the
+        noise by `AdamsMoulton(3, variable="l")`.
 
         On grids that do not follow the model (`follows_model`) the longer rules have larger errors
         or are unstable. There the velocity is integrated by `AdamsMoulton(3)`, and for networks
@@ -211,24 +215,30 @@ class OnClock(AbstractGridMethod):
 
     def points(self, problem: ReverseProblem) -> Tensor:
         grid = self.grid
-        reach = self._reach(problem.model)
-        if reach is not None and isinstance(grid, Focused) and grid.reach is None:
-            grid = replace(grid, reach=reach)
+        if isinstance(grid, Focused) and grid.reach is None:
+            grid = self._reaching(grid, problem.model)
         return grid.points(problem.coordinates, problem.span, self.steps)
 
-    def _reach(self, model: AbstractModel) -> float | None:
-        """The reach of `Focused`; None unless errors in the data grow with the noise."""
+    def _reaching(self, grid: Focused, model: AbstractModel) -> Focused:
+        """The grid with the reach and the sharpness of the choice for a model; with an infinite
+        reach where the caller names the noise.
+        """
         if self.integrand == "noise":
-            return math.inf
-        if self.integrand != "model" or not model.predicts_noise:
-            return None
-        return default_reach(self.steps, model.stiffness)
+            return replace(grid, reach=math.inf)
+        if self.integrand != "model":
+            return grid
+        choice = self._default_choice(model)
+        sharpness = choice.sharpness if grid.sharpness is None else grid.sharpness
+        return replace(grid, reach=choice.reach, sharpness=sharpness)
+
+    def _default_choice(self, model: AbstractModel) -> Choice:
+        return default_choice(self.grid, self.steps, model.predicts_noise, model.stiffness)
 
     def _choice(self, model: AbstractModel) -> tuple[Integrand, AbstractSolver]:
         """The integrand and the rule for a model."""
         if self.integrand != "model":
             return self.integrand, self.rule
-        choice = default_choice(self.grid, self.steps, model.predicts_noise, model.stiffness)
+        choice = self._default_choice(model)
         return choice.integrand, self.solver or choice.rule
 
     def transformed(self, problem: ReverseProblem, grid: Tensor) -> Transformed:
