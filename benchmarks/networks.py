@@ -1,13 +1,13 @@
 """Trained networks and few evaluations: the default against published samplers, each on its best
 grid.
 
-Networks are trained here, on laws drawn after all choices: MLPs near random curves in the plane and
-near a random surface in 32 dimensions, and U-Nets on digits. They predict the noise, the velocity
+Networks are trained here: MLPs near random curves in the plane and near a random surface in 32
+dimensions, laws drawn after all choices, and U-Nets on digits. They predict the noise, the velocity
 or the flow. The error of a sample is the root mean square of its coordinates' difference to the
 flow of the same network from the same x_T, solved to 1e-6. A row has the mean error of the default,
 that of the best of the published samplers over all grids, the ratio of the means and that of the
-medians. For digits also with labels and guidance of 3, and Frechet distances in the features of a
-classifier, less that of the solved flow, with bootstrapped standard errors.
+medians. With labels also under guidance of 3 and 7.5; for digits Frechet distances in the features
+of a classifier, less that of the solved flow, with bootstrapped standard errors.
 
 `python benchmarks/networks.py [--quick] [--names curve surface digits]`; an hour on one core, all
 but the digits five minutes.

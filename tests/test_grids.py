@@ -593,8 +593,14 @@ def test_adaptive_methods_refuse_a_grid(method, grid):
         (lambda: Focused(1.0), "share is a number from 0 on and less than 1"),
         (lambda: Focused(reach=0.0), "reach is a positive number, such as 10; not 0.0"),
         (lambda: Focused(reach=math.nan), "reach is a positive number, such as 10; not nan"),
-        (lambda: Focused(sharpness=0.0), "sharpness is a positive number, such as 5; not 0.0"),
-        (lambda: Focused(sharpness=math.inf), "sharpness is a positive number, such as 5; not inf"),
+        (
+            lambda: Focused(sharpness=0.0),
+            "sharpness is a positive, finite number, such as 17; not 0.0",
+        ),
+        (
+            lambda: Focused(sharpness=math.inf),
+            "sharpness is a positive, finite number, such as 17; not inf",
+        ),
         (lambda: Given(torch.tensor([1.0, 0.0])), "two or more finite numbers that increase"),
         (lambda: Given(torch.tensor([1.0])), "two or more finite numbers that increase"),
         (lambda: Given(torch.tensor([1.0, math.inf])), "two or more finite numbers that increase"),

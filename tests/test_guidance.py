@@ -531,13 +531,11 @@ ONE = "data", sdekit.UniPC(1)
 TWO = "data", sdekit.UniPC(2, lower_final=True)
 SOLVER = "data", sdekit.DPMSolver(2, lower_final=True)
 MANY = "velocity", sdekit.AdamsMoulton(2, self_starting=False, lower_final=True)
-LONG = "noise", sdekit.AdamsMoulton(3, variable="l", self_starting=False, lower_final=True)
 GRIDS = {
     ONE: sd.Focused(reach=20, sharpness=17),
     SOLVER: sd.Focused(reach=10, sharpness=17),
     TWO: sd.Focused(reach=10, sharpness=17),
     MANY: sd.Focused(reach=10, sharpness=24),
-    LONG: sd.Focused(reach=math.inf),
 }
 
 
@@ -558,16 +556,13 @@ GRIDS = {
         ("noise", 3.0, 7, TWO),
         ("noise", 3.0, 13, TWO),
         ("noise", 3.0, 14, MANY),
-        ("noise", 3.0, 79, MANY),
-        ("noise", 3.0, 80, LONG),
+        ("noise", 3.0, 80, MANY),
         ("noise", 5.0, 10, ONE),
         ("noise", 5.0, 11, SOLVER),
         ("noise", 5.0, 16, SOLVER),
         ("noise", 5.0, 17, TWO),
         ("noise", 5.0, 27, TWO),
         ("noise", 5.0, 28, MANY),
-        ("noise", 5.0, 159, MANY),
-        ("noise", 5.0, 160, LONG),
     ],
     ids=str,
 )
@@ -576,7 +571,7 @@ def test_the_default_looks_less_far_back_where_the_flow_is_stiff(
     predicts, scale, steps, choice, grid
 ):
     """What it does changes at 3.5 s - 3 and 4.5 s + 5 steps, with s = w - 1; for networks that
-    predict the noise at 3.2 s - 2.5, 5 s - 3, 7 s and 40 s, with grids of their own.
+    predict the noise at 3.2 s - 2.5, 5 s - 3 and 7 s, with grids of their own.
     """
     guided = Guided(model(predicts).given(label=LABELS), scale)
     settings = {"steps": steps, "seed": 0, "grid": grid}

@@ -13,7 +13,7 @@ from sdekit_diffusion._sampling.grids import AbstractGrid
 
 class Choice(NamedTuple):
     """An integrand and a rule, for fewer than limit + slope s steps, where s is the stiffness of
-    the model; and the reach and the sharpness of `Focused`, unless the caller gives them.
+    the model; and the reach and the sharpness of a `Focused` for which the caller gives no reach.
     """
 
     limit: float
@@ -27,7 +27,6 @@ class Choice(NamedTuple):
 _TWO = AdamsMoulton(2, self_starting=False, lower_final=True)
 _THREE = replace(_TWO, k=3)
 _FOUR = replace(_TWO, k=4, lower_final=False)
-_THREE_IN_L = replace(_THREE, variable="l")
 # In few steps a correction multiplies errors in directions in which the data are narrow.
 _PREDICTOR = AdamsBashforth(3, self_starting=False)
 _UNIPC = UniPC(2, lower_final=True)
@@ -63,8 +62,7 @@ _STIFF_CHOICES = {
         Choice(-2.5, "data", UniPC(1), slope=3.2, reach=20, sharpness=17),
         Choice(-3, "data", _DPM_SOLVER, slope=5, reach=10, sharpness=17),
         Choice(0, "data", _UNIPC, slope=7, reach=10, sharpness=17),
-        Choice(0, "velocity", _TWO, slope=40, reach=10, sharpness=24),
-        Choice(math.inf, "noise", _THREE_IN_L, reach=math.inf),
+        Choice(math.inf, "velocity", _TWO, reach=10, sharpness=24),
     ),
 }
 # For an integrand that the caller names.

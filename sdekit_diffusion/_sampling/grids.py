@@ -38,7 +38,7 @@ _FEW_STEPS = 12
 _FEW_SHARPNESS = 12.0
 _FEW_EXTENT = 0.75
 _SHARPNESS = 5.0
-_LEAST_SHARPNESS = 2.0  # that of the largest samples on which the default's sharpness was chosen
+_LEAST_SHARPNESS = 2.0  # about the factor in 64 coordinates, the most with which it was chosen
 _SHARE = 0.8
 _SHARE_WITH_REACH = 0.9
 # With a reach, the steps that are uniform in l begin at most at this many extents, so that at lower
@@ -255,16 +255,17 @@ class Focused(AbstractGrid):
     which the sample is determined, y from 1/5 to r, and steps in l the lower ones.
 
     With fewer than 12 steps, v = log(1 + 12 y / (y / r + 1)) with r = d^{3/8}, so that steps are
-    shorter near the data. With a reach, which the default method sets for networks that predict the
-    noise, this v has r = reach d^{1/2}, and the steps in l begin at y = 10 r.
+    shorter near the data. With a reach, this v has r = reach d^{1/2}, and the steps in l begin at
+    y = 10 r. For networks that predict the noise the default method sets the reach and the
+    sharpness, if no reach is given.
 
     Arguments:
         share: the share of v, from 0 to less than 1; with 0 all steps are uniform in l. None means
             0.8, or 0.9 with a reach.
         reach: the level y up to which v extends, over d^{1/2}; with infinity it covers all noise.
-        sharpness: the factor of y in v, times d^{1/2}: the larger, the more steps are near the
-            data. The factor is at least 2. None means the factors 5 and 12 above, and 12 with a
-            reach, in any number of coordinates.
+        sharpness: the larger, the more steps are near the data. The factor of y in v is
+            sharpness / d^{1/2}, but at least 2. None means the factors 5 and 12 above, and 12 with
+            a reach, in any number of coordinates.
 
     Raises:
         ValueError: for a share that is not in [0, 1), or a reach or a sharpness that is not
@@ -290,7 +291,9 @@ class Focused(AbstractGrid):
         if self.reach is not None and not self.reach > 0:
             raise ValueError(f"reach is a positive number, such as 10; not {self.reach}")
         if self.sharpness is not None and not 0 < self.sharpness < math.inf:
-            raise ValueError(f"sharpness is a positive number, such as 5; not {self.sharpness}")
+            raise ValueError(
+                f"sharpness is a positive, finite number, such as 17; not {self.sharpness}"
+            )
 
     def points(self, coordinates: Coordinates, span: Span, steps: int) -> Tensor:
         few = self.reach is not None or steps < _FEW_STEPS

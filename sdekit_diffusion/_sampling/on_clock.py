@@ -195,12 +195,11 @@ class OnClock(AbstractGridMethod):
         integrates the data by `UniPC(1)` below 3.5 s - 3 steps and by `UniPC(2)` below 4.5 s + 5,
         else the velocity by `AdamsMoulton(2)`. For networks that predict the noise it integrates
         the data by `UniPC(1)` below 3.2 s - 2.5 steps, by `DPMSolver(2)` below 5 s - 3 and by
-        `UniPC(2)` below 7 s, the velocity by `AdamsMoulton(2)` below 40 s, and from there on the
-        noise by `AdamsMoulton(3, variable="l")`.
+        `UniPC(2)` below 7 s, else the velocity by `AdamsMoulton(2)`.
 
         On grids that do not follow the model (`follows_model`) the longer rules have larger errors
-        or are unstable. There the velocity is integrated by `AdamsMoulton(3)`, and for networks
-        that predict the noise by `AdamsMoulton(2)`.
+        or are unstable. There, without guidance, the velocity is integrated by `AdamsMoulton(3)`,
+        and for networks that predict the noise by `AdamsMoulton(2)`.
         """
         if self.solver is not None:
             return self.solver

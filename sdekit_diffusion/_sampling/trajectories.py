@@ -91,17 +91,16 @@ class Trajectories:
 
 @dataclass(frozen=True, eq=False)
 class _TeacherFlow(AdaptiveFlow):
-    """A flow to an accuracy, and to a tolerance where this fails: one solution of thousands must
-    not end them all. `coarse` has the rows of each failure.
+    """A flow to an accuracy, and to a tolerance where two solves do not agree at any tolerance of
+    the dtype: one solution of thousands must not end them all. `coarse` has the numbers of these.
     """
 
     coarse: list[int] = field(default_factory=list)
 
-    @property
-    def tolerance(self) -> float:
+    def tolerance(self, dtype: torch.dtype) -> float:
         """That of the solutions that do not reach the accuracy."""
         assert self.accuracy is not None
-        return self.accuracy / 1000
+        return max(self.accuracy / 1000, 4 * torch.finfo(dtype).eps)
 
     def solve_flow(
         self, model: AbstractModel, u: Tensor, span: Span, *, after: int = 0
@@ -109,12 +108,19 @@ class _TeacherFlow(AdaptiveFlow):
         try:
             return super().solve_flow(model, u, span, after=after)
         except UnfinishedError as error:
-            solution = error.solution
-        rows = (solution.status != Status.DONE).nonzero().flatten()
-        plain = AdaptiveFlow(self.tolerance, self.tolerance, self.solver, self.max_steps)
-        part = plain.solve_flow(model.rows(rows), u[rows], span, after=after)
+            unfinished = error
+        status = unfinished.solution.status
+        rows = (status == Status.UNDERFLOW).nonzero().flatten()
+        if len(rows) < int((status != Status.DONE).sum()) or len(rows) > 1 + len(u) // 100:
+            raise unfinished
+        tolerance = self.tolerance(u.dtype)
+        plain = AdaptiveFlow(tolerance, tolerance, self.solver, self.max_steps)
+        try:
+            part = plain.solve_flow(model.rows(rows), u[rows], span, after=after)
+        except UnfinishedError:
+            raise unfinished from None
         self.coarse.append(len(rows))
-        return replace_rows(solution, part, rows)
+        return replace_rows(unfinished.solution, part, rows)
 
 
 def trajectories(
@@ -144,12 +150,13 @@ def trajectories(
         n: the number of solutions.
         steps, grid: the number of steps and their grid; noise levels set both.
         accuracy: the error of each step of a solution, as in `AdaptiveFlow`. A few steps may not
-            reach it in the dtype, where solutions that are next to each other part: they have the
-            tolerance accuracy/1000 instead, with a warning.
+            reach it in the dtype, where neighbouring solutions separate: up to 1 % of
+            a batch are solved to the tolerance accuracy / 1000 instead, with a warning.
         sde, end, seed, first, shape, batch_size: as in `sample`. The initial states are those of
             `sample` with the same seed.
 
     Raises:
+        sdekit.UnfinishedError: when more solutions do not reach the accuracy, or the end.
         TypeError, ValueError: as `sample`; also for noise levels that end in 0, since a step to 0
             is not a step of the flow, and for a condition with the name of noise or of a level in
             data.
@@ -194,10 +201,12 @@ def trajectories(
     for level, stop in pairwise(relative[1:]):
         start = Noised(states[-1], level=level, add_noise=False)
         states.append(sample(model, n, start=start, end=stop, **settings))
+    dtype = states[-1].dtype
     if method.coarse:
         warnings.warn(
             f"{sum(method.coarse)} steps of the {n} solutions do not reach the accuracy "
-            f"{accuracy:g} in {states[-1].dtype}: they have the tolerance {method.tolerance:g}",
+            f"{accuracy:g} in {dtype}: they have the tolerance {method.tolerance(dtype):g}; ask "
+            "for less accuracy, or take a model in a wider dtype",
             stacklevel=2,
         )
     y = torch.stack([torch.cat(beginnings), *states])
