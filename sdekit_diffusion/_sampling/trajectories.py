@@ -150,8 +150,8 @@ def trajectories(
         n: the number of solutions.
         steps, grid: the number of steps and their grid; noise levels set both.
         accuracy: the error of each step of a solution, as in `AdaptiveFlow`. A few steps may not
-            reach it in the dtype, where neighbouring solutions separate: up to 1 % of
-            a batch are solved to the tolerance accuracy / 1000 instead, with a warning.
+            reach it in the dtype, where neighbouring solutions separate: in each batch one, and up
+            to 1 % more, are solved to the tolerance accuracy / 1000 instead, with a warning.
         sde, end, seed, first, shape, batch_size: as in `sample`. The initial states are those of
             `sample` with the same seed.
 
