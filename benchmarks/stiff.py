@@ -5,8 +5,9 @@ diffusion in 200 cells (the Brusselator). Printed for several tolerances: the er
 relative to the size of each number there, evaluations, Jacobians, factorisations; then evaluations
 at equal error, interpolated between tolerances, over those of SciPy's methods. Then the time of a
 batch of 64 of different stiffness over that of a loop of SciPy's solves, at equal tolerance and at
-equal error. Evaluations are without those for Jacobians, but for LSODA, which does not tell them
-apart. `python benchmarks/stiff.py`, ten minutes on one thread; `--only batch` for the batch alone.
+equal error, for three batches. Evaluations are without those for Jacobians, but for LSODA, which
+does not tell them apart. `python benchmarks/stiff.py`, 15 minutes on one thread; `--only batch` for
+the batches alone.
 """
 
 import argparse
@@ -30,7 +31,7 @@ SOLVERS = {"Rodas4": sdekit.Rodas4(), "Rodas5P": sdekit.Rodas5P()}
 METHODS = ("Radau", "BDF", "LSODA")
 TOLERANCES = (1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8)
 CELLS = 200  # of two numbers each
-BATCH = 64  # equations of van der Pol, with mu from 1 to 1,000, up to t = 100
+BATCH = 64  # equations in a batch
 Array = NDArray[np.float64]
 
 
@@ -205,42 +206,101 @@ def swings(t: Any, x: Tensor) -> Tensor:
     return torch.stack([v, mu * (1 - y * y) * v - y, 0 * mu], dim=1)
 
 
-def batch_by(solver: str, x0: Tensor, tol: float) -> Tensor:
+def cycles(t: Any, x: Tensor) -> Tensor:
+    """The same in time divided by 2 mu."""
+    return 2 * x[:, 2:] * swings(t, x)
+
+
+def reactions(t: Any, x: Tensor) -> Tensor:
+    """Robertson's kinetics with the rate of the fast reaction in the state."""
+    a, b, c, rate = x.unbind(1)
+    first = -0.04 * a + 1e4 * b * c
+    third = rate * b * b
+    return torch.stack([first, -first - third, third, 0 * rate], dim=1)
+
+
+def swing_numbers(mu: float, y: Array) -> list[float]:
+    return [y[1], mu * (1 - y[0] ** 2) * y[1] - y[0]]
+
+
+def cycle_numbers(mu: float, y: Array) -> list[float]:
+    return [2 * mu * y[1], 2 * mu * (mu * (1 - y[0] ** 2) * y[1] - y[0])]
+
+
+def reaction_numbers(rate: float, y: Array) -> list[float]:
+    first = -0.04 * y[0] + 1e4 * y[1] * y[2]
+    third = rate * y[1] * y[1]
+    return [first, -first - third, third]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Equations that differ in a parameter, the last number of the state; the same in numbers, for
+    SciPy; absolute tolerances as in `Problem`.
+    """
+
+    drift: Callable[[Any, Tensor], Tensor]
+    numbers: Callable[[float, Array], list[float]]
+    start: tuple[float, ...]
+    parameters: Tensor
+    end: float
+    scale: float = 1.0
+
+    @property
+    def x0(self) -> Tensor:
+        start = torch.tensor(self.start, dtype=torch.float64).expand(BATCH, -1)
+        return torch.cat([start, self.parameters[:, None]], dim=1)
+
+
+STIFFNESS = torch.logspace(0, 3, BATCH, dtype=torch.float64)
+RATES = 3e7 * torch.logspace(-4, 1, BATCH, dtype=torch.float64)
+BATCHES = {
+    "van der Pol, to t = 100": Batch(swings, swing_numbers, (2.0, 0.0), STIFFNESS, 100.0),
+    "van der Pol, to t = 2 mu": Batch(cycles, cycle_numbers, (2.0, 0.0), STIFFNESS, 1.0),
+    "Robertson": Batch(reactions, reaction_numbers, (1.0, 0.0, 0.0), RATES, 1e4, 1e-4),
+}
+
+
+def batch_by(solver: str, batch: Batch, tol: float) -> Tensor:
     """The ends of the batch in one solve."""
-    control = sdekit.PIDController(tol, tol)
-    ode = sdekit.ODE(swings)
-    return sdekit.solve(ode, x0, [0.0, 100.0], solver=SOLVERS[solver], control=control).x
+    control = sdekit.PIDController(tol, tol * batch.scale)
+    ode = sdekit.ODE(batch.drift)
+    span = [0.0, batch.end]
+    return sdekit.solve(ode, batch.x0, span, solver=SOLVERS[solver], control=control).x
 
 
-def loop_by(method: str, x0: Tensor, tol: float) -> Tensor:
+def loop_by(method: str, batch: Batch, tol: float) -> Tensor:
     """The ends of the batch by a loop over its equations, in numbers."""
     ends = []
-    for y0, v0, mu in x0.tolist():
+    for parameter in batch.parameters.tolist():
         found = solve_ivp(
-            lambda t, y, m=mu: [y[1], m * (1 - y[0] ** 2) * y[1] - y[0]], (0.0, 100.0), [y0, v0],
-            method=method, rtol=tol, atol=tol,
+            lambda t, y, p=parameter: batch.numbers(p, y), (0.0, batch.end), batch.start,
+            method=method, rtol=tol, atol=tol * batch.scale,
         )  # fmt: skip
         ends.append(found.y[:, -1])
     return torch.from_numpy(np.stack(ends))
 
 
 def batches() -> list[dict[str, Any]]:
-    """A row for each method and tolerance: the error of y at the end, root mean square over the
-    batch, and the seconds of the process.
+    """A row for each batch, method and tolerance: the error of the first number at the end, root
+    mean square over the batch, and the seconds of the process.
     """
-    mu = torch.logspace(0, 3, BATCH, dtype=torch.float64)
-    x0 = torch.stack([torch.full_like(mu, 2.0), torch.zeros_like(mu), mu], dim=1)
-    known = batch_by("Rodas5P", x0, 1e-11)
     rows = []
-    for method in (*SOLVERS, *METHODS):
-        for tol in TOLERANCES[:5]:
-            solved = batch_by if method in SOLVERS else loop_by
-            begun = time.process_time()
-            end = solved(method, x0, tol)
-            seconds = time.process_time() - begun
-            error = float((end[:, 0] - known[:, 0]).square().mean().sqrt())
-            rows.append({"method": method, "tol": tol, "error": error, "seconds": seconds})
-            print(f"batch, {method:7s} {tol:.0e}  error {error:.1e} {seconds:7.2f} s", flush=True)
+    for name, batch in BATCHES.items():
+        known = batch_by("Rodas5P", batch, 1e-11)
+        for method in (*SOLVERS, *METHODS):
+            for tol in TOLERANCES[:5]:
+                solved = batch_by if method in SOLVERS else loop_by
+                begun = time.process_time()
+                end = solved(method, batch, tol)
+                seconds = time.process_time() - begun
+                error = float((end[:, 0] - known[:, 0]).square().mean().sqrt())
+                row = {"batch": name, "method": method, "tol": tol, "error": error}
+                rows.append({**row, "seconds": seconds})
+                print(
+                    f"{name:26s} {method:7s} {tol:.0e}  error {error:.1e} {seconds:7.2f} s",
+                    flush=True,
+                )
     return rows
 
 
@@ -248,12 +308,15 @@ def batch_ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The time of each solver over that of each method of SciPy, with tolerances of 1e-6, and at
     equal error.
     """
-    same = {row["method"]: row["seconds"] for row in rows if row["tol"] == 1e-6}
     found = []
-    for solver in SOLVERS:
-        of_tolerance = {method: same[solver] / same[method] for method in METHODS}
-        found.append({"solver": solver, "at equal": "tolerance, 1e-6", **of_tolerance})
-        found.append({"solver": solver, "at equal": "error", **ratios(rows, solver, "seconds")})
+    for name in BATCHES:
+        own = [row for row in rows if row["batch"] == name]
+        same = {row["method"]: row["seconds"] for row in own if row["tol"] == 1e-6}
+        for solver in SOLVERS:
+            of_tolerance = {method: same[solver] / same[method] for method in METHODS}
+            row = {"batch": name, "solver": solver}
+            found.append({**row, "at equal": "tolerance, 1e-6", **of_tolerance})
+            found.append({**row, "at equal": "error", **ratios(own, solver, "seconds")})
     return found
 
 
@@ -296,7 +359,7 @@ def main() -> None:
         compared = batch_ratios(rows)
         for row in compared:
             shown = ", ".join(f"{m} {row[m]:.2f}" for m in METHODS)
-            print(f"a batch by {row['solver']}, time at equal {row['at equal']} over {shown}")
+            print(f"{row['batch']}, {row['solver']}: time at equal {row['at equal']} over {shown}")
         save("stiff_batch", {**result, "rows": rows})
         publish("stiff_batch", result, compared)
 
