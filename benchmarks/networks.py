@@ -29,7 +29,7 @@ import sdekit_diffusion as sd
 from sdekit import DEIS, DPMSolver, UniPC
 from sdekit_diffusion.metrics import classifier_features, frechet
 
-SEED = 8
+SEED = 9
 BUDGETS = (5, 6, 8, 10, 15, 20, 50)
 SAMPLES = 200
 DIGITS = 80  # samples compared one by one
@@ -163,6 +163,7 @@ def compared(
             "its name": best[0],
             "ratio": ours[0] / peers[best[0]][0],
             "ratio of medians": ours[1] / peers[best[1]][1],
+            "peers": {peer: mean for peer, (mean, _) in peers.items()},
         }
         rows.append(row)
         print(

@@ -13,6 +13,7 @@ from sdekit._solvers.euler import EulerMaruyama
 from sdekit._solvers.exponential import ExponentialEuler, ExponentialHeun
 from sdekit._solvers.heun import EulerHeun, Heun, Midpoint, ReversibleHeun
 from sdekit._solvers.implicit import ImplicitEulerMaruyama, ImplicitPlaten
+from sdekit._solvers.limited import LimitedUniPC
 from sdekit._solvers.log_ode import LogODE
 from sdekit._solvers.milstein import Milstein, StratonovichMilstein
 from sdekit._solvers.multistep import AbstractMultistep, AdamsBashforth, AdamsMoulton
@@ -76,6 +77,7 @@ __all__ = [
     "ImplicitEulerMaruyama",
     "ImplicitPlaten",
     "Langevin",
+    "LimitedUniPC",
     "LogODE",
     "Midpoint",
     "Milstein",

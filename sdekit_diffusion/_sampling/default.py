@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 from typing import NamedTuple
 
-from sdekit import AbstractMultistep, AdamsBashforth, AdamsMoulton, DPMSolver, UniPC
+from sdekit import AbstractMultistep, AdamsBashforth, AdamsMoulton, LimitedUniPC, UniPC
 from sdekit_diffusion._sampling.clock import Integrand
 from sdekit_diffusion._sampling.grids import AbstractGrid
 
@@ -14,6 +14,7 @@ from sdekit_diffusion._sampling.grids import AbstractGrid
 class Choice(NamedTuple):
     """An integrand and a rule, for fewer than limit + slope s steps, where s is the stiffness of
     the model; and the reach and the sharpness of a `Focused` for which the caller gives no reach.
+    For models of d coordinates the reach is multiplied by d^power.
     """
 
     limit: float
@@ -22,6 +23,7 @@ class Choice(NamedTuple):
     slope: float = 0.0
     reach: float | None = None
     sharpness: float | None = None
+    power: float = 0.0
 
 
 _TWO = AdamsMoulton(2, self_starting=False, lower_final=True)
@@ -30,7 +32,7 @@ _FOUR = replace(_TWO, k=4, lower_final=False)
 # In few steps a correction multiplies errors in directions in which the data are narrow.
 _PREDICTOR = AdamsBashforth(3, self_starting=False)
 _UNIPC = UniPC(2, lower_final=True)
-_DPM_SOLVER = DPMSolver(2, lower_final=True)
+_LIMITED = LimitedUniPC(lower_final=True)
 # The keys say whether the model is a network that predicts the noise.
 _CHOICES = {
     False: (
@@ -54,14 +56,14 @@ _CHOICES_ELSEWHERE = {
 # For models whose stiffness is 1 or more, on every grid.
 _STIFF_CHOICES = {
     False: (
-        Choice(-3, "data", UniPC(1), slope=3.5),
-        Choice(5, "data", _UNIPC, slope=4.5),
+        Choice(-6, "data", _LIMITED, slope=3.5),
+        Choice(10, "data", _UNIPC),
+        Choice(1, "velocity", _LIMITED, slope=4.5),
         Choice(math.inf, "velocity", _TWO),
     ),
     True: (
-        Choice(-2.5, "data", UniPC(1), slope=3.2, reach=20, sharpness=17),
-        Choice(-3, "data", _DPM_SOLVER, slope=5, reach=10, sharpness=17),
-        Choice(0, "data", _UNIPC, slope=7, reach=10, sharpness=17),
+        Choice(8, "data", _LIMITED, slope=1.4, reach=10, sharpness=24, power=0.5),
+        Choice(-2, "velocity", _LIMITED, slope=6, reach=10, sharpness=24, power=0.5),
         Choice(math.inf, "velocity", _TWO, reach=10, sharpness=24),
     ),
 }

@@ -192,10 +192,10 @@ class OnClock(AbstractGridMethod):
         40, and by `AdamsMoulton(4)` from there on.
 
         Under guidance of scale w with s = |w - 1| >= 1 (`AbstractModel.stiffness`) "model"
-        integrates the data by `UniPC(1)` below 3.5 s - 3 steps and by `UniPC(2)` below 4.5 s + 5,
-        else the velocity by `AdamsMoulton(2)`. For networks that predict the noise it integrates
-        the data by `UniPC(1)` below 3.2 s - 2.5 steps, by `DPMSolver(2)` below 5 s - 3 and by
-        `UniPC(2)` below 7 s, else the velocity by `AdamsMoulton(2)`.
+        integrates the data by `LimitedUniPC` below 3.5 s - 6 steps and by `UniPC(2)` below 10, the
+        velocity by `LimitedUniPC` below 4.5 s + 1 and by `AdamsMoulton(2)` from there on. For
+        networks that predict the noise it integrates the data by `LimitedUniPC` below 1.4 s + 8
+        steps, the velocity by `LimitedUniPC` below 6 s - 2 and by `AdamsMoulton(2)` from there on.
 
         On grids that do not follow the model (`follows_model`) the longer rules have larger errors
         or are unstable. There, without guidance, the velocity is integrated by `AdamsMoulton(3)`,
@@ -228,7 +228,10 @@ class OnClock(AbstractGridMethod):
             return grid
         choice = self._default_choice(model)
         sharpness = choice.sharpness if grid.sharpness is None else grid.sharpness
-        return replace(grid, reach=choice.reach, sharpness=sharpness)
+        reach = choice.reach
+        if reach is not None:
+            reach *= math.prod(model.shape or ()) ** choice.power
+        return replace(grid, reach=reach, sharpness=sharpness)
 
     def _default_choice(self, model: AbstractModel) -> Choice:
         return default_choice(self.grid, self.steps, model.predicts_noise, model.stiffness)
