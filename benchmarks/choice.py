@@ -43,6 +43,7 @@ from sdekit import (
     AdamsMoulton,
     Dopri8,
     DPMSolver,
+    LimitedUniPC,
     UniPC,
     solve,
     uniform,
@@ -310,6 +311,10 @@ def candidates() -> dict[str, OnClock]:
         *(OnClock(rule, integrand="noise") for rule in (AdamsBashforth(1), *in_l)),
         *(OnClock(UniPC(k, lower_final=k > 1)) for k in (1, 2)),
         OnClock(DPMSolver(2, lower_final=True)),
+        *(
+            OnClock(LimitedUniPC(lower_final=True), integrand=integrand)
+            for integrand in ("data", "velocity")
+        ),
     ]
     return {f"{method.integrand}, {_name(method.rule)}": method for method in methods}
 
@@ -319,14 +324,16 @@ def _name(rule: AbstractSolver) -> str:
     return f"{type(rule).__name__}({rule.k}{', shorter last steps' if rule.lower_final else ''})"
 
 
-GRIDS = {
-    "focused": Focused(),
-    "reach 10": Focused(reach=10),
-    "reach 10, sharpness 17": Focused(reach=10, sharpness=17),
-    "reach 10, sharpness 24": Focused(reach=10, sharpness=24),
-    "reach 20, sharpness 17": Focused(reach=20, sharpness=17),
-    "infinite reach": Focused(reach=math.inf),
-}
+def grids(d: int) -> dict[str, Focused]:
+    """Of models of d coordinates."""
+    return {
+        "focused": Focused(),
+        "reach 10": Focused(reach=10),
+        "reach 10, sharpness 17": Focused(reach=10, sharpness=17),
+        "reach 10, sharpness 24": Focused(reach=10, sharpness=24),
+        "reach 10 d^0.5, sharpness 24": Focused(reach=10 * math.sqrt(d), sharpness=24),
+        "infinite reach": Focused(reach=math.inf),
+    }
 
 
 def trained(
@@ -356,7 +363,8 @@ def relative_errors(model: AbstractModel, steps: int, n: int) -> dict[str, float
     """Of each candidate on each grid, over the least."""
     exact = sample(model, n, method=AdaptiveFlow(1e-6, 1e-6), seed=SEED)
     found = {}
-    for (name, method), (place, grid) in itertools.product(candidates().items(), GRIDS.items()):
+    places = grids(math.prod(model.shape or ()))
+    for (name, method), (place, grid) in itertools.product(candidates().items(), places.items()):
         end = sample(model, n, method=method, grid=grid, steps=steps, seed=SEED)
         found[f"{name}, {place}"] = float((end - exact).square().flatten(1).mean(1).sqrt().mean())
     return _relative(found)

@@ -297,7 +297,7 @@ SEVERAL = [
     *(
         (rule, kind)
         for rule in RULES
-        if not rule.lower_final
+        if not rule.lower_final and "additive" in rule.order
         for kind in ("additive", "clock, eta = 1", "clock, eta = 0.5")
     ),
     *((ClockedHeun(), kind) for kind in ("additive", "clock, eta = 1", "clock, eta = 0.5")),

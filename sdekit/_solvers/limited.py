@@ -63,8 +63,7 @@ class LimitedUniPC(UniPC):
 
     @computed
     def order(self) -> Mapping[NoiseType, Order]:
-        p = min(self.accuracy[self.k], self._limited_order)
-        return {"none": Order(p, p)}
+        return {"none": super().order["none"]}
 
     def _compute_plan(self, problem: AbstractSDE, ts: Sequence[float]) -> dict[float, Row]:
         """The steps of a grid by their t_0. The weights are those of f_0 and of f_{-1} - f_0 in
