@@ -354,7 +354,7 @@ def test_the_default_has_shorter_rules_where_a_network_predicts_the_noise(
     model = ScoreModel(Guess(), "vp", predicts, shape=(1,), data_std=0.5)
     grid = Focused(0.9, reach=math.inf)
     if steps < 18:
-        grid = Focused(0.9, reach=10.0, sharpness=17 if steps < 7 else 24)
+        grid = Focused(0.9, reach=10.0, sharpness=24)
     meant = OnClock(rule, integrand=integrand, grid=grid)
     assert same_samples(model, "default", meant, steps)
     assert not same_samples(model, "default", replace(meant, grid=Focused()), steps)

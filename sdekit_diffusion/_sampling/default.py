@@ -41,7 +41,7 @@ _CHOICES = {
         Choice(math.inf, "velocity", _FOUR),
     ),
     True: (
-        Choice(7, "data", _UNIPC, reach=10, sharpness=17),
+        Choice(7, "data", _UNIPC, reach=10, sharpness=24),
         Choice(18, "velocity", _TWO, reach=10, sharpness=24),
         Choice(26, "velocity", _TWO, reach=math.inf),
         Choice(40, "velocity", _THREE, reach=math.inf),
