@@ -14,7 +14,7 @@ one step. From initial states that none of them was trained on:
 
 Printed are also the evaluations of the teacher for each solution, and the time.
 
-`python benchmarks/distillation.py [--teacher FOLDER] [--pairs 20000] [--updates 4000]`
+`python benchmarks/distillation.py [--teacher FOLDER] [--pairs 20000] [--minutes 6]`
 """
 
 import argparse
@@ -52,13 +52,18 @@ def teacher_of(folder: Path | None) -> sd.ScoreModel:
 
 
 def student_of(
-    teacher: sd.ScoreModel, data: dict[str, Tensor], weighting: str, updates: int
-) -> sd.ScoreModel:
-    """A copy of the teacher, trained with so many updates."""
+    teacher: sd.ScoreModel, data: dict[str, Tensor], weighting: str, minutes: float
+) -> tuple[sd.ScoreModel, int]:
+    """A copy of the teacher, trained for about `minutes` minutes, and the number of updates."""
     student = copy.deepcopy(teacher)
-    recipe = sd.Recipe(steps=updates, batch_size=BATCH, weighting=weighting, lr=1e-3, seed=SEED)
+    trial = sd.Recipe(steps=10, batch_size=BATCH, weighting=weighting)
+    began = time.perf_counter()
+    sd.fit(copy.deepcopy(teacher), data, trial, progress=False)
+    seconds = (time.perf_counter() - began) / trial.steps
+    steps = max(20, int(60 * minutes / seconds))
+    recipe = sd.Recipe(steps=steps, batch_size=BATCH, weighting=weighting, lr=1e-3, seed=SEED)
     sd.fit(student, data, recipe, progress=False)
-    return student
+    return student, steps
 
 
 def flow(teacher: sd.ScoreModel, seed: int = SEED, first: int = 0) -> Tensor:
@@ -144,7 +149,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--teacher", type=Path, help="a run folder of digits")
     parser.add_argument("--pairs", type=int, default=20_000)
-    parser.add_argument("--updates", type=int, default=4000, help="of each student")
+    parser.add_argument("--minutes", type=float, default=6.0, help="of training for each student")
     arguments = parser.parse_args()
     result = environment(dtype="float32", seed=SEED)
     teacher = teacher_of(arguments.teacher)
@@ -174,14 +179,12 @@ def main() -> None:
         drawn_now = sd.sample(teacher, N, grid=sigmas, **settings)
         rows[f"teacher, DDIM, {name}"] = judge.row(drawn_now)
     for name, (data, weighting, sigmas) in cases.items():
-        began = time.perf_counter()
-        student = student_of(teacher, data, weighting, arguments.updates)
-        trained = {"updates": arguments.updates, "seconds": time.perf_counter() - began}
+        student, updates = student_of(teacher, data, weighting, arguments.minutes)
         drawn[name] = sd.sample(student, N, grid=sigmas, **settings)
-        rows[name] = {**trained, **judge.row(drawn[name])}
+        rows[name] = {"updates": updates, **judge.row(drawn[name])}
         print(name, rows[name], flush=True)
         more = {"pairs": arguments.pairs, "seconds of pairs": seconds, "evaluations": each}
-        save("distillation", {**result, **more, "rows": rows})
+        save("distillation", {**result, **more, "minutes": arguments.minutes, "rows": rows})
     publish("distillation", result, [{"samples": name, **row} for name, row in rows.items()])
     for name, row in rows.items():
         print(f"{name:24s}", "  ".join(f"{key} {value:.4g}" for key, value in row.items()))
