@@ -7,6 +7,7 @@ import torch
 
 import sdekit
 from sdekit import LimitedUniPC
+from sdekit_diffusion import OnClock
 
 TIMES = [0.0, 0.3, 0.5, 0.9, 1.0, 1.2]
 
@@ -114,13 +115,73 @@ def test_slopes_that_do_not_change_are_integrated_exactly(dtype):
     torch.testing.assert_close(found, torch.ones_like(found))
 
 
-def test_tiny_states_are_solved_as_large_ones():
+@pytest.mark.parametrize("scale", [1e-30, 1e-24, 1e24])
+def test_states_of_any_size_are_solved_alike(scale):
+    """In float32 squares of these numbers are 0 or infinite."""
     ode = sdekit.ODE(lambda t, x: torch.stack([x[:, 1], -x[:, 0]], dim=1))
     ts = sdekit.uniform(0.0, 3.0, 12)
+    x0 = torch.tensor([[1.0, 0.5]])
+    one = sdekit.solve(ode, x0, ts, solver=LimitedUniPC()).x
+    other = sdekit.solve(ode, scale * x0, ts, solver=LimitedUniPC()).x
+    torch.testing.assert_close(other / scale, one, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_decay_below_the_smallest_squares_is_stable(dtype):
+    ode = sdekit.ODE(lambda t, x: -x)
+    x0 = torch.tensor([[1.0, 2.0]], dtype=dtype)
+    found = sdekit.solve(ode, x0, sdekit.uniform(0.0, 60.0, 120), solver=LimitedUniPC()).x
+    assert found.abs().max() < 1e-15
+
+
+def test_states_of_no_numbers():
+    ode = sdekit.ODE(lambda t, x: -x)
+    for shape in ((0, 2), (3, 0)):
+        found = sdekit.solve(ode, torch.ones(shape), [0.0, 0.5, 1.0, 1.5], solver=LimitedUniPC())
+        assert found.x.shape == shape
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
+def test_gradients_where_slopes_do_not_change(dtype):
+    """x' = (2 - x)/(1 - t) is a straight line to 2: after 4/5 of the time the derivative is 1/5."""
+    ode = sdekit.ODE(lambda t, x: (2 - x) / (1 - t))
+    ts = sdekit.uniform(0.0, 0.8, 8)
+    for shape in ((200, 1), (50, 3)):
+        x0 = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+        x0.requires_grad_()
+        sdekit.solve(ode, x0, ts, solver=LimitedUniPC()).x.sum().backward()
+        torch.testing.assert_close(x0.grad, torch.full_like(x0, 0.2), rtol=0.05, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")
+def test_derivatives_take_the_cosines_as_constants():
+    """Forwards as backwards; those of smooth slopes agree with differences."""
+    ode = sdekit.ODE(lambda t, x: torch.stack([x[:, 1], -torch.sin(x[:, 0])], dim=1))
+    ts = sdekit.uniform(0.0, 1.0, 40)
     x0 = torch.tensor([[1.0, 0.5]], dtype=torch.float64)
-    large = sdekit.solve(ode, x0, ts, solver=LimitedUniPC()).x
-    tiny = sdekit.solve(ode, 1e-100 * x0, ts, solver=LimitedUniPC()).x
-    torch.testing.assert_close(1e100 * tiny, large, rtol=1e-12, atol=0)
+    step = torch.tensor([[0.3, -0.2]], dtype=torch.float64)
+
+    def end(x):
+        return sdekit.solve(ode, x, ts, solver=LimitedUniPC()).x
+
+    _, forwards = torch.func.jvp(end, (x0,), (step,))
+    _, pull = torch.func.vjp(end, x0)
+    torch.testing.assert_close((pull(forwards)[0] * step).sum(), forwards.square().sum())
+    differences = (end(x0 + 1e-5 * step) - end(x0 - 1e-5 * step)) / 2e-5
+    torch.testing.assert_close(forwards, differences, rtol=1e-5, atol=1e-6)
+
+
+def test_after_a_change_of_x_nothing_is_extrapolated_from_it():
+    """The prediction from a state that the caller has moved uses the new slope alone."""
+    ts = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+    ode = sdekit.ODE(lambda t, x: torch.cos(t) - x)
+    x0 = torch.zeros(1, 1, dtype=torch.float64)
+    now = sdekit.stepper(ode, x0, ts, solver=LimitedUniPC())
+    for _ in range(4):
+        now = now.next()
+    moved = now.with_x(now.x + 1.0)
+    slope = torch.cos(torch.tensor(0.8, dtype=torch.float64)) - moved.x
+    torch.testing.assert_close(moved.next().x, moved.x + 0.2 * slope, rtol=1e-12, atol=0)
 
 
 def test_refused():
@@ -132,5 +193,8 @@ def test_refused():
     sde = sdekit.SDE(lambda t, x: -x, lambda t, x: 1.0, "additive")
     with pytest.raises(ValueError, match="LimitedUniPC does not solve equations with additive"):
         sdekit.solve(sde, torch.ones(2, 1), ts, solver=solver)
+    for eta in (0.5, lambda l: 0.5):
+        with pytest.raises(ValueError, match="LimitedUniPC is for the probability flow, eta = 0"):
+            OnClock(solver, eta)
     with pytest.raises(TypeError, match="not normal with a known mean"):
         solver.mean_weights(0.0, 1.0)

@@ -31,10 +31,14 @@ class LimitedUniPC(UniPC):
         p   = P_1 + phi_0 (P_2 - P_1),
         x_1 = p + min(1, 1 + cos(d_1, d_0)) (C_1 + phi_1 (C_2 - C_1) - p),
 
-    where P_k and C_k are the predicted and the corrected states of UniPC-k. Where the slopes are
-    smooth, the cosines are near 1 and this is UniPC-2. Where a slope turns back, as it does in a
-    stiff direction, extrapolation makes the error larger; there it is a step with one value. In the
-    second step the prediction is P_1. x is corrected before the next step.
+    where P_k and C_k are the predicted and the corrected states of UniPC-k; a cosine with a
+    difference of 0 counts as 0. The first step is C_1, the second predicts P_1, and the last is
+    not corrected. Where the slopes are smooth, the cosines are near 1 and this is UniPC-2. Where a
+    slope turns back, as it does in a stiff direction, extrapolation makes the error larger; there
+    the next prediction uses one value, and the correction is small or none.
+
+    x is corrected before the next step. After a change of x by the caller the next prediction is
+    P_1. Derivatives take the cosines as constants.
 
     Arguments:
         k: 2.
@@ -120,6 +124,9 @@ class LimitedUniPC(UniPC):
         end = axpy(part * (forward * third - extrapolated), back, end)
         return Step(end, None, None, (new, slope, cosine))
 
+    def restarted(self, problem: AbstractSDE, t0: Time, x: Tensor, state: Tree) -> Tree:
+        return tuple(super().restarted(problem, t0, x, state))[:2]
+
     def mean_weights(self, t0: float, t1: float) -> Sequence[float]:
         return AbstractSolver.mean_weights(self, t0, t1)
 
@@ -129,6 +136,16 @@ class LimitedUniPC(UniPC):
 
 def _cosine(a: Tensor, b: Tensor) -> Tensor:
     """The cosine of the angle between two states of each sample, `(batch,)`; 0 where one is 0."""
-    wide = torch.promote_types(a.dtype, torch.float32)
-    rows = [part.reshape(len(part), math.prod(part.shape[1:])).to(wide) for part in (a, b)]
-    return cosine_similarity(*rows, dim=1, eps=torch.finfo(wide).tiny)
+    return cosine_similarity(_directions(a), _directions(b), dim=1).clamp(-1.0, 1.0)
+
+
+def _directions(x: Tensor) -> Tensor:
+    """The states as rows with a largest absolute value of 1, or 0 where it is 0, in float32 or
+    float64.
+    """
+    wide = torch.promote_types(x.dtype, torch.float32)
+    rows = x.detach().reshape(len(x), math.prod(x.shape[1:])).to(wide)
+    if not rows.shape[1]:
+        return rows
+    largest = rows.abs().amax(dim=1, keepdim=True)
+    return rows / torch.where(largest > 0, largest, 1.0)
