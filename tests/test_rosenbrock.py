@@ -18,6 +18,7 @@ from sdekit import (
     PIDController,
     Rodas4,
     Rodas5P,
+    SemiLinear,
     Status,
     solve,
     uniform,
@@ -54,6 +55,18 @@ def radau(rates, x0, end, **settings):
     return solve_ivp(
         lambda t, y: rates(*y.tolist()), (0.0, end), x0, "Radau", rtol=1e-8, atol=1e-12, **settings
     )
+
+
+def test_a_drift_that_autograd_does_not_see_is_refused_beside_a_linear_part():
+    """The sum with the linear part has a derivative, but not that of the drift."""
+    hidden = SemiLinear(-1.0, lambda t, x: torch.sin(x).detach())
+    with pytest.raises(ValueError, match="in a way that autograd can see"):
+        solve(hidden, torch.ones(2, 1), [0.0, 0.5], solver=Rodas4())
+    seen = SemiLinear(-1.0, lambda t, x: torch.sin(x))
+    plain = ODE(lambda t, x: torch.sin(x) - x)
+    x0 = torch.ones(2, 1, dtype=F64)
+    ends = [solve(ode, x0, [0.0, 0.5, 1.0], solver=Rodas4()).x for ode in (seen, plain)]
+    torch.testing.assert_close(*ends)
 
 
 @pytest.mark.parametrize("enabled", [True, False], ids=["with gradients", "without"])

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,9 +63,16 @@ class SemiLinear(AbstractSDE):
         object.__setattr__(self, "rest", rest)
 
     def drift(self, t: Time, x: Tensor) -> Tensor:
+        return self._with_linear_part(self.rest.drift, t, x)
+
+    def _followed_drift(self, t: Tensor, x: Tensor) -> Tensor:
+        return self._with_linear_part(self.rest._followed_drift, t, x)
+
+    def _with_linear_part(self, f: Callable[[Any, Tensor], Tensor], t: Time, x: Tensor) -> Tensor:
+        """A x + f(t, x), after checks of f that the sum would hide."""
         linear = self.linear.to(x) if isinstance(self.linear, Tensor) else self.linear
-        rest = checked_call("f(t, x)", self.rest.drift, t, x)
-        require_derivative("f(t, x)", rest, x)  # which the sum with the linear part would hide
+        rest = checked_call("f(t, x)", f, t, x)
+        require_derivative("f(t, x)", rest, x)
         return torch.add(rest, linear * x)
 
     def diffusion(self, t: Time, x: Tensor) -> Time:

@@ -150,7 +150,7 @@ class OnClock(AbstractGridMethod):
                 "steps meet, which rules with planned weights take exactly; choose one such as "
                 "AdamsBashforth(2), or give eta as a number"
             )
-        if self.eta and "additive" not in self.rule.order:
+        if self.eta and not callable(self.eta) and "additive" not in self.rule.order:
             name = type(self.rule).__name__
             raise ValueError(
                 f"{name} is for the probability flow, eta = 0; with noise take ClockedHeun() or "
