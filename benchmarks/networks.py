@@ -7,10 +7,11 @@ or the flow. The error of a sample is the root mean square of its coordinates' d
 flow of the same network from the same x_T, solved to 1e-6. A row has the mean error of the default,
 that of the best of the published samplers over all grids, the ratio of the means and that of the
 medians. With labels also under guidance of 3 and 7.5; for digits Frechet distances in the features
-of a classifier, less that of the solved flow, with bootstrapped standard errors.
+of a classifier, less that of the solved flow, with bootstrapped standard errors, without guidance
+and with 3.
 
-`python benchmarks/networks.py [--quick] [--names curve surface digits]`; an hour on one core, all
-but the digits five minutes.
+`python benchmarks/networks.py [--quick] [--names curve surface digits]`; an hour and a half on one
+core, all but the digits ten minutes.
 """
 
 import argparse
