@@ -5,6 +5,7 @@ must be equal or differ.
 import math
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import pytest
 import torch
 from physical import run, span_of
@@ -374,12 +375,9 @@ def test_an_accuracy_takes_a_tenth_and_a_hundredth_and_counts_all_solves():
 def test_a_rejected_step_becomes_shorter_whatever_the_errors_before():
     """PI control would lengthen it where the error before was larger."""
     control = PIDController(proportional=0.4, integral=0.3)
-    before = torch.tensor([[1e4, 1.0]], dtype=torch.float64)
-    assert (
-        control.factor(torch.tensor([1.01], dtype=torch.float64), before, 5).item()
-        <= control.safety
-    )
-    assert control.factor(torch.tensor([0.99], dtype=torch.float64), before, 5).item() > 1
+    before = np.array([[1e4, 1.0]])
+    assert control.factor(np.array([1.01]), before, 5).item() <= control.safety
+    assert control.factor(np.array([0.99]), before, 5).item() > 1
 
 
 # Failures, as the caller knows them

@@ -5,14 +5,21 @@ tensors.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 from sdekit._solve.solution import Solution, Status
 from sdekit._solvers.contract import Tree
 from sdekit.elementary import broadcast
+
+Host = NDArray[np.float64]
+Rows = NDArray[np.int64]
+Flags = NDArray[np.bool_]
 
 
 @contextmanager
@@ -63,6 +70,18 @@ def scatter_rows(tree: Tree, rows: Tensor, size: int) -> Tree:
     return tuple(scatter_rows(part, rows, size) for part in tree)
 
 
+def to_device(device: torch.device, *arrays: NDArray[Any]) -> list[Tensor]:
+    """Small arrays of the host as tensors on a device, without waiting for its queued work."""
+    return [torch.from_numpy(array).to(device, non_blocking=True) for array in arrays]
+
+
+def on_host(values: Tensor) -> Host:
+    """Numbers of a device as an array; the computation waits for them."""
+    if is_functorch_wrapped_tensor(values):  # whose memory NumPy cannot read
+        return np.array(values.tolist())
+    return values.cpu().numpy()
+
+
 class AcceptedSteps(NamedTuple):
     """Accepted steps, one per sample; tensors with the batch first.
 
@@ -84,8 +103,9 @@ class AcceptedSteps(NamedTuple):
 
 @dataclass
 class ActiveSamples:
-    """The samples that are still being solved; tensors with the batch first: x and state on the
-    device of the solve, all others on the host.
+    """The samples that are still being solved, the batch first: x and state are tensors on the
+    device of the solve, all others arrays on the host, where NumPy's calls take less time. Arrays
+    other than h and ended are replaced, not changed.
 
     index: their rows in the full batch. remaining: the time to the end. h: the length of the next
     step, without sign. previous: q of the last two accepted steps. next_output: the number of the
@@ -93,24 +113,24 @@ class ActiveSamples:
     else 0. output_evaluations: additional evaluations for output within steps.
     """
 
-    index: Tensor
+    index: Rows
     x: Tensor
-    t: Tensor
-    remaining: Tensor
-    h: Tensor
+    t: Host
+    remaining: Host
+    h: Host
     state: Tree
-    previous: Tensor
-    accepted: Tensor
-    next_output: Tensor
-    ended: Tensor
-    output_evaluations: Tensor
+    previous: Host
+    accepted: Rows
+    next_output: Rows
+    ended: Host
+    output_evaluations: Rows
 
     @staticmethod
-    def of(x0: Tensor, t: Tensor, remaining: Tensor, h: Tensor, state: Tree) -> "ActiveSamples":
+    def of(x0: Tensor, t: Host, remaining: Host, h: Host, state: Tree) -> "ActiveSamples":
         """All samples before the first step."""
-        index = torch.arange(len(x0))
-        zeros = torch.zeros_like(index)
-        previous = t.new_ones(len(x0), 2)
+        index = np.arange(len(x0))
+        zeros = np.zeros_like(index)
+        previous = np.ones((len(x0), 2))
         return ActiveSamples(
             index=index,
             x=x0,
@@ -121,12 +141,12 @@ class ActiveSamples:
             previous=previous,
             accepted=zeros,
             next_output=zeros + 1,
-            ended=torch.zeros_like(t),
+            ended=np.zeros_like(t),
             output_evaluations=zeros,
         )
 
     def advance(
-        self, t1: Tensor, remaining: Tensor, accept: Tensor, x1: Tensor, states: tuple[Tree, Tree]
+        self, t1: Host, remaining: Host, accept: Flags, x1: Tensor, states: tuple[Tree, Tree]
     ) -> None:
         """Moves the samples whose steps are accepted to t1.
 
@@ -134,57 +154,53 @@ class ActiveSamples:
         after a rejected one.
         """
         state1, state0 = states
-        if not bool(accept.all()):
-            there = accept.to(self.x.device, non_blocking=True)
+        if not accept.all():
+            (there,) = to_device(self.x.device, accept)
             x1 = where(there, x1, self.x)
             state1 = where(there, state1, state0)
-            t1 = torch.where(accept, t1, self.t)
-            remaining = torch.where(accept, remaining, self.remaining)
+            t1 = np.where(accept, t1, self.t)
+            remaining = np.where(accept, remaining, self.remaining)
         self.x = x1
         self.state = state1
         self.t = t1
         self.remaining = remaining
         self.accepted = self.accepted + accept
 
-    def rows(self, rows: Tensor) -> "ActiveSamples":
-        device_rows = rows.to(self.x.device, non_blocking=True)
-        return ActiveSamples(
-            *(
-                take(getattr(self, part.name), device_rows if part.name in ("x", "state") else rows)
-                for part in fields(self)
-            )
-        )
+    def rows(self, rows: Rows) -> "ActiveSamples":
+        (there,) = to_device(self.x.device, rows)
+        parts = {part.name: getattr(self, part.name) for part in fields(self)}
+        tensors = {name: take(parts.pop(name), there) for name in ("x", "state")}
+        return ActiveSamples(**tensors, **{name: part[rows] for name, part in parts.items()})
 
 
 @dataclass(frozen=True)
 class Results:
-    """The results, one row per sample of the full batch: the states on the device of the solve, all
-    others on the host.
+    """The results, one row per sample of the full batch: the states are tensors on the device of
+    the solve, all others arrays on the host.
     """
 
     x: Tensor
     xs: Tensor | None
-    reached: Tensor
-    evaluations: Tensor
-    accepted: Tensor
-    rejected: Tensor
-    status: Tensor
+    reached: Host
+    evaluations: Rows
+    accepted: Rows
+    rejected: Rows
+    status: Rows
 
     @staticmethod
     def of(x0: Tensor, ts: list[float], *, save: bool) -> "Results":
-        reached = torch.zeros(len(x0), dtype=torch.float64)
         xs = x0.new_full((len(ts), *x0.shape), torch.nan) if save else None
         if xs is not None:
             xs[0] = x0
         return Results(
             torch.full_like(x0, torch.nan),
             xs,
-            reached,
-            *reached.new_zeros(4, len(x0), dtype=torch.int64),
+            np.zeros(len(x0)),
+            *np.zeros((4, len(x0)), dtype=np.int64),
         )
 
     def keep(
-        self, active: ActiveSamples, rows: Tensor, status: Tensor, rounds: int, evaluations: int
+        self, active: ActiveSamples, rows: Rows, status: Rows, rounds: int, evaluations: int
     ) -> None:
         """Stores the results of samples that have finished or failed."""
         index = active.index[rows]
@@ -194,16 +210,12 @@ class Results:
         self.evaluations[index] = evaluations + active.output_evaluations[rows]
         self.accepted[index] = active.accepted[rows]
         self.rejected[index] = rounds - active.accepted[rows]
-        index, rows, done = (
-            part.to(self.x.device, non_blocking=True) for part in (index, rows, done)
-        )
-        self.x[index] = torch.where(broadcast(done, active.x) != 0, active.x[rows], torch.nan)
+        there, own, ended = to_device(self.x.device, index, rows, done)
+        self.x[there] = torch.where(broadcast(ended, active.x) != 0, active.x[own], torch.nan)
 
     def solution(self, ts: Tensor, seed: int | Tensor | None) -> Solution:
         if self.xs is not None:
             self.xs[-1] = self.x
         counts = (self.evaluations, self.accepted, self.rejected, self.status)
-        evaluations, accepted, rejected, status = (
-            part.to(self.x.device, non_blocking=True) for part in counts
-        )
+        evaluations, accepted, rejected, status = to_device(self.x.device, *counts)
         return Solution(self.x, ts, self.xs, seed, evaluations, accepted, rejected, status)

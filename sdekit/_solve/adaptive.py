@@ -1,10 +1,10 @@
 """The loop in which each sample has its own time, step and error, for ordinary and stochastic
 equations.
 
-Everything that decides about steps (times, errors, rows) is kept on the host, whatever the device
-of the states: a round of steps reads its errors and nothing else, unless there are events, the
-solver iterates (Newton's method, GMRES) or it keeps Jacobians of some samples (Rosenbrock methods).
-What the device needs is copied there without waiting.
+Everything that decides about steps (times, errors, rows) is kept on the host in NumPy arrays,
+whatever the device of the states: a round of steps reads its errors and nothing else, unless there
+are events, the solver iterates (Newton's method, GMRES) or it keeps Jacobians of some samples
+(Rosenbrock methods). What the device needs is copied there without waiting.
 """
 
 import math
@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,12 +21,16 @@ from sdekit._noise.white import AbstractNoise, Increment, Reader
 from sdekit._solve.active import (
     AcceptedSteps,
     ActiveSamples,
+    Flags,
+    Host,
     Results,
+    Rows,
     called_for_some,
+    on_host,
     scatter_rows,
     take,
     tensors,
-    where,
+    to_device,
 )
 from sdekit._solve.control import PIDController
 from sdekit._solve.counted import Counted
@@ -72,7 +77,7 @@ class AdaptiveSolve:
         self.search = search
         self.record = record
         self.device = x0.device
-        self.outputs = torch.tensor(ts, dtype=torch.float64)
+        self.outputs = np.array(ts, dtype=np.float64)
         if noise is None:
             self.intervals = FreeIntervals.of(ts, control)
         else:
@@ -88,10 +93,11 @@ class AdaptiveSolve:
             self._try_steps()
         self.problem.require_unchanged()
         seed = None if self.noise is None else self.noise.seed
-        solution = self.results.solution(self.outputs, seed)
+        solution = self.results.solution(torch.from_numpy(self.outputs), seed)
         if self.search is not None:
             solution = self.search.stopped_solution(solution)
-        return solution, self.results.reached.to(self.device)
+        (reached,) = to_device(self.device, self.results.reached)
+        return solution, reached
 
     def _evaluating(self, rows: int) -> AbstractContextManager[None]:
         """The context of calls of the equation for some rows. An equation that does not define
@@ -105,17 +111,17 @@ class AdaptiveSolve:
         """The samples before their first steps."""
         span = abs(ts[-1] - ts[0])
         first = self.control.first
-        t = self.outputs.new_full((len(x0),), ts[0])
-        start = t.to(self.device)
+        t = np.full(len(x0), ts[0])
+        (start,) = to_device(self.device, t)
         if first is None and self.noise is None:
             end = torch.full_like(start, ts[-1])
-            h = _first_step(self.problem, start, x0, self.control, self.power, end).cpu()
+            h = on_host(_first_step(self.problem, start, x0, self.control, self.power, end))
         else:
-            h = torch.full_like(t, min(first or 0.1 * span, span))
+            h = np.full_like(t, min(first or 0.1 * span, span))
         # Values that are not finite are replaced by 0: they would make the gradients of their
         # factors NaN.
         state = self.solver.init(self.problem, start, torch.nan_to_num(x0, 0.0, 0.0, 0.0))
-        return ActiveSamples.of(x0, t, torch.full_like(t, span), h, state)
+        return ActiveSamples.of(x0, t, np.full_like(t, span), h, state)
 
     def _reader(self, noise: AbstractNoise | None, x: Tensor) -> Reader | None:
         """A reader of the noise between two times per sample; None without noise."""
@@ -127,18 +133,18 @@ class AdaptiveSolve:
         """Tries a step of each sample, and records those that have finished or failed."""
         active = self.active
         interval = self.intervals.after(active)
-        increment = self.reader(active.t, interval.t1) if self.reader else Increment()
-        start = active.t.to(self.device, non_blocking=True)
-        stop = interval.t1.to(self.device, non_blocking=True)
+        times = torch.from_numpy(active.t), torch.from_numpy(interval.t1)
+        increment = self.reader(*times) if self.reader else Increment()
+        start, stop = (t.to(self.device, non_blocking=True) for t in times)
         with self._evaluating(len(start)):
             step = self.solver.step(self.problem, start, stop, active.x, increment, active.state)
         retried = self.solver.retried(active.state, step.state)
         q, accept = self._accept(interval, start, stop, step)
-        if step.x.requires_grad and not bool(accept.all()):
+        if step.x.requires_grad and not accept.all():
             step = self._accepted_step(interval.t1, increment, accept)
         ended, x = self._stopped(start, stop, interval, accept, step)
-        if self.callback is not None and bool(accept.any()):
-            end = ended.t1.to(self.device, non_blocking=True)
+        if self.callback is not None and accept.any():
+            (end,) = to_device(self.device, ended.t1)
             _call(self.callback, _accepted_steps(active, start, end, accept, step._replace(x=x)))
         if self.record is not None:
             self._record(self.record, interval.t1, accept, step)
@@ -150,7 +156,7 @@ class AdaptiveSolve:
             self._record_ended(interval, q, accept)
 
     def _stopped(
-        self, start: Tensor, stop: Tensor, interval: Interval, accept: Tensor, step: Step
+        self, start: Tensor, stop: Tensor, interval: Interval, accept: Flags, step: Step
     ) -> tuple[Interval, Tensor]:
         """The interval and the states at its end. For a sample that an event stops, the interval
         ends at the event.
@@ -160,9 +166,10 @@ class AdaptiveSolve:
         active = self.active
 
         def within(rows: Tensor) -> Callable[[Tensor], Tensor]:
-            return partial(self._interpolant(step), self._dense(interval.t1, step, rows.cpu()))
+            data = self._dense(interval.t1, step, rows.cpu().numpy())
+            return partial(self._interpolant(step), data)
 
-        index, accepted = _to_device(self.device, active.index, accept & (active.ended == 0))
+        index, accepted = to_device(self.device, active.index, accept & (active.ended == 0))
         problem = Counted.of(self.problem.problem, active.x)
         zeros = self.search.locate(
             StepBatch(
@@ -172,15 +179,17 @@ class AdaptiveSolve:
         )  # fmt: skip
         if zeros is None or not self.search.event.terminal:
             return interval, step.x
-        rows = zeros.rows.cpu()
-        t1 = interval.t1.index_copy(0, rows, zeros.t.detach().cpu())
-        remaining = interval.remaining.index_fill(0, rows, 0.0)
+        rows = zeros.rows.cpu().numpy()
+        t1 = interval.t1.copy()
+        t1[rows] = zeros.t.detach().cpu().numpy()
+        remaining = interval.remaining.copy()
+        remaining[rows] = 0.0
         x = step.x.index_copy(0, zeros.rows, zeros.x)
         return interval._replace(t1=t1, remaining=remaining), x
 
     def _accept(
         self, interval: Interval, start: Tensor, stop: Tensor, step: Step
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Host, Flags]:
         """q of each sample, its error relative to the tolerance, and whether its step is accepted;
         sets the length of the next step.
         """
@@ -189,48 +198,46 @@ class AdaptiveSolve:
         problem = self.problem
         with torch.no_grad():
             ends = problem.physical(start, active.x), problem.physical(stop, step.x)
-            q = self.solver.quotient(
+            quotient = self.solver.quotient(
                 lambda error: control.error(problem.physical(stop, error), *ends), step.error
-            ).cpu()
-            accept = q <= 1
-            factor = control.factor(q, active.previous, self.power)
-            allowed = self.intervals.allowed(active, interval, factor)
-            active.h = allowed * factor
-            if control.uses_history:
-                active.previous = where(
-                    accept,
-                    torch.stack([q.clamp(min=1e-10), active.previous[:, 0]], dim=1),
-                    active.previous,
-                )
+            )
+        q = on_host(quotient)
+        accept = q <= 1
+        factor = control.factor(q, active.previous, self.power)
+        allowed = self.intervals.allowed(active, interval, factor)
+        active.h = allowed * factor
+        if control.uses_history:
+            latest = np.stack([np.maximum(q, 1e-10), active.previous[:, 0]], axis=1)
+            active.previous = np.where(accept[:, None], latest, active.previous)
         return q, accept
 
-    def _accepted_step(self, t1: Tensor, increment: Increment, accept: Tensor) -> Step:
+    def _accepted_step(self, t1: Host, increment: Increment, accept: Flags) -> Step:
         """The step repeated for the accepted samples only, for gradients: a rejected step that is
         not finite would make all gradients NaN.
         """
         active = self.active
-        rows = accept.nonzero().flatten()
-        if not len(rows):
+        accepted = accept.nonzero()[0]
+        if not len(accepted):
             return Step(active.x, dense=None, state=active.state)
-        index, t0, t1, rows = _to_device(
-            self.device, active.index[rows], active.t[rows], t1[rows], rows
+        index, start, stop, rows = to_device(
+            self.device, active.index[accepted], active.t[accepted], t1[accepted], accepted
         )
         problem = self.full_problem.problem.rows(index)
         noise = Increment(*(None if part is None else part[rows] for part in increment))
         state = take(active.state, rows)
         with self._evaluating(len(rows)):
-            step = self.solver.step(problem, t0, t1, active.x[rows], noise, state)
+            step = self.solver.step(problem, start, stop, active.x[rows], noise, state)
         x = active.x.index_copy(0, rows, step.x)
         dense = None if step.dense is None else scatter_rows(step.dense, rows, len(accept))
         return Step(x, dense=dense, state=scatter_rows(step.state, rows, len(accept)))
 
-    def _record(self, dense: Dense, t1: Tensor, accept: Tensor, step: Step) -> None:
+    def _record(self, dense: Dense, t1: Host, accept: Flags, step: Step) -> None:
         """Keeps the accepted steps."""
         active = self.active
-        rows = (accept & (active.ended == 0)).nonzero().flatten()
+        rows = (accept & (active.ended == 0)).nonzero()[0]
         if not len(rows):
             return
-        index, start, stop, samples = _to_device(
+        index, start, stop, samples = to_device(
             self.device, active.index[rows], active.t[rows], t1[rows], rows
         )
         if self.noise is None:
@@ -243,8 +250,8 @@ class AdaptiveSolve:
     def _output(
         self,
         xs: Tensor,
-        t1: Tensor,
-        accept: Tensor,
+        t1: Host,
+        accept: Flags,
         step: Step,
         increment: Increment,
     ) -> None:
@@ -258,21 +265,17 @@ class AdaptiveSolve:
         active = self.active
         outputs = self.outputs
         direction = 1 if outputs[-1] > outputs[0] else -1
-        counts = (
-            torch.searchsorted(direction * outputs[:-1], direction * t1, right=True)
-            - active.next_output
-        )
-        counts = torch.where(accept, counts.clamp(min=0), 0)
-        row = torch.arange(len(counts)).repeat_interleave(counts)
+        passed = np.searchsorted(direction * outputs[:-1], direction * t1, side="right")
+        counts = np.where(accept, np.maximum(passed - active.next_output, 0), 0)
+        row = np.arange(len(counts)).repeat(counts)
         if not len(row):
             return
         # All outputs of all samples at once, one row each.
-        output = active.next_output[row] + torch.arange(len(row)) - (counts.cumsum(0) - counts)[row]
+        output = active.next_output[row] + np.arange(len(row)) - (counts.cumsum() - counts)[row]
         t0 = active.t[row]
         times = outputs[output]
-        theta = (times - t0) / (t1[row] - t0)
-        start, theta, samples, output, index = _to_device(
-            self.device, t0, theta, row, output, active.index[row]
+        start, theta, samples, outputs_there, index = to_device(
+            self.device, t0, (times - t0) / (t1[row] - t0), row, output, active.index[row]
         )
         if self.noise is None or increment.w is None:
             x = self._interpolant(step)(self._dense(t1, step, row), theta)
@@ -281,24 +284,24 @@ class AdaptiveSolve:
             x0 = active.x[samples]
             x1 = step.x[samples]
             reader = self.noise.rows(index).reader(x0, problem.noise_shape(x0), levy=False)
-            w = reader(t0, times).w
+            w = reader(torch.from_numpy(t0), torch.from_numpy(times)).w
             assert w is not None
             bridge = w - broadcast(theta, w) * increment.w[samples]
             x = problem.diffuse(start, x0, bridge, torch.lerp(x0, x1, broadcast(theta, x0)))
-        xs[output, index] = x
+        xs[outputs_there, index] = x
         active.next_output = active.next_output + counts
 
     def _interpolant(self, step: Step) -> Callable[[Tree, Tensor], Tensor]:
         """The function of `_dense` and theta that returns states within a step."""
         return cubic if step.dense is None else self.solver.interpolate
 
-    def _dense(self, t1: Tensor, step: Step, row: Tensor) -> Tree:
+    def _dense(self, t1: Host, step: Step, row: Rows) -> Tree:
         """The data of the interpolation, one row per output, computed once per sample with outputs;
         its evaluations are counted: two where the step returned none, for the slopes at both ends.
         """
         active = self.active
-        rows, inverse = row.unique_consecutive(return_inverse=True)
-        index, start, stop, samples, inverse = _to_device(
+        rows, inverse = np.unique(row, return_inverse=True)
+        index, start, stop, samples, repeated = to_device(
             self.device, active.index[rows], active.t[rows], t1[rows], rows, inverse
         )
         problem = Counted(self.full_problem.problem.rows(index), self.full_problem.copies)
@@ -307,57 +310,49 @@ class AdaptiveSolve:
                 dense = cubic_data(problem, start, stop, active.x[samples], step.x[samples])
             else:
                 dense = self.solver.dense(problem, start, stop, take(step.dense, samples))
-        active.output_evaluations = active.output_evaluations.index_add(
-            0, rows, torch.full_like(rows, problem.evaluations)
-        )
-        return take(dense, inverse)
+        more = np.zeros_like(active.index)
+        more[rows] = problem.evaluations
+        active.output_evaluations = active.output_evaluations + more
+        return take(dense, repeated)
 
-    def _record_ended(self, interval: Interval, q: Tensor, accept: Tensor) -> None:
+    def _record_ended(self, interval: Interval, q: Host, accept: Flags) -> None:
         """Stores the results of the samples that finished or failed in this round."""
         active = self.active
         exhausted = self.rounds == self.control.max_steps
         done = active.remaining == 0
         too_short = self.intervals.too_short(active, interval) & ~accept
-        rows = ((done | too_short | exhausted) & (active.ended == 0)).nonzero().flatten()
+        rows = ((done | too_short | exhausted) & (active.ended == 0)).nonzero()[0]
         if not len(rows):
             return
-        failure = torch.where(
-            too_short,
-            torch.where(q.isinf(), Status.NOT_FINITE, Status.UNDERFLOW),
-            Status.TOO_MANY_STEPS,
-        )
-        status = torch.where(done, Status.DONE, failure)
+        stuck = np.where(np.isinf(q), Status.NOT_FINITE, Status.UNDERFLOW)
+        failure = np.where(too_short, stuck, Status.TOO_MANY_STEPS)
+        status = np.where(done, Status.DONE, failure)
         self.results.keep(active, rows, status, self.rounds, self.problem.evaluations)
         active.ended[rows] = math.inf
         active.h[rows] = 0.0
         # With noise they are removed at once, because steps of length 0 could make gradients NaN,
         # and with events, because they are not at the end; else several at a time, which is
         # cheaper.
-        active_rows = (active.ended == 0).nonzero().flatten()
+        active_rows = (active.ended == 0).nonzero()[0]
         at_once = self.noise is not None or self.search is not None
         limit = len(active.ended) - 1 if at_once else 7 * len(active.ended) // 8
         if exhausted or len(active_rows) <= limit:
             self._restrict(active_rows)
 
-    def _restrict(self, rows: Tensor) -> None:
+    def _restrict(self, rows: Rows) -> None:
         """Continues with these samples only."""
         self.active = active = self.active.rows(rows)
-        index = active.index.to(self.device, non_blocking=True)
+        (index,) = to_device(self.device, active.index)
         self.problem = self.full_problem.rows(index)
         self.reader = self._reader(self.noise and self.noise.rows(index), active.x)
 
 
-def _to_device(device: torch.device, *tensors: Tensor) -> list[Tensor]:
-    """Small tensors of the host copied to a device, without waiting for its queued work."""
-    return [tensor.to(device, non_blocking=True) for tensor in tensors]
-
-
 def _accepted_steps(
-    active: ActiveSamples, t0: Tensor, t1: Tensor, accept: Tensor, step: Step
+    active: ActiveSamples, t0: Tensor, t1: Tensor, accept: Flags, step: Step
 ) -> AcceptedSteps:
     """The accepted steps of the samples that have not ended."""
-    rows = (accept & (active.ended == 0)).nonzero().flatten()
-    index, active_rows = _to_device(t0.device, active.index, rows)
+    rows = (accept & (active.ended == 0)).nonzero()[0]
+    index, active_rows = to_device(t0.device, active.index, rows)
     parts = (index, t0, t1, step.x, () if step.dense is None else step.dense)
     samples, t0, t1, x, dense = parts if len(rows) == len(accept) else take(parts, active_rows)
     return AcceptedSteps(samples, t0, t1, x, None if step.dense is None else dense)

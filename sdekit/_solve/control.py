@@ -4,12 +4,17 @@ import math
 from dataclasses import dataclass
 from numbers import Real
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-# A limit of the factor: with an infinite one a step of length 0, or a length divided by the factor,
-# would become NaN.
-_LARGEST = 1e100
+Host = NDArray[np.float64]
+
+_SMALLEST = 1e-300  # of errors, which may be 0
+# The largest logarithm of a factor: with an infinite one a step of length 0, or a length divided by
+# the factor, would become NaN.
+_LARGEST = 230.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,26 +145,22 @@ class PIDController:
         )
         return torch.nan_to_num_(q, nan=math.inf, posinf=math.inf)
 
-    def factor(self, q: Tensor, previous: Tensor, power: float) -> Tensor:
+    def factor(self, q: Host, previous: Host, power: float) -> Host:
         """The factor of the next step, `(batch,)`, from q and the q of the two previous accepted
-        steps, `(batch, 2)`, the last one first; power is k.
+        steps, `(batch, 2)`, the last one first; power is k. All are arrays of float64.
 
         After a rejection it is less than 1.
         """
         p = self.proportional / power
         i = self.integral / power
         d = self.derivative / power
-        # Powers through logarithms: torch's own power rounds the tail of a tensor differently from
-        # its body.
-        log = q.log().mul_(-(p + i + d))
+        log = -(p + i + d) * np.log(np.maximum(q, _SMALLEST))
         if self.uses_history:
-            log.add_(previous[:, 0].log(), alpha=p + 2 * d).sub_(previous[:, 1].log(), alpha=d)
-        factor = log.exp_().mul_(self.safety).clamp_(self.smallest, min(self.largest, _LARGEST))
-        return (
-            torch.where(q > 1, factor.clamp(max=self.safety), factor)
-            if self.uses_history
-            else factor
-        )
+            last, before = np.log(previous.T)
+            log = log + (p + 2 * d) * last - d * before
+        factor = self.safety * np.exp(np.minimum(log, _LARGEST))
+        factor = np.minimum(np.maximum(factor, self.smallest), self.largest)
+        return np.where(q > 1, np.minimum(factor, self.safety), factor)
 
 
 def _require_number(name: str, value: object) -> None:

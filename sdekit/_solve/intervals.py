@@ -6,27 +6,28 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sdekit._grid import Dyadic
-from sdekit._solve.active import ActiveSamples
+from sdekit._solve.active import ActiveSamples, Flags, Host
 from sdekit._solve.control import PIDController
 
-_ROUNDING = torch.finfo(torch.float64).eps
+_ROUNDING = float(np.finfo(np.float64).eps)
 
 
 class Interval(NamedTuple):
-    """The next interval of each sample; float64, `(batch,)`, on the host.
+    """The next interval of each sample, arrays `(batch,)`.
 
     t1: where it ends. remaining: the time from there to the end of the solve. length: without sign.
     shortest: the length of the shortest interval there; None if there is no shortest one.
     """
 
-    t1: Tensor
-    remaining: Tensor
-    length: Tensor
-    shortest: Tensor | None = None
+    t1: Host
+    remaining: Host
+    length: Host
+    shortest: Host | None = None
 
 
 class AbstractIntervals(ABC):
@@ -37,11 +38,11 @@ class AbstractIntervals(ABC):
         """The next interval of each sample, of about the length h that the controller allows."""
 
     @abstractmethod
-    def allowed(self, active: ActiveSamples, interval: Interval, factor: Tensor) -> Tensor:
+    def allowed(self, active: ActiveSamples, interval: Interval, factor: Host) -> Host:
         """The length that the controller's factor multiplies."""
 
     @abstractmethod
-    def too_short(self, active: ActiveSamples, interval: Interval) -> Tensor:
+    def too_short(self, active: ActiveSamples, interval: Interval) -> Flags:
         """Whether there is no shorter interval to try after a rejection, `(batch,)`."""
 
     @abstractmethod
@@ -61,8 +62,8 @@ class FreeIntervals(AbstractIntervals):
     which a rejection shortens it. shortest_length: below this a step at time 0 is too short.
     """
 
-    start: Tensor
-    end: Tensor
+    start: float
+    end: float
     direction: int
     stretch: float
     shortest_length: float
@@ -72,38 +73,37 @@ class FreeIntervals(AbstractIntervals):
         """Those of a solve with output at ts."""
         stretch = control.safety**-0.9
         shortest_length = _ROUNDING**1.5 * max(map(abs, ts))
-        start, end = torch.tensor([ts[0], ts[-1]], dtype=torch.float64)
-        return FreeIntervals(start, end, 1 if ts[-1] > ts[0] else -1, stretch, shortest_length)
+        direction = 1 if ts[-1] > ts[0] else -1
+        return FreeIntervals(ts[0], ts[-1], direction, stretch, shortest_length)
 
     def after(self, active: ActiveSamples) -> Interval:
-        length = torch.where(
-            active.remaining <= self.stretch * active.h, active.remaining, active.h
-        )
-        remaining = active.remaining - length
-        from_start = torch.add(active.t, length, alpha=self.direction)
-        early = (from_start - self.start).abs() < remaining
-        from_end = torch.add(self.end, remaining, alpha=-self.direction)
-        remaining = torch.where(early, (self.end - from_start).abs(), remaining)
-        return Interval(torch.where(early, from_start, from_end), remaining, length)
+        left = active.remaining
+        length = np.where(left <= self.stretch * active.h, left, active.h)
+        remaining = left - length
+        from_start = active.t + self.direction * length
+        early = np.abs(from_start - self.start) < remaining
+        from_end = self.end - self.direction * remaining
+        remaining = np.where(early, np.abs(self.end - from_start), remaining)
+        return Interval(np.where(early, from_start, from_end), remaining, length)
 
-    def allowed(self, active: ActiveSamples, interval: Interval, factor: Tensor) -> Tensor:
+    def allowed(self, active: ActiveSamples, interval: Interval, factor: Host) -> Host:
         return interval.length
 
-    def too_short(self, active: ActiveSamples, interval: Interval) -> Tensor:
+    def too_short(self, active: ActiveSamples, interval: Interval) -> Flags:
         return active.h < self._shortest(active)
 
     def may_end(self, active: ActiveSamples) -> bool:
-        left = torch.minimum(active.remaining, active.h - 2 * self._shortest(active))
-        return float(left.add_(active.ended).amin()) <= 0
+        left = np.minimum(active.remaining, active.h - 2 * self._shortest(active))
+        return bool((left + active.ended).min() <= 0)
 
-    def _shortest(self, active: ActiveSamples) -> Tensor:
+    def _shortest(self, active: ActiveSamples) -> Host:
         """The shortest step of each sample that its times resolve in spite of rounding. It is
         relative to the larger of |t| and the distance from t to the nearer end of the span, from
         which times are counted.
         """
-        counted = torch.minimum((active.t - self.start).abs(), active.remaining)
-        largest = torch.maximum(active.t.abs(), counted)
-        return (16 * _ROUNDING * largest).clamp_(min=self.shortest_length)
+        counted = np.minimum(np.abs(active.t - self.start), active.remaining)
+        largest = np.maximum(np.abs(active.t), counted)
+        return np.maximum(16 * _ROUNDING * largest, self.shortest_length)
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +119,7 @@ class DyadicIntervals(AbstractIntervals):
 
     tree: Dyadic
     unused_bits: Tensor
-    end: Tensor
+    end: float
     direction: int
 
     @staticmethod
@@ -144,21 +144,23 @@ class DyadicIntervals(AbstractIntervals):
                 f"2^-{path.depth} of an interval of knots; give BrownianPath knots at the ends of "
                 "the solve"
             )
-        end = torch.tensor(ts[-1], dtype=torch.float64)
         tree = Dyadic(knots, path.depth)
-        return DyadicIntervals(tree, torch.tensor(unused_bits), end, 1 if ts[-1] > ts[0] else -1)
+        direction = 1 if ts[-1] > ts[0] else -1
+        return DyadicIntervals(tree, torch.tensor(unused_bits), ts[-1], direction)
 
     def after(self, active: ActiveSamples) -> Interval:
-        t1, shortest = self.tree.after(active.t, active.h, self.direction, self.unused_bits)
-        return Interval(t1, (self.end - t1).abs(), (t1 - active.t).abs(), shortest)
+        t, h = map(torch.from_numpy, (active.t, active.h))
+        found = self.tree.after(t, h, self.direction, self.unused_bits)
+        t1, shortest = (part.numpy() for part in found)
+        return Interval(t1, np.abs(self.end - t1), np.abs(t1 - active.t), shortest)
 
-    def allowed(self, active: ActiveSamples, interval: Interval, factor: Tensor) -> Tensor:
+    def allowed(self, active: ActiveSamples, interval: Interval, factor: Host) -> Host:
         # Dyadic times may make a step shorter than h. If the next step may be longer than this one,
         # it may also be as long as h.
         length = interval.length
-        return torch.where(factor > 1, torch.maximum(length, active.h / factor), length)
+        return np.where(factor > 1, np.maximum(length, active.h / factor), length)
 
-    def too_short(self, active: ActiveSamples, interval: Interval) -> Tensor:
+    def too_short(self, active: ActiveSamples, interval: Interval) -> Flags:
         assert interval.shortest is not None
         return interval.length < 1.5 * interval.shortest
 
