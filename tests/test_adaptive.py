@@ -425,6 +425,32 @@ def test_a_tolerance_that_underflows_is_no_division_by_zero(dtype, atol):
     torch.testing.assert_close(x, x0 / math.e, rtol=3e-2, atol=0)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_derivatives_by_torch_func_of_stopped_samples_and_of_noisy_paths():
+    """Values on the host, such as times and rows, cannot be read there as elsewhere."""
+    decay = ODE(lambda t, x: -x)
+    control = PIDController(1e-6, 1e-6)
+    event = Event(lambda t, x: x[:, 0] - 0.7)
+    x0 = torch.tensor([[1.0], [0.5]], dtype=torch.float64)
+
+    def stopped(x0):
+        return solve(decay, x0, [0.0, 0.2, 1.0], solver=Dopri5(), control=control, event=event).x
+
+    value, along = torch.func.jvp(stopped, (x0,), (torch.ones_like(x0),))
+    exact = torch.tensor([[0.7], [0.5 * math.exp(-1)]], dtype=torch.float64)
+    torch.testing.assert_close(value, exact, rtol=1e-5, atol=0)
+    assert float(along[1]) == pytest.approx(math.exp(-1), rel=1e-5)
+    line = SDE(lambda t, x: -x, lambda t, x: 0.1 * torch.ones_like(x), "additive")
+
+    def noisy(x0):
+        return solve(line, x0, [0.0, 1.0], solver=SRA1(), noise=BrownianPath(0), control=control).x
+
+    _, along = torch.func.jvp(noisy, (x0,), (torch.ones_like(x0),))
+    torch.testing.assert_close(along, torch.full_like(x0, math.exp(-1)), rtol=1e-3, atol=0)
+    slope = torch.func.grad(lambda x0: noisy(x0).sum())(x0)
+    torch.testing.assert_close(slope, along, rtol=1e-9, atol=0)
+
+
 # The controller
 
 
@@ -450,6 +476,17 @@ def test_the_factor_is_that_of_the_formula():
         )
         <= 0.9
     ), "a rejected step became longer"
+
+
+def test_the_factor_has_no_overflow_of_its_own():
+    """Whatever NumPy is told to do about one."""
+    q = np.array([0.0, 1e-300, 1e300, math.inf])
+    control = PIDController(smallest=0.1, largest=math.inf)
+    with np.errstate(all="raise"):
+        factor = control.factor(q, np.ones((4, 2)), 0.5)
+    assert factor[0] == factor[1] > 1e50
+    assert list(factor[2:]) == [0.1, 0.1]
+    assert np.isfinite(factor).all()
 
 
 @pytest.mark.parametrize("save", ["last", "all"])

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -11,13 +12,16 @@ from torch._C._functorch import is_functorch_wrapped_tensor
 
 from sdekit import (
     ODE,
+    AbstractRosenbrock,
     Checkpointed,
     Dopri5,
     Dopri8,
     Event,
+    Order,
     PIDController,
     Rodas4,
     Rodas5P,
+    RosenbrockTableau,
     SemiLinear,
     Status,
     solve,
@@ -381,6 +385,57 @@ def test_other_dtypes(dtype, solver):
     assert x.dtype == dtype
     limit = (30 if dtype == torch.float32 else 4) * torch.finfo(dtype).eps
     assert x.double() == pytest.approx(math.exp(-2), abs=limit)
+
+
+def test_the_derivative_with_respect_to_time_fits_half_precision():
+    """h^2 f_t does not, and h f_t does."""
+    equation = ODE(lambda t, x: -(x - torch.as_tensor(t).to(x).reshape(-1, 1)))
+    x = solve(equation, torch.zeros(1, 1, dtype=torch.float16), [0.0, 300.0, 600.0],
+              solver=Rodas4()).x  # fmt: skip
+    assert float(x) == pytest.approx(599, rel=4e-3)
+
+
+@dataclass(frozen=True, eq=False)
+class Linear(AbstractRosenbrock):
+    """Linearly implicit rules of one and two stages: (1 - h J) k = h f."""
+
+    order: ClassVar = {"none": Order(1, 1)}
+    embedded = 1
+    tableau: ClassVar = RosenbrockTableau(1.0, (), (), (0.0,), (1.0,), ((0.0,),))
+
+
+@dataclass(frozen=True, eq=False)
+class Twice(Linear):
+    tableau: ClassVar = RosenbrockTableau(
+        1.0, (), ((-2.0,),), (0.0, 1.0), (1.0, 0.5), ((0.0, 0.0),)
+    )
+
+
+def test_rules_of_one_and_two_stages():
+    """Against their formulas for x' = a x + b t."""
+    a, b, h = -3.0, 2.0, 0.1
+    equation = ODE(lambda t, x: a * x + b * torch.as_tensor(t).to(x).reshape(-1, 1))
+    factor = 1 / (1 / h - a)
+    first = factor * (a * 1.5 + h * b)
+    second = factor * (a * (1.5 + first) + b * h - 2.0 / h * first + 0.5 * h * b)
+    for solver, expected in ((Linear(), 1.5 + first), (Twice(), 1.5 + first + second)):
+        x0 = torch.full((2, 1), 1.5, dtype=F64)
+        x = solve(equation, x0, [0.0, h], solver=solver).x
+        torch.testing.assert_close(x, torch.full_like(x0, expected), rtol=1e-13, atol=0)
+
+
+def test_a_graph_keeps_the_states_of_stages_alone():
+    """Not the sums of all later stages, of which they are a part."""
+    sizes = []
+
+    def drift(t, x):
+        if not is_functorch_wrapped_tensor(x):  # in the Jacobian
+            sizes.append(x.untyped_storage().nbytes())
+        return -x * x
+
+    x0 = torch.ones(3, 2, dtype=F64, requires_grad=True)
+    solve(ODE(drift), x0, [0.0, 0.1], solver=Rodas5P())
+    assert sizes == 8 * [3 * 2 * 8]
 
 
 def test_derivatives_with_gradients_are_not_kept():

@@ -5,7 +5,7 @@ tensors.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from sdekit.elementary import broadcast
 Host = NDArray[np.float64]
 Rows = NDArray[np.int64]
 Flags = NDArray[np.bool_]
+Number = TypeVar("Number", np.float64, np.int64)
 
 
 @contextmanager
@@ -75,11 +76,11 @@ def to_device(device: torch.device, *arrays: NDArray[Any]) -> list[Tensor]:
     return [torch.from_numpy(array).to(device, non_blocking=True) for array in arrays]
 
 
-def on_host(values: Tensor) -> Host:
+def on_host(values: Tensor, kind: type[Number] = np.float64) -> NDArray[Number]:
     """Numbers of a device as an array; the computation waits for them."""
     if is_functorch_wrapped_tensor(values):  # whose memory NumPy cannot read
-        return np.array(values.tolist())
-    return values.cpu().numpy()
+        return np.array(values.tolist(), dtype=kind)
+    return values.detach().cpu().numpy().astype(kind, copy=False)
 
 
 class AcceptedSteps(NamedTuple):
@@ -128,7 +129,7 @@ class ActiveSamples:
     @staticmethod
     def of(x0: Tensor, t: Host, remaining: Host, h: Host, state: Tree) -> "ActiveSamples":
         """All samples before the first step."""
-        index = np.arange(len(x0))
+        index = np.arange(len(x0), dtype=np.int64)
         zeros = np.zeros_like(index)
         previous = np.ones((len(x0), 2))
         return ActiveSamples(

@@ -166,7 +166,7 @@ class AdaptiveSolve:
         active = self.active
 
         def within(rows: Tensor) -> Callable[[Tensor], Tensor]:
-            data = self._dense(interval.t1, step, rows.cpu().numpy())
+            data = self._dense(interval.t1, step, on_host(rows, np.int64))
             return partial(self._interpolant(step), data)
 
         index, accepted = to_device(self.device, active.index, accept & (active.ended == 0))
@@ -179,9 +179,9 @@ class AdaptiveSolve:
         )  # fmt: skip
         if zeros is None or not self.search.event.terminal:
             return interval, step.x
-        rows = zeros.rows.cpu().numpy()
+        rows = on_host(zeros.rows, np.int64)
         t1 = interval.t1.copy()
-        t1[rows] = zeros.t.detach().cpu().numpy()
+        t1[rows] = on_host(zeros.t)
         remaining = interval.remaining.copy()
         remaining[rows] = 0.0
         x = step.x.index_copy(0, zeros.rows, zeros.x)

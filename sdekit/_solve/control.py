@@ -12,8 +12,8 @@ from torch import Tensor
 Host = NDArray[np.float64]
 
 _SMALLEST = 1e-300  # of errors, which may be 0
-# The largest logarithm of a factor: with an infinite one a step of length 0, or a length divided by
-# the factor, would become NaN.
+# The largest logarithm of a factor, and of its inverse: with an infinite factor a step of length 0,
+# or a length divided by it, would become NaN.
 _LARGEST = 230.0
 
 
@@ -158,7 +158,7 @@ class PIDController:
         if self.uses_history:
             last, before = np.log(previous.T)
             log = log + (p + 2 * d) * last - d * before
-        factor = self.safety * np.exp(np.minimum(log, _LARGEST))
+        factor = self.safety * np.exp(np.maximum(np.minimum(log, _LARGEST), -_LARGEST))
         factor = np.minimum(np.maximum(factor, self.smallest), self.largest)
         return np.where(q > 1, np.minimum(factor, self.safety), factor)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sdekit._grid import Dyadic
-from sdekit._solve.active import ActiveSamples, Flags, Host
+from sdekit._solve.active import ActiveSamples, Flags, Host, on_host
 from sdekit._solve.control import PIDController
 
 _ROUNDING = float(np.finfo(np.float64).eps)
@@ -151,7 +151,7 @@ class DyadicIntervals(AbstractIntervals):
     def after(self, active: ActiveSamples) -> Interval:
         t, h = map(torch.from_numpy, (active.t, active.h))
         found = self.tree.after(t, h, self.direction, self.unused_bits)
-        t1, shortest = (part.numpy() for part in found)
+        t1, shortest = map(on_host, found)
         return Interval(t1, np.abs(self.end - t1), np.abs(t1 - active.t), shortest)
 
     def allowed(self, active: ActiveSamples, interval: Interval, factor: Host) -> Host:

@@ -56,14 +56,17 @@ def _weights(
     the weights a_ij and c_ij of the k of each stage j but the last in the later stages i:
     `(stages - 1 - j, 2, 1, ...)`, for states of `ndim` dimensions.
     """
-    states = (*tableau.a, (*tableau.a[-1], 1.0))  # the last begins where the one before it ended
+    # The last stage begins where the one before it ended.
+    states = (*tableau.a, (*(tableau.a[-1] if tableau.a else ()), 1.0))
     pairs = [[(0.0, d) for d in tableau.rates[1:]]]
     for j in range(len(tableau.c)):
         later = zip(states[j:], tableau.c[j:], strict=True)
         pairs.append([(a[j], c[j]) for a, c in later])
     with torch.inference_mode(False):
-        tensors = [torch.tensor(part, dtype=dtype, device=device) for part in pairs]
-        return [part.reshape(-1, 2, *[1] * ndim) for part in tensors]
+        return [
+            torch.tensor(part, dtype=dtype, device=device).reshape(len(part), 2, *[1] * ndim)
+            for part in pairs
+        ]
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,27 +142,30 @@ class AbstractRosenbrock(AbstractSolver, ABC):
         stop = per_sample(t1, x)
         length = stop - start
         first = problem.drift(start, x)
-        with nullcontext() if is_differentiated(first) else torch.no_grad():
+        differentiated = is_differentiated(first)
+        with nullcontext() if differentiated else torch.no_grad():
             solve, rate, derivatives = linear_solver(
                 problem, start, x, tableau.gamma * length, direct=self.direct,
                 residual=self.residual, kept=state,
             )  # fmt: skip
-        h = broadcast(length, x)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        h = length.to(wide).reshape(-1, *[1] * (x.ndim - 1))
         inverse = 1 / h
         change = h * rate
-        wide = torch.promote_types(x.dtype, torch.float32)
         by_rate, *weights = _weights(tableau, x.ndim, wide, x.device)
         # The states and the sums over c_ij of all later stages, to which each k is added at once.
         sums = torch.addcmul(torch.stack([x, torch.zeros_like(x)]), by_rate, h * change)
-        value = axpy(tableau.rates[0], change, first)
+        value = axpy(tableau.rates[0], change, first).to(x.dtype)
         point = x
         increments: list[Tensor] = []
         times = stage_times(tableau.times[1:], start, stop, x)[:-1]
         for time, weight in zip(times, weights, strict=True):
             increments.append(solve(value))
             sums = torch.addcmul(sums, weight, increments[-1])
-            point, rest = sums[0].to(x.dtype).unbind(0)
-            value = torch.addcmul(problem.drift(time, point), rest, inverse)
+            point, rest = sums[0].unbind(0)
+            # A graph that keeps a view would keep all sums.
+            point = (point.clone() if differentiated else point).to(x.dtype)
+            value = torch.addcmul(problem.drift(time, point), rest, inverse).to(x.dtype)
             sums = sums[1:]
         increments.append(solve(value))
         end = point + increments[-1]
