@@ -28,6 +28,7 @@ from sdekit import (
     Fehlberg2,
     HeunEuler,
     PIDController,
+    Rodas5P,
     SPaRK,
     Status,
     Tsit5,
@@ -425,6 +426,20 @@ def test_a_tolerance_that_underflows_is_no_division_by_zero(dtype, atol):
     torch.testing.assert_close(x, x0 / math.e, rtol=3e-2, atol=0)
 
 
+def test_an_error_in_the_jacobian_of_some_samples_says_that_they_are_some():
+    mu = torch.logspace(0, 3, 4, dtype=torch.float64)[:, None]
+
+    def swings(t, x):
+        y, v = x.split(1, dim=1)
+        return torch.cat([v, mu * (1 - y * y) * v - y], dim=1)
+
+    start = torch.tensor([[2.0, 0.0]], dtype=torch.float64).repeat(4, 1)
+    control = PIDController(1e-6, 1e-6)
+    with pytest.raises(RuntimeError, match="size of tensor") as caught:
+        solve(ODE(swings), start, [0.0, 20.0], solver=Rodas5P(), control=control)
+    assert "rows(index)" in caught.value.__notes__[0]
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
 def test_derivatives_by_torch_func_of_stopped_samples_and_of_noisy_paths():
     """Values on the host, such as times and rows, cannot be read there as elsewhere."""
@@ -479,7 +494,7 @@ def test_the_factor_is_that_of_the_formula():
 
 
 def test_the_factor_has_no_overflow_of_its_own():
-    """Whatever NumPy is told to do about one."""
+    """Also where NumPy raises errors of its own for such numbers."""
     q = np.array([0.0, 1e-300, 1e300, math.inf])
     control = PIDController(smallest=0.1, largest=math.inf)
     with np.errstate(all="raise"):

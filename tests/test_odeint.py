@@ -775,6 +775,23 @@ def test_a_step_size_has_derivatives_with_respect_to_its_ends():
     close(found, expected, 1e-12)
 
 
+@pytest.mark.parametrize("constant", [True, False])
+def test_a_grid_of_the_callers_with_derivatives_with_respect_to_its_ends(constant):
+    """The ends of constant times are those of the solve, and have its derivatives or none."""
+    t = torch.tensor([0.1, 1.2], dtype=F64, requires_grad=True)
+
+    def constructor(func, y0, t):
+        grid = t[0] + (t[-1] - t[0]) * torch.linspace(0, 1, 6, dtype=F64)
+        return grid.detach() if constant else grid
+
+    arguments = {"method": "heun2", "options": {"grid_constructor": constructor}}
+    ys = odeint(Free(), Y0, t, **arguments)
+    if not constant:
+        found = torch.autograd.grad(ys[-1].sum(), t)[0]
+        theirs = torchdiffeq.odeint(Free(), Y0, t, **arguments)
+        close(found, torch.autograd.grad(theirs[-1].sum(), t)[0], 1e-12)
+
+
 @pytest.mark.parametrize("interp", ["linear", "cubic"])
 def test_a_time_at_the_end_of_a_step_has_derivatives(interp):
     """As the time just before; those of the cubic are torchdiffeq's, whose line has none there."""

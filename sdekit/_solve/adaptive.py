@@ -136,7 +136,9 @@ class AdaptiveSolve:
         times = torch.from_numpy(active.t), torch.from_numpy(interval.t1)
         increment = self.reader(*times) if self.reader else Increment()
         start, stop = (t.to(self.device, non_blocking=True) for t in times)
-        with self._evaluating(len(start)):
+        # A solver that keeps Jacobians computes those of some samples only.
+        some = self.solver.differentiates and self.rounds > 0
+        with self._evaluating(0 if some else len(start)):
             step = self.solver.step(self.problem, start, stop, active.x, increment, active.state)
         retried = self.solver.retried(active.state, step.state)
         q, accept = self._accept(interval, start, stop, step)

@@ -126,7 +126,8 @@ def solve(
             None leaves it to autograd, which records every step.
         callback: called with each `Point` of a fixed grid; with adaptive steps after each round, in
             which every active sample tries a step, with the accepted steps: an object with the
-            attributes samples (their rows), t0, t1, x (the states at t1) and dense.
+            attributes samples (their rows), t0, t1, x (the states at t1) and dense. What it returns
+            is ignored; a condition that stops samples is an `Event(located=False)`.
         event: a function whose zeros are located, and may stop samples; see `Event`.
         throw: False returns the solution with the status of each sample in cases where True raises
             NotFiniteError or UnfinishedError.

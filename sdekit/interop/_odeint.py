@@ -270,7 +270,7 @@ def _constructed(
     )
     grid = constructor(func, y0, t)
     numbers = times(grid)
-    if numbers[0] != float(t[0]) or numbers[-1] != float(t[-1]):
+    if [numbers[0], numbers[-1]] != t[[0, -1]].tolist():
         raise ValueError(
             f"grid_constructor returned times from {numbers[0]} to {numbers[-1]}; they must be "
             f"those from {ts.numbers[0]} to {ts.numbers[-1]}"
