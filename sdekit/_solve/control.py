@@ -6,10 +6,9 @@ from numbers import Real
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-Host = NDArray[np.float64]
+from sdekit._solve.active import Host
 
 _SMALLEST = 1e-300  # of errors, which may be 0
 # The largest logarithm of a factor, and of its inverse: with an infinite factor a step of length 0,
