@@ -4,7 +4,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from types import FunctionType
 from typing import Any
 
@@ -219,6 +219,17 @@ def is_differentiating() -> bool:
 def is_differentiated(value: Tensor) -> bool:
     """Whether torch may take derivatives of a value, in any mode."""
     return value.requires_grad or is_in_forward_mode() or is_transformed()
+
+
+def recording() -> AbstractContextManager[Any]:
+    """The context in which torch records derivatives, inside inference mode too."""
+    inferring = torch.is_inference_mode_enabled()
+    return torch.inference_mode(False) if inferring else torch.enable_grad()
+
+
+def leaf(x: Tensor) -> Tensor:
+    """A tensor with the values of x, with respect to which derivatives may be taken."""
+    return (x.clone() if x.is_inference() else x.detach()).requires_grad_()
 
 
 def is_transformed() -> bool:

@@ -118,6 +118,50 @@ def test_jacobians_of_drifts_without_t_or_without_x(enabled):
     assert torch.equal(by_t[1], torch.ones_like(x))
 
 
+class OwnJacobian(ODE):
+    """An equation with derivatives of its own, by torch.func."""
+
+    changes = False
+    recorded: ClassVar[list[bool]] = []
+
+    def jacobian(self, t, x):
+        self.recorded.append(torch.is_grad_enabled())
+        by_x = torch.func.vmap(torch.func.jacrev(lambda v: self.drift(0.0, v)))(x)
+        if self.changes:
+            x.add_(1.0)
+        return by_x, torch.zeros_like(x)
+
+
+class ChangingJacobian(OwnJacobian):
+    changes = True
+
+
+def test_an_equation_with_derivatives_of_its_own():
+    """It receives copies where torch does not count changes in place, and elsewhere may make
+    none.
+    """
+    x0 = torch.tensor([[1.0, 2.0]], dtype=F64)
+    ts = uniform(0.0, 1.0, 10)
+
+    def f(t, x):
+        return -10 * x**3
+
+    def solved(equation, x):
+        return solve(equation(f), x, ts, solver=Rodas4()).x
+
+    known = solved(ODE, x0)
+    OwnJacobian.recorded.clear()
+    with torch.no_grad(), torch.inference_mode():
+        inferred = solved(OwnJacobian, x0)
+    assert OwnJacobian.recorded == 10 * [False]
+    torch.testing.assert_close(inferred.clone(), known)
+    by_rows = torch.func.vmap(lambda x: solved(ChangingJacobian, x))
+    torch.testing.assert_close(by_rows(x0[None])[0], known)
+    for inference in (False, True):
+        with torch.inference_mode(inference), pytest.raises(RuntimeError, match="in place"):
+            solved(ChangingJacobian, x0)
+
+
 def test_what_is_not_differentiated_costs_no_transforms():
     """A solve whose derivatives nobody asks for has none, and the same bits."""
     x0 = torch.tensor([[2.0, 0.0]], dtype=F64)

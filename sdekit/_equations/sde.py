@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.func import vjp, vmap
 
 from sdekit._equations.quadrature import Panels, Rule
-from sdekit.calling import is_differentiating, is_transformed
+from sdekit.calling import is_differentiating, is_transformed, leaf, recording
 from sdekit.elementary import Time, axpy, broadcast
 
 NoiseType = Literal["none", "additive", "diagonal", "scalar", "general"]
@@ -99,30 +99,29 @@ class AbstractSDE(ABC):
         basis = torch.eye(d, dtype=x.dtype, device=x.device).reshape(d, 1, *x.shape[1:])
         basis = basis.expand(d, *x.shape)
         plain = d > 0 and not (is_differentiating() or is_transformed())
-        with torch.inference_mode(False), torch.enable_grad():
+        with recording():
             if plain:
                 by_t, by_x = self._products(t, x, basis)
             else:
                 value_and_vjp: Any = vjp(self._followed_drift, t, x)
                 by_t, by_x = vmap(value_and_vjp[1])(basis)
-        return by_x.reshape(d, len(x), d).transpose(0, 1), by_t.T.to(x).reshape(x.shape)
+        rate = torch.zeros_like(x) if by_t is None else by_t.T.to(x).reshape(x.shape)
+        return by_x.reshape(d, len(x), d).transpose(0, 1), rate
 
-    def _products(self, t: Tensor, x: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
-        """The products of each u of a basis with f_t and with f_x, without gradients of their own:
-        for small samples in less time than torch.func's transforms take.
+    def _products(self, t: Tensor, x: Tensor, basis: Tensor) -> tuple[Tensor | None, Tensor]:
+        """The products of each u of a basis with f_t, None if f does not depend on t, and with f_x,
+        without gradients of their own: for small samples in less time than torch.func's transforms
+        take.
         """
-        time = t.detach().clone().requires_grad_()
-        point = x.detach().clone().requires_grad_()
+        time = leaf(t)
+        point = leaf(x)
         value = self._followed_drift(time, point)
         by_t, by_x = torch.autograd.grad(
             value, (time, point), basis, is_grads_batched=True, allow_unused=True
         )
         if by_t is None and by_x is None:  # its gradients are those of parameters alone
             raise _unseen_by_autograd()
-        return (
-            time.new_zeros(len(basis), len(time)) if by_t is None else by_t,
-            torch.zeros_like(basis) if by_x is None else by_x,
-        )
+        return by_t, torch.zeros_like(basis) if by_x is None else by_x
 
     def jacobian_product(self, t: Tensor, x: Tensor) -> tuple[Callable[[Tensor], Tensor], Tensor]:
         """The function v -> f_x v of each sample, with v shaped like x, and f_t; both without
@@ -136,9 +135,9 @@ class AbstractSDE(ABC):
                 would be 0; by the function, for a drift whose derivative cannot be differentiated
                 again.
         """
-        with torch.inference_mode(False), torch.enable_grad():
-            time = t.detach().clone().requires_grad_()
-            point = x.detach().clone().requires_grad_()
+        with recording():
+            time = leaf(t)
+            point = leaf(x)
             value = self._followed_drift(time, point)
             u = torch.zeros_like(value, requires_grad=True)
             by_x, by_t = torch.autograd.grad(

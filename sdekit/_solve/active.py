@@ -59,6 +59,8 @@ def tensors(tree: Tree) -> list[Tensor]:
 
 def where(accept: Tensor, new: Tree, old: Tree) -> Tree:
     """torch.where by row for every tensor."""
+    if new is old:
+        return old
     if isinstance(new, Tensor):
         return torch.where(accept.reshape(-1, *[1] * (new.ndim - 1)), new, old)
     return tuple(where(accept, a, b) for a, b in zip(new, old, strict=True))

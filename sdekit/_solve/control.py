@@ -131,17 +131,15 @@ class PIDController:
     def error(self, error: Tensor, x0: Tensor, x1: Tensor) -> Tensor:
         """q of each sample, float64, `(batch,)`; infinite where anything is not finite."""
         tiny = torch.finfo(x0.dtype).tiny  # atol may be 0 in this dtype
-        scale = (
-            torch.maximum(x0.abs(), x1.abs())
-            .mul_(self.rtol)
-            .add_(max(self.atol, tiny) if self.atol else tiny**0.5)
-        )
+        atol = max(self.atol, tiny) if self.atol else tiny**0.5
+        scale = torch.maximum(x0.abs(), x1.abs()).mul_(self.rtol).add_(atol)
         # Adding 0 x1 makes the ratio NaN where x1 is infinite: there the scale is infinite too, and
         # the ratio would be 0.
-        ratio = torch.add(error, x1, alpha=0).div_(scale).reshape(len(x1), math.prod(x1.shape[1:]))
-        q = torch.linalg.vector_norm(ratio, dim=1, dtype=torch.float64).mul_(
-            max(1, ratio.shape[1]) ** -0.5
-        )
+        ratio = torch.add(error, x1, alpha=0).div_(scale)
+        if ratio.ndim != 2:
+            ratio = ratio.reshape(len(x1), math.prod(x1.shape[1:]))
+        q = torch.linalg.vector_norm(ratio, dim=1, dtype=torch.float64)
+        q.mul_(max(1, ratio.shape[1]) ** -0.5)
         return torch.nan_to_num_(q, nan=math.inf, posinf=math.inf)
 
     def factor(self, q: Host, previous: Host, power: float) -> Host:

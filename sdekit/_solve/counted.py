@@ -90,16 +90,12 @@ class Counted(AbstractSDE):
         self, method: Callable[[Tensor, Tensor], Result], t: Tensor, x: Tensor
     ) -> Result:
         """What a method of the equation returns that differentiates the drift."""
-        enabled = torch.is_grad_enabled()
-        # Leaving inference mode alone would enable gradients.
-        with torch.inference_mode(False), torch.set_grad_enabled(enabled):
-            t = t.clone()
-            x = x.clone()
-            version = x._version
-            result = method(t, x)
-        if version != x._version:
-            raise changed_in_place("the drift")
-        return result
+        if self.copies or torch.is_inference_mode_enabled():
+            enabled = torch.is_grad_enabled()
+            # Leaving inference mode alone would enable gradients.
+            with torch.inference_mode(False), torch.set_grad_enabled(enabled):
+                return _unchanged(method, t.clone(), x.clone())
+        return _unchanged(method, t, x)
 
     def advance(self, t: Time, x: Tensor, h: Time, onto: Tensor) -> Tensor:
         slope = None if isinstance(t, Tensor) else self.slopes.get(t)
@@ -184,7 +180,10 @@ class Counted(AbstractSDE):
         return self.problem.noise_shape(x)
 
     def rows(self, index: Tensor) -> Self:
-        return replace(self, problem=self.problem.rows(index))
+        problem = self.problem.rows(index)  # dataclasses.replace takes longer
+        return type(self)(
+            problem, self.copies, self.calls, self.returned, self.slopes, self.plans
+        )  # fmt: skip
 
     def within(self, t0: float, t1: float) -> Self:
         return replace(self, problem=self.problem.within(t0, t1))
@@ -202,3 +201,12 @@ class Counted(AbstractSDE):
 
     def between(self, t0: np.ndarray, t1: np.ndarray, c: float) -> np.ndarray:
         return self.problem.between(t0, t1, c)
+
+
+def _unchanged(method: Callable[[Tensor, Tensor], Result], t: Tensor, x: Tensor) -> Result:
+    """method(t, x), refused if it changes x."""
+    version = x._version
+    result = method(t, x)
+    if version != x._version:
+        raise changed_in_place("the drift")
+    return result

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -31,7 +32,7 @@ def factorised(jacobian: Tensor, length: Tensor) -> Factors:
     """
     jacobian = jacobian.to(torch.promote_types(jacobian.dtype, torch.float32))
     unit = torch.eye(jacobian.shape[-1], dtype=jacobian.dtype, device=jacobian.device)
-    matrix = unit / length.to(jacobian).reshape(-1, 1, 1) - jacobian
+    matrix = unit / length.to(jacobian.dtype)[:, None, None] - jacobian
     factors, pivots, _ = torch.linalg.lu_factor_ex(matrix)
     return factors, pivots
 
@@ -52,10 +53,11 @@ def connected(factors: Factors, length: Tensor) -> Tensor:
 def solved(factors: Factors, value: Tensor) -> Tensor:
     """The solution of the linear system of each sample, shaped like the right side."""
     matrices, pivots = factors
-    right = value.reshape(pivots.shape).unsqueeze(-1)
     if value.dtype != matrices.dtype:  # half precision
-        right = right.to(matrices.dtype)
-        return torch.linalg.lu_solve(matrices, pivots, right).reshape(value.shape).to(value.dtype)
+        return solved(factors, value.to(matrices.dtype)).to(value.dtype)
+    if value.ndim == 2:
+        return torch.linalg.lu_solve(matrices, pivots, value.unsqueeze(-1)).squeeze(-1)
+    right = value.reshape(*pivots.shape, 1)
     return torch.linalg.lu_solve(matrices, pivots, right).reshape(value.shape)
 
 
@@ -86,7 +88,7 @@ def linear_solver(
     if fits(x, direct):
         jacobian, rate = _derivatives(problem, t, x, kept)
         factors = factorised(jacobian, length)
-        return lambda value: solved(factors, value), rate, (jacobian, rate)
+        return partial(solved, factors), rate, (jacobian, rate)
     return *by_products(problem, t, x, length, direct=direct, residual=residual), ()
 
 

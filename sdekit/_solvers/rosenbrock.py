@@ -149,8 +149,9 @@ class AbstractRosenbrock(AbstractSolver, ABC):
                 residual=self.residual, kept=state,
             )  # fmt: skip
         wide = torch.promote_types(x.dtype, torch.float32)
+        narrow = x.dtype != wide
         h = length.to(wide).reshape(-1, *[1] * (x.ndim - 1))
-        inverse = 1 / h
+        inverse = h.reciprocal()
         change = h * rate
         by_rate, *weights = _weights(tableau, x.ndim, wide, x.device)
         # The states and the sums over c_ij of all later stages, to which each k is added at once.
@@ -163,9 +164,13 @@ class AbstractRosenbrock(AbstractSolver, ABC):
             increments.append(solve(value))
             sums = torch.addcmul(sums, weight, increments[-1])
             point, rest = sums[0].unbind(0)
-            # A graph that keeps a view would keep all sums.
-            point = (point.clone() if differentiated else point).to(x.dtype)
-            value = torch.addcmul(problem.drift(time, point), rest, inverse).to(x.dtype)
+            if differentiated:  # a graph that keeps a view would keep all sums
+                point = point.clone()
+            if narrow:
+                point = point.to(x.dtype)
+            value = torch.addcmul(problem.drift(time, point), rest, inverse)
+            if narrow:
+                value = value.to(x.dtype)
             sums = sums[1:]
         increments.append(solve(value))
         end = point + increments[-1]
