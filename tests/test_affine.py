@@ -12,11 +12,13 @@ from sdekit import ReverseSDE
 from sdekit._solve.counted import Counted
 from sdekit.elementary import softplus, sqrt
 from sdekit_diffusion import (
+    DDPM,
     DIFFUSIONS,
     VPSDE,
     AbstractModel,
     GaussianMixture,
     ScoreModel,
+    linear_betas,
     sample,
 )
 from sdekit_diffusion._models import affine
@@ -197,6 +199,27 @@ def test_hooks_of_a_model_are_called():
     own.register_forward_hook(lambda *_: calls.append(1))
     sample(own, 2, method="ddim", steps=4, seed=0)
     assert len(calls) == 4
+
+
+def test_what_may_be_a_key():
+    class Other(VPSDE):  # may hold more than the fields of VPSDE
+        pass
+
+    assert affine.is_immutable(VPSDE())
+    assert not affine.is_immutable(Other())
+    assert affine.is_immutable(DDPM(linear_betas(10)))
+
+    @dataclass(frozen=True)
+    class Held:
+        value: object
+
+    assert affine.is_immutable(Held(1.0))
+    assert not affine.is_immutable(Held(torch.tensor(1.0)))
+    assert not affine.is_immutable(Held([1.0]))
+    assert affine.is_immutable(Held((1, ("a", None), VPSDE())))
+    assert not affine.is_immutable(Held((1.0, [])))
+    assert not affine.is_immutable(Held(nn.Linear(1, 1)))  # is hashed by its identity
+    assert not affine.is_immutable(Held(Held(object())))
 
 
 def test_models_that_are_no_such_function_are_asked_as_they_are():

@@ -432,29 +432,3 @@ def test_drift_and_diffusion_are_an_equation_of_sdekit():
     plain = SDE(lambda t, x: x * sde.f(t), lambda t, x: sde.g(t), "additive")
     torch.testing.assert_close(sde.drift(0.3, x), plain.drift(0.3, x))
     assert np.allclose(sde.diffusion(0.3, x), plain.diffusion(0.3, x))
-
-
-def test_the_table_of_a_grid_is_kept_for_equal_diffusions():
-    """Not for those that may change, and apart for those that do not check times."""
-
-    class Changing(VPSDE):
-        factor = 1.0
-
-        def f(self, t):
-            return self.factor * super().f(t)
-
-    ts = uniform(1e-3, 1.0, 10).tolist()
-    table = VPSDE().tabulated(ts)
-    x = torch.ones(1, 1, dtype=torch.float64)
-    assert VPSDE().tabulated(ts) is table
-    for t in ts:
-        torch.testing.assert_close(table.drift(t, x), VPSDE().drift(t, x), rtol=1e-12, atol=0)
-        assert table.diffusion(t, x) == pytest.approx(VPSDE().diffusion(t, x), rel=1e-12)
-    changing = Changing()
-    assert torch.equal(changing.tabulated(ts).drift(1.0, x), table.drift(1.0, x))
-    object.__setattr__(changing, "factor", 2.0)
-    assert torch.equal(changing.tabulated(ts).drift(1.0, x), 2 * table.drift(1.0, x))
-    late = torch.tensor([2.0])
-    assert torch.equal(VPSDE().unchecked().tabulated(ts).checked(late), late)
-    with pytest.raises(ValueError, match="outside the range"):
-        VPSDE().tabulated(ts).checked(late)

@@ -612,25 +612,3 @@ def test_adaptive_methods_refuse_a_grid(method, grid):
 def test_bad_input(build, message):
     with pytest.raises(ValueError, match=message):
         build()
-
-
-def test_the_native_grid_is_a_new_tensor_in_each_call():
-    """It is kept for equal diffusions, and computed in each call where a diffusion may change."""
-
-    class Changing(VPSDE):
-        power = 1.0
-
-        def spaced(self, t0, t1, u):
-            return super().spaced(t0, t1, u**self.power)
-
-    span = (-3.0, 4.0)
-    changing = Changing()
-    for kernel in (VPSDE(), changing):
-        points = Native().points(Coordinates(kernel), span, 10)
-        known = points.clone()
-        points.zero_()
-        assert torch.equal(Native().points(Coordinates(kernel), span, 10), known)
-    object.__setattr__(changing, "power", 2.0)
-    assert not torch.equal(Native().points(Coordinates(changing), span, 10), known)
-    wider = Native().points(Coordinates(VPSDE(), std=2.0), span, 10)
-    assert not torch.equal(wider, known)

@@ -1,11 +1,10 @@
 """The noise of a solve: the increments of steps, and the white noise of fixed grids."""
 
-import copy
 import math
 import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -221,14 +220,14 @@ class AbstractSeededNoise(AbstractNoise):
                 "give torch.tensor(index)"
             )
         index = index.nonzero().flatten() if index.dtype == torch.bool else index
-        some = copy.copy(self)  # without the checks of a new object
         if isinstance(self.seed, Tensor):
-            object.__setattr__(some, "seed", self.seed[index.to(self.seed.device)])
-        elif self.index is None:
-            object.__setattr__(some, "index", integers("index", index) + self.first)
-        else:
-            object.__setattr__(some, "index", self.index[index.to(self.index.device)])
-        return some
+            return replace(self, seed=self.seed[index.to(self.seed.device)])
+        return replace(
+            self,
+            index=index + self.first
+            if self.index is None
+            else self.index[index.to(self.index.device)],
+        )
 
     def keys(self, x: Tensor) -> Tensor:
         """The samples' keys, `(batch,)`, on x's device."""

@@ -5,8 +5,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import ClassVar, Self, TypeVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -23,7 +22,6 @@ from sdekit.elementary import (
     sqrt,
     sum_of_sample,
 )
-from sdekit_diffusion._common.immutable import is_immutable
 from sdekit_diffusion._common.inputs import available_device
 
 # sigma / alpha, in standard deviations of the data, where solves start if they cannot start at T.
@@ -112,8 +110,13 @@ class AbstractDiffusion(AbstractSDE):
         return self.f(t), self.g(t)
 
     def tabulated(self, ts: Sequence[float]) -> Self:
-        tabulate = _cached_tabulated if is_immutable(self) else _tabulated
-        return tabulate(self, tuple(ts), self._reads_times)
+        t = self.checked(torch.tensor(ts, dtype=torch.float64))
+        columns = (
+            torch.as_tensor(column).expand(len(ts)).tolist() for column in (self.f(t), self.g(t))
+        )
+        copied = copy.copy(self)
+        object.__setattr__(copied, "_table", dict(zip(ts, zip(*columns, strict=True), strict=True)))
+        return copied
 
     def kernel(self, t: float) -> tuple[float, float]:
         """alpha(t) and sigma(t)."""
@@ -323,23 +326,6 @@ class AbstractDiffusion(AbstractSDE):
                 "(noise)"
             )
         return clip(t, 0.0, self.T)
-
-
-Diffusion = TypeVar("Diffusion", bound=AbstractDiffusion)
-
-
-def _tabulated(sde: Diffusion, ts: tuple[float, ...], reads_times: bool) -> Diffusion:
-    """The diffusion with f and g at the times of a grid; reads_times distinguishes two equal ones
-    of which one is unchecked.
-    """
-    t = sde.checked(torch.tensor(ts, dtype=torch.float64))
-    columns = (torch.as_tensor(column).expand(len(ts)).tolist() for column in (sde.f(t), sde.g(t)))
-    copied = copy.copy(sde)
-    object.__setattr__(copied, "_table", dict(zip(ts, zip(*columns, strict=True), strict=True)))
-    return copied
-
-
-_cached_tabulated = lru_cache(maxsize=32)(_tabulated)
 
 
 @dataclass(frozen=True)

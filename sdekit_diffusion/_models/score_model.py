@@ -27,11 +27,10 @@ from sdekit.calling import (
     require_real,
 )
 from sdekit.elementary import Time, axpy, broadcast, clip, reciprocal, scaled, sqrt
-from sdekit_diffusion._common.immutable import is_immutable
 from sdekit_diffusion._common.inputs import require_tensor, shape_given
 from sdekit_diffusion._diffusions.diffusion import LARGEST, AbstractDiffusion
 from sdekit_diffusion._diffusions.names import diffusion
-from sdekit_diffusion._models.affine import Affine, NetworkCall
+from sdekit_diffusion._models.affine import Affine, NetworkCall, is_immutable
 from sdekit_diffusion._models.condition_values import (
     Null,
     expanded,

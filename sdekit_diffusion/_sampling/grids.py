@@ -13,8 +13,6 @@ from torch import Tensor
 
 from sdekit import did_you_mean, uniform
 from sdekit.elementary import Time, exp, log1p, sigmoid
-from sdekit_diffusion._common.immutable import is_immutable
-from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._models.model import AbstractModel
 from sdekit_diffusion._sampling.coordinates import Coordinates, Span
 
@@ -124,9 +122,10 @@ class Native(AbstractGrid):
     """
 
     def points(self, coordinates: Coordinates, span: Span, steps: int) -> Tensor:
-        sde = coordinates.sde
-        points = _cached_points if is_immutable(sde) else _points_of
-        return points(sde, coordinates.std, span, steps).clone()
+        t0, t1 = (float(coordinates.time(l)) for l in span)
+        return _with_exact_ends(
+            coordinates.log_snr(coordinates.sde.spaced(t0, t1, uniform(0.0, 1.0, steps))), span
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -558,17 +557,6 @@ def _range_mismatch(l: Tensor, span: Span, std: float) -> str:
         f"{std * math.exp(-a):.6g} to {std * math.exp(-b):.6g}" for a, b in ((l[0], l[-1]), span)
     )
     return f"the grid covers sigma / alpha from {available}, and the solve needs {required}"
-
-
-def _points_of(sde: AbstractDiffusion, std: float, span: Span, steps: int) -> Tensor:
-    """The points of a diffusion's own grid, for data of standard deviation `std`."""
-    coordinates = Coordinates(sde, std=std)
-    t0, t1 = (float(coordinates.time(l)) for l in span)
-    times = sde.spaced(t0, t1, uniform(0.0, 1.0, steps))
-    return _with_exact_ends(coordinates.log_snr(times), span)
-
-
-_cached_points = lru_cache(maxsize=32)(_points_of)
 
 
 def _with_exact_ends(l: Tensor | float, span: Span) -> Tensor:

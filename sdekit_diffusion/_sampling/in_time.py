@@ -10,8 +10,7 @@ from torch import Tensor
 
 from sdekit import AbstractPredictor, AbstractSolver, ReverseSDE
 from sdekit.elementary import Time, scaled
-from sdekit_diffusion._common.immutable import is_immutable
-from sdekit_diffusion._models.affine import Affine, Function, prepared
+from sdekit_diffusion._models.affine import Affine, Function, is_immutable, prepared
 from sdekit_diffusion._models.model import AbstractModel
 from sdekit_diffusion._sampling.coordinates import Coordinates, Span
 from sdekit_diffusion._sampling.grids import AbstractGrid, Native
