@@ -1,7 +1,7 @@
 """What is computed at once for a grid is what the model predicts level by level."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import pytest
@@ -220,6 +220,22 @@ def test_what_may_be_a_key():
     assert not affine.is_immutable(Held((1.0, [])))
     assert not affine.is_immutable(Held(nn.Linear(1, 1)))  # is hashed by its identity
     assert not affine.is_immutable(Held(Held(object())))
+
+    @dataclass(frozen=True)
+    class HeldApart:
+        value: object = field(compare=False)
+
+    assert not affine.is_immutable(HeldApart(1.0))
+
+    @dataclass(frozen=True, slots=True)
+    class Slotted:
+        value: object
+
+    assert affine.is_immutable(Slotted(1.0))
+    held = Held(1.0)
+    object.__setattr__(held, "other", 1.0)
+    assert not affine.is_immutable(held)
+    assert affine.is_immutable(VPSDE().tabulated([0.5, 1.0]))
 
 
 def test_models_that_are_no_such_function_are_asked_as_they_are():

@@ -4,6 +4,7 @@ parameters, times, shapes, dtypes.
 
 import itertools
 import math
+from dataclasses import dataclass
 
 import hypothesis
 import numpy as np
@@ -27,6 +28,7 @@ from sdekit import (
     solve,
     uniform,
 )
+from sdekit.elementary import exp, expm1, log1p, sqrt
 from sdekit.interop import solve_ode
 from sdekit_diffusion import (
     DDPM,
@@ -35,6 +37,7 @@ from sdekit_diffusion import (
     NCSN,
     VESDE,
     VPSDE,
+    AbstractDiffusion,
     CosineVPSDE,
     RectifiedFlow,
     SubVPSDE,
@@ -432,3 +435,29 @@ def test_drift_and_diffusion_are_an_equation_of_sdekit():
     plain = SDE(lambda t, x: x * sde.f(t), lambda t, x: sde.g(t), "additive")
     torch.testing.assert_close(sde.drift(0.3, x), plain.drift(0.3, x))
     assert np.allclose(sde.diffusion(0.3, x), plain.diffusion(0.3, x))
+
+
+def test_tables_hold_constants_in_double_precision():
+    @dataclass(frozen=True)
+    class OrnsteinUhlenbeck(AbstractDiffusion):
+        rate: float = 5.1
+
+        def alpha(self, t):
+            return exp(-self.rate * t)
+
+        def sigma(self, t):
+            return sqrt(-expm1(-2 * self.rate * t))
+
+        def time(self, l):
+            return 0.5 * log1p(exp(-2 * l)) / self.rate
+
+        def f(self, t):
+            return -self.rate
+
+        def g(self, t):
+            return (2 * self.rate) ** 0.5
+
+    x = torch.ones(1, 1, dtype=torch.float64)
+    sde = OrnsteinUhlenbeck().tabulated([0.25, 0.5])
+    assert float(sde.drift(0.5, x)) == -5.1
+    assert sde.diffusion(0.25, x) == 10.2**0.5

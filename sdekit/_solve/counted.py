@@ -90,12 +90,12 @@ class Counted(AbstractSDE):
         self, method: Callable[[Tensor, Tensor], Result], t: Tensor, x: Tensor
     ) -> Result:
         """What a method of the equation returns that differentiates the drift."""
-        if self.copies or torch.is_inference_mode_enabled():
+        if torch.is_inference_mode_enabled():
             enabled = torch.is_grad_enabled()
             # Leaving inference mode alone would enable gradients.
             with torch.inference_mode(False), torch.set_grad_enabled(enabled):
                 return _unchanged(method, t.clone(), x.clone())
-        return _unchanged(method, t, x)
+        return _unchanged(method, t.clone(), x.clone())
 
     def advance(self, t: Time, x: Tensor, h: Time, onto: Tensor) -> Tensor:
         slope = None if isinstance(t, Tensor) else self.slopes.get(t)

@@ -112,7 +112,8 @@ class AbstractDiffusion(AbstractSDE):
     def tabulated(self, ts: Sequence[float]) -> Self:
         t = self.checked(torch.tensor(ts, dtype=torch.float64))
         columns = (
-            torch.as_tensor(column).expand(len(ts)).tolist() for column in (self.f(t), self.g(t))
+            torch.as_tensor(column, dtype=torch.float64).expand(len(ts)).tolist()
+            for column in (self.f(t), self.g(t))
         )
         copied = copy.copy(self)
         object.__setattr__(copied, "_table", dict(zip(ts, zip(*columns, strict=True), strict=True)))

@@ -153,22 +153,31 @@ def prepared(
 
 def is_immutable(value: object) -> bool:
     """Whether an object can be a key of a cache: whether its class is a frozen dataclass that is
-    compared by value, and its fields are constants: numbers, strings, and tuples and such objects
-    of them.
+    compared by the values of all fields, and these are constants: numbers, strings, and tuples and
+    such objects of them.
 
     A subclass of such a dataclass that is not itself declared as one is refused, since it may have
-    more attributes than the fields.
+    more attributes than the fields; so is an object with attributes that its class does not have.
     """
-    parameters = vars(type(value)).get("__dataclass_params__")
-    if parameters is None or not (parameters.frozen and parameters.eq):
+    kind = type(value)
+    names = _compared_fields(kind)
+    if names is None or not all(
+        name in names or hasattr(kind, name) for name in getattr(value, "__dict__", ())
+    ):
         return False
-    return all(_is_constant(getattr(value, name)) for name in _fields_of(type(value)))
+    return all(_is_constant(getattr(value, name)) for name in names)
 
 
 @cache
-def _fields_of(kind: Any) -> list[str]:  # noqa: ANN401 - a dataclass
-    """The names of the fields of a dataclass."""
-    return [part.name for part in fields(kind)]
+def _compared_fields(kind: Any) -> list[str] | None:  # noqa: ANN401 - a class
+    """The names of the fields of a frozen dataclass, if it is compared by all of them; None for
+    other classes.
+    """
+    parameters = vars(kind).get("__dataclass_params__")
+    if parameters is None or not (parameters.frozen and parameters.eq):
+        return None
+    parts = fields(kind)
+    return [part.name for part in parts] if all(part.compare for part in parts) else None
 
 
 _SIMPLE_TYPES = {bool, int, float, str, type(None)}  # found without recursion
