@@ -221,10 +221,14 @@ def is_differentiated(value: Tensor) -> bool:
     return value.requires_grad or is_in_forward_mode() or is_transformed()
 
 
+def may_be_inferring() -> bool:
+    """Whether inference mode is on; True within torch.compile, which cannot trace the question."""
+    return torch.compiler.is_compiling() or torch.is_inference_mode_enabled()
+
+
 def recording() -> AbstractContextManager[Any]:
     """The context in which torch records derivatives, inside inference mode too."""
-    inferring = torch.is_inference_mode_enabled()
-    return torch.inference_mode(False) if inferring else torch.enable_grad()
+    return torch.inference_mode(False) if may_be_inferring() else torch.enable_grad()
 
 
 def leaf(x: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from sdekit.calling import (
     checked_output,
     has_no_version_counter,
     is_kept_leaf,
+    may_be_inferring,
     overwritten,
     require_derivative,
 )
@@ -90,7 +91,7 @@ class Counted(AbstractSDE):
         self, method: Callable[[Tensor, Tensor], Result], t: Tensor, x: Tensor
     ) -> Result:
         """What a method of the equation returns that differentiates the drift."""
-        if torch.is_inference_mode_enabled():
+        if may_be_inferring():
             enabled = torch.is_grad_enabled()
             # Leaving inference mode alone would enable gradients.
             with torch.inference_mode(False), torch.set_grad_enabled(enabled):
