@@ -252,9 +252,6 @@ class Family(sdekit.AbstractSDE):
     def drift(self, t: Any, x: Tensor) -> Tensor:
         return self.f(self.parameters, x)
 
-    def diffusion(self, t: Any, x: Tensor) -> float:
-        return 0.0
-
     def rows(self, index: Tensor) -> "Family":
         return Family(self.f, self.parameters[index])
 

@@ -571,6 +571,21 @@ def test_steps_end_where_they_are_asked_to():
         odeint(Net(), Y0, [0.0, 1.0], options={"step_t": [0.5], "jump_t": [0.5]})
 
 
+def test_times_of_steps_and_jumps_are_in_double_precision():
+    """A list of numbers is, whatever torch's default dtype."""
+
+    class Watched(Net):
+        def callback_accept_step(self, t0, y0, dt):
+            ends.append(float(t0 + dt))
+
+    ends = []
+    for name in ("jump_t", "step_t"):
+        for times in ([0.7], (torch.tensor(0.7, dtype=F64),)):
+            ends.clear()
+            odeint(Watched(), Y0.double(), [0.0, 1.0], method="dopri5", options={name: times})
+            assert min(abs(0.7 - end) for end in ends) < 1e-15
+
+
 def test_a_step_that_a_time_has_cut_does_not_shorten_the_next():
     """A step of 1e-6 between two times, after which the steps would have to grow again."""
 

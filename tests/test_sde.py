@@ -9,12 +9,16 @@ from sdekit import (
     ODE,
     RK4,
     SDE,
+    AbstractSDE,
     AngleClocked,
     Clocked,
     EulerMaruyama,
     Milstein,
+    PIDController,
     ProbabilityFlow,
     ReverseSDE,
+    Rodas5P,
+    Tsit5,
     WhiteNoise,
     normal,
     solve,
@@ -330,3 +334,48 @@ def test_angles(c):
 def test_angles_need_a_positive_c(c):
     with pytest.raises(ValueError, match="c must be a positive number"):
         AngleClocked(lambda l, x: x, lambda l: 1.0, c=c)
+
+
+class Decay(AbstractSDE):
+    """With rates in double precision, and no diffusion."""
+
+    noise_type = "none"
+
+    def __init__(self):
+        self.rate = torch.tensor([[1.0], [2.0]], dtype=torch.float64)
+
+    def drift(self, t, x):
+        return -self.rate * x
+
+    def rows(self, index):
+        some = Decay()
+        some.rate = self.rate[index]
+        return some
+
+
+@pytest.mark.parametrize("solver", [Tsit5(), Rodas5P()], ids=str)
+@pytest.mark.parametrize("control", [None, PIDController(1e-5, 1e-5)], ids=["grid", "adaptive"])
+def test_the_drift_of_a_subclass_is_cast_to_the_dtype_of_the_state(solver, control):
+    solution = solve(
+        Decay(), torch.ones(2, 1), uniform(0.0, 0.5, 20), solver=solver, control=control
+    )
+    assert solution.x.dtype == torch.float32
+    torch.testing.assert_close(solution.x, (-0.5 * Decay().rate).exp().float(), rtol=1e-4, atol=0)
+
+
+def test_integers_of_a_subclass_are_refused():
+    class Counts(Decay):
+        def drift(self, t, x):
+            return torch.ones(2, 1, dtype=torch.int64)
+
+    with pytest.raises(TypeError, match=r"drift\(t, x\) returned torch.int64"):
+        solve(Counts(), torch.ones(2, 1), uniform(0.0, 0.5, 20), solver=RK4())
+
+
+def test_an_equation_with_noise_defines_its_diffusion():
+    class Noisy(Decay):
+        noise_type = "additive"
+
+    assert Decay().diffusion(0.0, X) == 0.0
+    with pytest.raises(NotImplementedError, match="Noisy has additive noise and no method"):
+        solve(Noisy(), torch.ones(2, 1), uniform(0.0, 0.5, 20), solver=EulerMaruyama())

@@ -44,9 +44,6 @@ class Pitchfork(sdekit.AbstractSDE):
     def drift(self, t, x):
         return self.r * x - x**3
 
-    def diffusion(self, t, x):
-        return 0.0
-
     def rows(self, index):
         return Pitchfork(self.r[index])
 

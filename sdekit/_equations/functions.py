@@ -163,6 +163,3 @@ class ODE(AbstractSDE):
 
     def drift(self, t: Time, x: Tensor) -> Tensor:
         return checked_output("f(t, x)", _call("f", self.f, _as_tensor(t, x), x), x.shape, x)
-
-    def diffusion(self, t: Time, x: Tensor) -> float:
-        return 0.0

@@ -229,9 +229,6 @@ class ProbabilityFlow(AbstractSDE):
     def drift(self, t: Time, x: Tensor) -> Tensor:
         return _reverse_drift(self, 0.5, t, x)
 
-    def diffusion(self, t: Time, x: Tensor) -> float:
-        return 0.0
-
     def rows(self, index: Tensor) -> Self:
         return replace(self, forward=self.forward.rows(index))
 

@@ -31,8 +31,9 @@ class AbstractSDE(ABC):
     """dx = f(t, x) dt + g(t, x) dW on states of shape `(batch, *event)`.
 
     Time runs in either direction; t is a float on fixed grids and a `(batch,)` tensor where samples
-    have their own times. A subclass defines `noise_type`, `drift` and `diffusion`. The noise type
-    says what g is and what shape W has:
+    have their own times, as with adaptive steps: `broadcast(t, x)` gives it a shape that multiplies
+    x. A subclass defines `noise_type`, `drift` and, unless that is "none", `diffusion`. The noise
+    type says what g is and what shape W has:
 
     | noise_type | g(t, x) | W |
     |---|---|---|
@@ -60,6 +61,7 @@ class AbstractSDE(ABC):
 
     Raises:
         ValueError: in a solve, when `drift` or `diffusion` returns another shape.
+        TypeError: in a solve, when `drift` returns integers or complex numbers.
 
     Example:
         >>> class DoubleWell(sdekit.AbstractSDE):  # dx = (x - x^3) dt + 0.5 dW
@@ -83,9 +85,19 @@ class AbstractSDE(ABC):
     def drift(self, t: Time, x: Tensor) -> Tensor:
         """f(t, x), shaped like x."""
 
-    @abstractmethod
     def diffusion(self, t: Time, x: Tensor) -> Time:
-        """g(t, x), shaped as in the table of the class; a float if it is one number."""
+        """g(t, x), shaped as in the table of the class; a float if it is one number. Equations with
+        noise define it.
+
+        Raises:
+            NotImplementedError: where an equation with noise does not.
+        """
+        if self.noise_type != "none":
+            raise NotImplementedError(
+                f"{type(self).__name__} has {self.noise_type} noise and no method diffusion(t, x): "
+                'define it, or noise_type = "none"'
+            )
+        return 0.0
 
     def jacobian(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """f_x of each sample, `(batch, d, d)` for d numbers per sample, and f_t, shaped like x; by

@@ -77,8 +77,11 @@ class Counted(AbstractSDE):
             self.calls[0] += 1
             return slope(x)
         f = self._guarded(0, "the drift", self.problem.drift, t, x)
-        if not self.problem.checks_shapes and isinstance(f, Tensor) and f.shape != x.shape:
-            raise wrong_shape("drift(t, x)", f, f"{tuple(x.shape)}", x)
+        if not self.problem.checks_shapes and isinstance(f, Tensor):
+            if f.shape != x.shape:
+                raise wrong_shape("drift(t, x)", f, f"{tuple(x.shape)}", x)
+            if f.dtype != x.dtype:  # the state would have the wider one from the first step on
+                return checked_output("drift(t, x)", f, x.shape, x)
         return f
 
     def jacobian(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:

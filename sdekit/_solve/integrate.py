@@ -121,7 +121,8 @@ def solve(
             and their slopes, for two evaluations of the drift, and on the straight line for stiff
             equations (`ImplicitPlaten`, `ImplicitEulerMaruyama`, `SKROCK`, `ExponentialEuler`,
             `ExponentialHeun`); that of a stochastic equation is bridged along the path.
-        control: the controller of adaptive steps; None for a fixed grid.
+        control: the controller of adaptive steps, with which f and g of a sample must not depend on
+            other samples, since these are at other times; None for a fixed grid.
         gradient: how gradients pass back through a fixed grid, `Checkpointed()` or `Reversible()`;
             None leaves it to autograd, which records every step.
         callback: called with each `Point` of a fixed grid; with adaptive steps after each round, in

@@ -299,7 +299,10 @@ class UnfinishedError(ArithmeticError):
             "steps have at least the length of a tick of the path: give BrownianPath a larger "
             "depth or knots nearer to each other, or ask for less; "
         )
-        advice = advice or others + (ticks if coarse else "") + (
+        many = bool((solution.status == Status.TOO_MANY_STEPS).any())
+        implicit = "Rodas5P()" if solution.seed is None else "ImplicitPlaten()"
+        steps = f"raise max_steps or the tolerances, or take {implicit} for a stiff equation; "
+        advice = advice or others + (ticks if coarse else "") + (steps if many else "") + (
             "see `.solution` of this error, which `sdekit.solve` returns with throw=False"
         )
         self.advice = advice

@@ -223,7 +223,9 @@ class Options:
 
     def _times(self, name: str) -> list[float]:
         value = self.values.get(name)
-        return [] if value is None else torch.as_tensor(value).double().reshape(-1).tolist()
+        if not isinstance(value, Tensor):
+            value = torch.as_tensor(() if value is None else value, dtype=torch.float64)
+        return value.double().reshape(-1).tolist()
 
     def _limits(
         self,

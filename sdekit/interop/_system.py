@@ -131,9 +131,6 @@ class System(AbstractSDE):
             if not pair:
                 require_real("func(t, y)", part, x)
 
-    def diffusion(self, t: Time, x: Tensor) -> float:
-        return 0.0
-
 
 def _real(part: Tensor) -> Tensor:
     """A tensor as real numbers; those of a complex number are in a further, last dimension."""
