@@ -355,11 +355,9 @@ def test_what_the_path_cannot_resolve_is_an_underflow_at_once(depth, tol):
 
 def test_too_many_steps_are_no_matter_of_the_path():
     few = PIDController(1e-3, 1e-3, max_steps=2)
-    with pytest.raises(UnfinishedError, match=r"max_steps was not .*ImplicitPlaten\(\)") as caught:
+    with pytest.raises(UnfinishedError, match=r"max_steps was not .*solver for stiff") as caught:
         solve(EQUATION, LINE[:2], [0.0, 1.0], solver=SRID2(), noise=BrownianPath(0), control=few)
     assert "depth" not in str(caught.value)
-    with pytest.raises(UnfinishedError, match=r"max_steps was not .*take Rodas5P\(\) for a stiff"):
-        solve(ODE(lambda t, x: -x), LINE, [0.0, 10.0], solver=Dopri5(), control=few)
 
 
 @pytest.mark.parametrize(
@@ -911,7 +909,11 @@ def test_states_without_numbers():
 
 def test_adaptive_steps_under_vmap_are_refused():
     settings = {"solver": Dopri5(), "control": PIDController(1e-3, 1e-3)}
-    with pytest.raises(RuntimeError, match="hides: solve all rows as one batch"):
-        torch.func.vmap(lambda x: solve(ODE(lambda t, x: -x), x, [0.0, 1.0], **settings).x)(
-            torch.ones(3, 2, 1)
-        )
+
+    def end(rate, x):
+        return solve(ODE(lambda t, x: -rate * x), x, [0.0, 1.0], **settings).x
+
+    for arguments in (torch.ones(3), torch.ones(2, 1)), (torch.ones(3), torch.ones(3, 2, 1)):
+        in_dims = 0, 0 if arguments[1].ndim == 3 else None
+        with pytest.raises(RuntimeError, match="hides: solve all rows as one batch"):
+            torch.func.vmap(end, in_dims=in_dims)(*arguments)

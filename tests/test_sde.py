@@ -363,6 +363,23 @@ def test_the_drift_of_a_subclass_is_cast_to_the_dtype_of_the_state(solver, contr
     torch.testing.assert_close(solution.x, (-0.5 * Decay().rate).exp().float(), rtol=1e-4, atol=0)
 
 
+@pytest.mark.parametrize("kind", ["scalar", "general"])
+def test_the_diffusion_of_a_subclass_is_cast_to_the_dtype_of_the_state(kind):
+    class Noisy(Decay):
+        noise_type = kind
+
+        def diffusion(self, t, x):
+            g = torch.full((2, 1), 0.5, dtype=torch.float64)
+            return g if kind == "scalar" else g[..., None]
+
+        def noise_shape(self, x):
+            return () if kind == "scalar" else (1,)
+
+    settings = {"solver": EulerMaruyama(), "noise": WhiteNoise(0)}
+    x = solve(Noisy(), torch.ones(2, 1), uniform(0.0, 0.5, 20), **settings).x
+    assert x.dtype == torch.float32
+
+
 def test_integers_of_a_subclass_are_refused():
     class Counts(Decay):
         def drift(self, t, x):

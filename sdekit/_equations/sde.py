@@ -367,12 +367,13 @@ def _elementwise(g: Time, dw: Tensor, onto: Tensor) -> Tensor:
     return torch.addcmul(onto, g.to(onto.dtype), dw) if isinstance(g, Tensor) else axpy(g, dw, onto)
 
 
-def _scalar(g: Tensor, dw: Tensor, onto: Tensor) -> Tensor:
+def _scalar(g: Time, dw: Tensor, onto: Tensor) -> Tensor:
+    g = g.to(onto.dtype) if isinstance(g, Tensor) else g
     return onto + g * broadcast(dw, onto)
 
 
 def _general(g: Tensor, dw: Tensor, onto: Tensor) -> Tensor:
-    return onto + torch.einsum("b...m,bm->b...", g, dw)
+    return onto + torch.einsum("b...m,bm->b...", g.to(dw.dtype), dw)
 
 
 _PRODUCTS: dict[NoiseType, Callable[..., Tensor]] = {

@@ -15,6 +15,7 @@ from torch._C._functorch import is_functorch_wrapped_tensor
 
 from sdekit._solve.solution import Solution, Status
 from sdekit._solvers.contract import Tree
+from sdekit.calling import has_hidden_values
 from sdekit.elementary import broadcast
 
 Host = NDArray[np.float64]
@@ -79,7 +80,16 @@ def to_device(device: torch.device, *arrays: NDArray[Any]) -> list[Tensor]:
 
 
 def on_host(values: Tensor, kind: type[Number] = np.float64) -> NDArray[Number]:
-    """Numbers of a device as an array; the computation waits for them."""
+    """Numbers of a device as an array; the computation waits for them.
+
+    Raises:
+        RuntimeError: under torch.func.vmap.
+    """
+    if has_hidden_values(values):
+        raise RuntimeError(
+            "adaptive steps read the error of each sample, which torch.func.vmap hides: solve all "
+            "rows as one batch, without vmap"
+        )
     if is_functorch_wrapped_tensor(values):  # whose memory NumPy cannot read
         return np.array(values.tolist(), dtype=kind)
     return values.detach().cpu().numpy().astype(kind, copy=False)

@@ -16,7 +16,6 @@ from sdekit._solve.control import PIDController
 from sdekit._solve.events import Event
 from sdekit._solve.gradient import AbstractGradient
 from sdekit._solvers import AbstractSolver
-from sdekit.calling import has_hidden_values
 
 _SAVES = ("last", "all")
 _SAVES_OF_SOLVE = (*_SAVES, "dense")
@@ -211,15 +210,9 @@ def require_adaptive(
     """Refuses combinations that cannot be solved with adaptive steps.
 
     Raises:
-        RuntimeError: under torch.func.vmap.
         ValueError: for a solver without an error estimate, a gradient of fixed grids, or tolerances
             that the dtype or the solver does not resolve.
     """
-    if has_hidden_values(x):
-        raise RuntimeError(
-            "adaptive steps read the error of each sample, which torch.func.vmap hides: solve all "
-            "rows as one batch, without vmap, or on a fixed grid"
-        )
     if solver.embedded is None or solver.normals:
         raise ValueError(
             f"{type(solver).__name__} does not estimate its error; for {problem.noise_type} noise "

@@ -300,8 +300,7 @@ class UnfinishedError(ArithmeticError):
             "depth or knots nearer to each other, or ask for less; "
         )
         many = bool((solution.status == Status.TOO_MANY_STEPS).any())
-        implicit = "Rodas5P()" if solution.seed is None else "ImplicitPlaten()"
-        steps = f"raise max_steps or the tolerances, or take {implicit} for a stiff equation; "
+        steps = "raise max_steps or the tolerances, or take a solver for stiff equations if it is; "
         advice = advice or others + (ticks if coarse else "") + (steps if many else "") + (
             "see `.solution` of this error, which `sdekit.solve` returns with throw=False"
         )
