@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import ClassVar
 
 import numpy as np
@@ -27,6 +28,7 @@ from sdekit import (
     solve,
     uniform,
 )
+from sdekit._solvers.linear_systems import _product, factorised, inverted, solved
 
 F64 = torch.float64
 
@@ -424,11 +426,12 @@ def test_networks_in_inference_mode():
 @pytest.mark.parametrize("solver", [Rodas4(), Rodas5P()], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_other_dtypes(dtype, solver):
-    x = solve(ODE(lambda t, x: -20 * x), torch.ones(2, 3, dtype=dtype), uniform(0.0, 0.1, 8),
-              solver=solver).x  # fmt: skip
-    assert x.dtype == dtype
     limit = (30 if dtype == torch.float32 else 4) * torch.finfo(dtype).eps
-    assert x.double() == pytest.approx(math.exp(-2), abs=limit)
+    for d in (3, 6):
+        x = solve(ODE(lambda t, x: -20 * x), torch.ones(2, d, dtype=dtype), uniform(0.0, 0.1, 8),
+                  solver=solver).x  # fmt: skip
+        assert x.dtype == dtype
+        assert x.double() == pytest.approx(math.exp(-2), abs=limit)
 
 
 def test_the_derivative_with_respect_to_time_fits_half_precision():
@@ -492,3 +495,44 @@ def test_derivatives_with_gradients_are_not_kept():
         returned = [jacobian, rate]
         returned[i] = returned[i].clone().requires_grad_()
         assert solver.retried(given, (*returned, known)) is given
+
+
+def exactly_solved(matrix, right):
+    """The solution of one linear system, by elimination with fractions."""
+    rows = [[*map(Fraction, row), Fraction(b)] for row, b in zip(matrix, right, strict=True)]
+    for i in range(len(rows)):
+        pivot = max(range(i, len(rows)), key=lambda j: abs(rows[j][i]))
+        rows[i], rows[pivot] = rows[pivot], rows[i]
+        rows[i] = [value / rows[i][i] for value in rows[i]]
+        for j in range(len(rows)):
+            if j != i:
+                rows[j] = [a - rows[j][i] * b for a, b in zip(rows[j], rows[i], strict=True)]
+    return [float(row[-1]) for row in rows]
+
+
+@pytest.mark.parametrize("d", [1, 2, 3, 4])
+def test_products_with_inverted_factors_are_as_accurate_as_substitutions(d):
+    """Where the solution is much smaller than the norms of right side and inverse allow."""
+    generator = torch.Generator().manual_seed(0)
+    vectors = torch.randn(40, d, d, generator=generator, dtype=F64)
+    rates = -(10 ** (8 * torch.rand(40, d, generator=generator, dtype=F64)))
+    jacobian = vectors @ torch.diag_embed(rates) @ torch.linalg.inv(vectors)
+    length = torch.full((40,), 0.25, dtype=F64)  # so that 1 / length is exact
+    matrix = 4.0 * torch.eye(d, dtype=F64) - jacobian
+    x = torch.randn(40, d, generator=generator, dtype=F64)
+    right = (matrix @ x[..., None])[..., 0]
+    factors = factorised(jacobian, length)
+    known = torch.tensor(
+        [exactly_solved(a, b) for a, b in zip(matrix.tolist(), right.tolist(), strict=True)],
+        dtype=F64,
+    )
+    found = (_product(inverted(factors), right), solved(factors, right))
+    errors, least = (
+        torch.linalg.vector_norm(x - known, dim=1) / torch.linalg.vector_norm(known, dim=1)
+        for x in found
+    )
+    assert errors.max() <= 4 * least.max() + 1e-15
+    ratio = (errors + 1e-16).log() - (least + 1e-16).log()
+    assert ratio.mean().exp() < 1.6
+    shaped = right.reshape(40, d, 1)
+    assert torch.equal(_product(inverted(factors), shaped)[..., 0], found[0])
