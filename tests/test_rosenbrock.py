@@ -139,9 +139,7 @@ class ChangingJacobian(OwnJacobian):
 
 
 def test_an_equation_with_derivatives_of_its_own():
-    """It receives copies where torch does not count changes in place, and elsewhere may make
-    none.
-    """
+    """Changes in place are refused, or made in a copy where torch does not count them."""
     x0 = torch.tensor([[1.0, 2.0]], dtype=F64)
     ts = uniform(0.0, 1.0, 10)
 

@@ -17,6 +17,7 @@ from sdekit._equations.sde import AbstractSDE, NoiseType, SDEType, Slope, wrong_
 from sdekit.calling import (
     changed_in_place,
     changes_in_place,
+    checked_call,
     checked_output,
     has_no_version_counter,
     is_kept_leaf,
@@ -98,8 +99,8 @@ class Counted(AbstractSDE):
             enabled = torch.is_grad_enabled()
             # Leaving inference mode alone would enable gradients.
             with torch.inference_mode(False), torch.set_grad_enabled(enabled):
-                return _unchanged(method, t.clone(), x.clone())
-        return _unchanged(method, t.clone(), x.clone())
+                return checked_call("the drift", method, t.clone(), x.clone())
+        return checked_call("the drift", method, t.clone(), x.clone())
 
     def advance(self, t: Time, x: Tensor, h: Time, onto: Tensor) -> Tensor:
         slope = None if isinstance(t, Tensor) else self.slopes.get(t)
@@ -205,12 +206,3 @@ class Counted(AbstractSDE):
 
     def between(self, t0: np.ndarray, t1: np.ndarray, c: float) -> np.ndarray:
         return self.problem.between(t0, t1, c)
-
-
-def _unchanged(method: Callable[[Tensor, Tensor], Result], t: Tensor, x: Tensor) -> Result:
-    """method(t, x), refused if it changes x."""
-    version = x._version
-    result = method(t, x)
-    if version != x._version:
-        raise changed_in_place("the drift")
-    return result
