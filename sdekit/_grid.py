@@ -181,6 +181,8 @@ def require_no_gradient(name: str, values: object) -> None:
         ValueError: with what to do.
     """
     parts = values if isinstance(values, list | tuple) else (values,)
+    if {*map(type, parts)} <= {float, int}:
+        return
     if torch.is_grad_enabled() and any(getattr(part, "requires_grad", False) for part in parts):
         raise ValueError(
             f"{name} requires a gradient, and a solve has none with respect to its times: detach "

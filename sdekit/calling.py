@@ -312,6 +312,14 @@ def checked_call(
     Raises:
         RuntimeError: when the function changes a tensor in place.
     """
+    if not keywords and len(arguments) == 2 and not isinstance(arguments[0], Tensor):
+        x = arguments[1]  # of a number t: nearly all calls
+        if not (x.requires_grad or has_no_version_counter(x)):
+            version = x._version
+            result = function(*arguments)
+            if x._version != version:
+                raise changed_in_place(name)
+            return result
     versions = []
     for value in (*arguments, *keywords.values()):
         if isinstance(value, Tensor):

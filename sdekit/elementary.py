@@ -20,14 +20,15 @@ import torch
 from torch import Tensor
 
 __all__ = [
-    "Time", "asinh", "atan", "axpy", "broadcast", "clip", "exp", "expm1", "log", "log1p", "norm",
-    "reciprocal", "scaled", "sigmoid", "sin", "softplus", "sqrt", "sum_of_sample", "tan",
+    "ZERO", "Time", "adder", "asinh", "atan", "axpy", "broadcast", "clip", "exp", "expm1", "log",
+    "log1p", "norm", "reciprocal", "scaled", "sigmoid", "sin", "softplus", "sqrt", "sum_of_sample",
+    "tan",
 ]  # fmt: skip
 
 Time = float | Tensor
 _PIECE = 1 << 14  # numbers that torch sums on one thread
 # A 0-dim tensor on the CPU combines with tensors on any device.
-_ZERO = torch.zeros((), dtype=torch.float32, device="cpu")
+ZERO = torch.zeros((), dtype=torch.float32, device="cpu")
 
 
 class _Elementary(Protocol):
@@ -160,6 +161,18 @@ def axpy(a: Time, x: Tensor, y: Tensor) -> Tensor:
     return torch.add(y, x, alpha=a) if x.dtype.itemsize >= 4 else y + a * x
 
 
+def adder(x: Tensor) -> Callable[..., Tensor]:
+    """The function add(y, x, alpha=a) that is `axpy` with a number a for tensors of the dtype of x:
+    for loops over many sums, which check the dtype once.
+    """
+    return torch.add if x.dtype.itemsize >= 4 else _add_rounded
+
+
+def _add_rounded(y: Tensor, x: Tensor, *, alpha: float) -> Tensor:
+    """y + alpha x, with a rounding of the product."""
+    return y + alpha * x
+
+
 def scaled(a: Time, x: Tensor) -> Tensor:
     """a x with a float or `(batch,)` a.
 
@@ -168,7 +181,7 @@ def scaled(a: Time, x: Tensor) -> Tensor:
     """
     if isinstance(a, Tensor):
         return x * broadcast(a, x)
-    return torch.add(_ZERO, x, alpha=a) if x.dtype.itemsize >= 4 else x * a
+    return torch.add(ZERO, x, alpha=a) if x.dtype.itemsize >= 4 else x * a
 
 
 def norm(x: Tensor) -> Tensor:

@@ -75,6 +75,24 @@ def test_functions_of_a_grid_are_the_predictions(sde, predicts):
                     same(function(U), predict(l, U), (conditioning, what))
 
 
+def test_labels_are_those_of_each_batch():
+    """Also where functions of one grid are called with batches of other sizes and dtypes."""
+    seen = []
+
+    def net(x, t):
+        seen.append(t)
+        return x * t[:, None]
+
+    own = ScoreModel(net, "vp", "data", shape=(3,), data_std=1.0)
+    functions = own.network_call().functions(own.affine(L, "data").rows(len(L)))
+    for u in (U, U[:2], U[:2].float(), U):
+        for l, function in zip(L.tolist(), functions, strict=True):
+            torch.testing.assert_close(function(u), own.predict_data(l, u))
+            given, expected = seen[-2:]
+            assert given.dtype == u.dtype
+            torch.testing.assert_close(given, expected.to(u.dtype))
+
+
 @pytest.mark.parametrize("predicts", ["noise", "data", "velocity"])
 @pytest.mark.parametrize("sde", SDES)
 def test_the_stages_of_an_adaptive_step_are_the_drift(sde, predicts):

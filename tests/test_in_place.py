@@ -43,7 +43,7 @@ from sdekit import (
     solve,
     uniform,
 )
-from sdekit.calling import ChangedError
+from sdekit.calling import ChangedError, checked_call
 from sdekit.interop import from_torchsde
 from sdekit_diffusion import METHODS, VPSDE, ScoreModel, bits_per_dim, encode, fit, sample
 from sdekit_diffusion import log_likelihood as model_log_likelihood
@@ -542,3 +542,10 @@ def test_points_that_require_gradients_get_the_same_message():
     failing = ScoreModel(lambda x, t: x @ x, "vp", shape=(3,))
     with pytest.raises(RuntimeError, match="cannot be multiplied"):
         failing.denoise(0.5, torch.zeros(2, 3, requires_grad=True))
+
+
+def test_a_function_of_a_number_and_a_state_is_refused_by_itself():
+    x = torch.ones(2, 1)
+    assert torch.equal(checked_call("f", lambda t, x: t * x, 0.5, x), 0.5 * x)
+    with pytest.raises(ChangedError, match="f changes its input in place"):
+        checked_call("f", lambda t, x: x.mul_(t), 0.5, x)

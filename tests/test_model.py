@@ -140,6 +140,15 @@ def test_the_network_runs_in_its_dtype_and_the_state_keeps_its_own(dtype):
     assert model.place()[0] == dtype
 
 
+def test_a_parameter_of_a_subclass_decides_the_dtype_too():
+    class Own(ScoreModel):
+        def __init__(self):
+            super().__init__(lambda x, t: x, "vp", shape=(2,))
+            self.scale_of_own = nn.Parameter(torch.ones((), dtype=torch.float64))
+
+    assert Own().place()[0] == torch.float64
+
+
 HALF = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 
 

@@ -119,6 +119,7 @@ def test_rows_and_first_select_samples():
     assert all(torch.equal(a.w[6:], b.w) for a, b in zip(whole, tail, strict=True))
     twice = WhiteNoise(1).rows(torch.tensor([9, 8, 7])).rows(torch.tensor([2]))
     assert torch.equal(drawn(twice, x[:1])[5].w, whole[5].w[[7]])
+    assert WhiteNoise(1, index=torch.tensor([[1, 2], [3, 4]])).index.tolist() == [1, 2, 3, 4]
 
 
 def test_starting_late_gives_the_same_steps():

@@ -17,6 +17,7 @@ from sdekit import (
     EulerMaruyama,
     Exact,
     ExponentialHeun,
+    Heun,
     Hutchinson,
     Likelihood,
     PIDController,
@@ -25,6 +26,7 @@ from sdekit import (
     UnfinishedError,
     WhiteNoise,
     solve,
+    uniform,
 )
 from sdekit._solvers import AbstractCorrector
 from sdekit._solvers.contract import AbstractSolver, Order, Step
@@ -34,6 +36,7 @@ from sdekit_diffusion import (
     EDM,
     VESDE,
     VPSDE,
+    AbstractGrid,
     AdaptiveFlow,
     AdaptiveSDE,
     BitsPerDim,
@@ -54,6 +57,7 @@ from sdekit_diffusion import (
 from sdekit_diffusion._app.held_out import measured
 from sdekit_diffusion._app.options import Estimate
 from sdekit_diffusion._inference.encoding import slerp
+from sdekit_diffusion._sampling.coordinates import Coordinates
 from sdekit_diffusion._sampling.probability_flow import solve_flow
 from sdekit_diffusion.data import Scale
 
@@ -590,3 +594,35 @@ def test_single_step_of_order_three_has_its_stages_at_thirds():
 def test_a_method_is_an_object():
     with pytest.raises(TypeError, match=r"method is an object, DDIM\(...\), not the class"):
         sample(MIXTURE, 2, sde="vp", method=DDIM)
+
+
+def test_a_grid_in_time_is_computed_once_in_a_call():
+    """And each grid of a call has its own points, at each number of steps."""
+    computed = []
+
+    @dataclass(frozen=True, eq=False)
+    class Counting(AbstractGrid):
+        power: float
+
+        def points(self, coordinates, span, steps):
+            computed.append((self.power, steps))
+            return span[0] + (span[1] - span[0]) * uniform(0.0, 1.0, steps) ** self.power
+
+    law = GaussianMixture([1.0], [[0.0]], [1.0])
+    x = [
+        sample(law, 2, sde="vp", method=InTime(Heun(), eta=0.0, steps=n, grid=Counting(power)))
+        for n, power in ((3, 1.0), (4, 1.0), (4, 2.0))
+    ]
+    assert computed == [(1.0, 3), (1.0, 4), (2.0, 4)]
+    assert not torch.equal(x[0], x[1])
+    computed.clear()
+    noisy = InTime(EulerMaruyama(), steps=200, grid=Counting(1.0))
+    sample(law, 4, sde="vp", method=noisy, batch_size=2, seed=0)
+    assert computed == [(1.0, 200)]
+    span = (-1.0, 1.0)
+    coordinates = Coordinates.of(law, VPSDE())
+    methods = [noisy, replace(noisy, grid=Counting(2.0)), replace(noisy, steps=3)]
+    for method in methods:
+        expected = method.grid.points(coordinates, span, method.steps)
+        assert torch.equal(method._points(coordinates, span), expected)
+    assert float(noisy._points(coordinates, (-1.0, 2.0))[-1]) == 2.0

@@ -43,15 +43,17 @@ _SHIFTS = {
     bits: torch.tensor((bits, (1 << (64 - bits)) - 1), device="cpu").unbind()
     for bits in (11, 27, 30, 31, 32)
 }
-# The same for numpy, whose integers have no sign.
-_MIX_WORDS = tuple(np.uint64(mix % 2**64) for mix in (_MIX_1, _MIX_2))
-_COUNTS = {bits: np.uint64(bits) for bits in (27, 30, 31, 32)}
-_GOLDEN_WORD = np.uint64(GOLDEN % 2**64)
+# The same for numpy, whose integers have no sign, and which also makes an array of a number.
+_MIX_WORDS = tuple(np.array(mix % 2**64, np.uint64) for mix in (_MIX_1, _MIX_2))
+_COUNTS = {bits: np.array(bits, np.uint64) for bits in (27, 30, 31, 32)}
+_GOLDEN_WORD = np.array(GOLDEN % 2**64, np.uint64)
 _NUMBERS = (0.5, 2.0**-31, -2.0, math.pi * 2.0**-31)
 _HALF, _UNIT, _MINUS_TWO, _ANGLE = torch.tensor(
     _NUMBERS, dtype=torch.float32, device="cpu"
 ).unbind()
-_HALF_NUMBER, _UNIT_NUMBER, _MINUS_TWO_NUMBER, _ANGLE_NUMBER = map(np.float32, _NUMBERS)
+_HALF_NUMBER, _UNIT_NUMBER, _MINUS_TWO_NUMBER, _ANGLE_NUMBER = (
+    np.array(number, np.float32) for number in _NUMBERS
+)
 
 # Counters below zero belong to draws outside a solve; between -3 and those of the probes they are
 # free for users of the library.

@@ -1,5 +1,6 @@
 """The noise of a solve: the increments of steps, and the white noise of fixed grids."""
 
+import copy
 import math
 import operator
 from abc import ABC, abstractmethod
@@ -158,6 +159,8 @@ def integers(name: str, values: Any) -> Tensor:  # noqa: ANN401 - whatever a use
     """
     try:
         if isinstance(values, Tensor):
+            if values.dtype == torch.int64 and values.ndim == 1:
+                return values
             if values.is_floating_point() or values.is_complex():
                 raise TypeError
             return values.to(torch.int64).reshape(-1)
@@ -222,12 +225,11 @@ class AbstractSeededNoise(AbstractNoise):
         index = index.nonzero().flatten() if index.dtype == torch.bool else index
         if isinstance(self.seed, Tensor):
             return replace(self, seed=self.seed[index.to(self.seed.device)])
-        return replace(
-            self,
-            index=index + self.first
-            if self.index is None
-            else self.index[index.to(self.index.device)],
-        )
+        known = self.index
+        rows = index + self.first if known is None else known[index.to(known.device)]
+        noise = copy.copy(self)  # which takes a third of the time of `replace`
+        object.__setattr__(noise, "index", integers("index", rows))
+        return noise
 
     def keys(self, x: Tensor) -> Tensor:
         """The samples' keys, `(batch,)`, on x's device."""

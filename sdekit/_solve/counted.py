@@ -77,6 +77,10 @@ class Counted(AbstractSDE):
         if not isinstance(t, Tensor) and (slope := self.slopes.get(t)) is not None:
             self.calls[0] += 1
             return slope(x)
+        return self._checked_drift(t, x)
+
+    def _checked_drift(self, t: Time, x: Tensor) -> Tensor:
+        """The drift of the equation, counted and checked."""
         f = self._guarded(0, "the drift", self.problem.drift, t, x)
         if not self.problem.checks_shapes and isinstance(f, Tensor):
             if f.shape != x.shape:
@@ -104,7 +108,9 @@ class Counted(AbstractSDE):
 
     def advance(self, t: Time, x: Tensor, h: Time, onto: Tensor) -> Tensor:
         slope = None if isinstance(t, Tensor) else self.slopes.get(t)
-        if slope is None or isinstance(h, Tensor):
+        if slope is None:
+            return axpy(h, self._checked_drift(t, x), onto)
+        if isinstance(h, Tensor):
             return axpy(h, self.drift(t, x), onto)
         self.calls[0] += 1
         return slope(x, h, onto)
@@ -154,6 +160,8 @@ class Counted(AbstractSDE):
         if version != (x._version + t._version if isinstance(t, Tensor) else x._version):
             raise changed_in_place(name)
         previous = self.returned[kind]
+        while previous and previous[0][0]() is None:  # a solver without memory drops them at once
+            previous.popleft()
         for reference, version_then in previous:
             if (earlier := reference()) is not None and earlier._version != version_then:
                 raise overwritten(name)

@@ -165,7 +165,7 @@ def points(
     ts = steps.ts
     n = len(steps)
     yield Point(0, ts[0], x)
-    if not len(x):
+    if not x.shape[0]:
         yield from (Point(i, t, x) for i, t in enumerate(ts[1:], 1))
         return
     state = steps.init(x)
@@ -174,8 +174,9 @@ def points(
     sizes = []
     step = steps.solver.step
     problem = steps.problem
+    plain = search is None and record is None
     for i, increment in enumerate(steps.increments(x, 0, n), 1):
-        if search is None and record is None:
+        if plain:
             x, _, _, state = step(problem, ts[i - 1], ts[i], x, increment, state)
         else:
             taken = step(problem, ts[i - 1], ts[i], x, increment, state)
@@ -198,7 +199,7 @@ def points(
         if i == n:
             problem.require_unchanged()
         if every or i == n:
-            if search is None and record is None:
+            if plain:
                 output = steps.solver.output(ts[i - 1], x, state)
             yield Point(i, ts[i], output)
 

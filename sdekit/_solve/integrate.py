@@ -165,7 +165,7 @@ def solve(
     require_pairing(problem, solver)
     if control is not None:
         require_adaptive(problem, solver, control, gradient, x0)
-    path = partial(BrownianPath, knots=(min(grid), max(grid)))
+    path = partial(BrownianPath, knots=(min(grid[0], grid[-1]), max(grid[0], grid[-1])))
     noise = _noise_of(problem, solver, noise, WhiteNoise if control is None else path)
     problem = problem.tabulated(grid) if control is None else problem.within(grid[0], grid[-1])
     chosen = None if isinstance(save, str) else chosen_times(save, grid)

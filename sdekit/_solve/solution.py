@@ -176,6 +176,13 @@ class Solution:
     events: Events | None = None
     dense: AbstractDense | None = None
 
+    def with_states(self, x: Tensor, xs: Tensor | None, ts: Tensor) -> "Solution":
+        """The same solve with its states and times in other coordinates."""
+        return Solution(
+            x, ts, xs, self.seed, self.evaluations, self.accepted, self.rejected, self.status,
+            self.events, self.dense,
+        )  # fmt: skip
+
     def at(self, t: float | Sequence[float] | Tensor) -> Tensor:
         """The states at any times of a solve with save="dense".
 
@@ -259,7 +266,7 @@ def solution_of_equal_steps(
     steps: int | None,
 ) -> Solution:
     """The solution of samples that took the same steps."""
-    zeros = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+    zeros = torch.zeros(x.shape[0], dtype=torch.int64, device=x.device)
     accepted, rejected = (None, None) if steps is None else (torch.full_like(zeros, steps), zeros)
     counts = torch.full_like(zeros, evaluations)
     return Solution(x, ts, xs, seed, counts, accepted, rejected, zeros)

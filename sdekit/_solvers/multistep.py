@@ -95,8 +95,7 @@ class AbstractMultistep(AbstractPlanned):
 
     @computed
     def order(self) -> Mapping[NoiseType, Order]:
-        p = min(self.accuracy[self.k], self._limited_order)
-        return {"none": Order(p, p), "additive": Order(1, min(p, 2))}
+        return _orders(min(self.accuracy[self.k], self._limited_order))
 
     @property
     def _limited_order(self) -> int:
@@ -119,8 +118,8 @@ class AbstractMultistep(AbstractPlanned):
             return replace(self, planned=self._compute_plan(problem, ts))
         key = type(self), settings, problem.noise_type, tuple(ts)
         if key not in problem.plans:
-            problem.plans[key] = self._compute_plan(problem, ts)
-        return replace(self, planned=problem.plans[key])
+            problem.plans[key] = replace(self, planned=self._compute_plan(problem, ts))
+        return problem.plans[key]
 
     def _compute_plan(self, problem: AbstractSDE, ts: Sequence[float]) -> dict[float, Row]:
         """The steps of a grid by their t_0."""
@@ -208,6 +207,12 @@ class AbstractMultistep(AbstractPlanned):
             (weight_m, weight_end, 0.0, weight_0),
             (1, 0, 3) if self.corrects else (0, 3),
         )
+
+
+@cache
+def _orders(p: int) -> Mapping[NoiseType, Order]:
+    """The orders of a rule that has order p without noise."""
+    return {"none": Order(p, p), "additive": Order(1, min(p, 2))}
 
 
 def _corrected_rows(

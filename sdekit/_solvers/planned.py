@@ -4,13 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from sdekit._equations.sde import AbstractSDE
 from sdekit._noise.white import Increment
 from sdekit._solvers.contract import AbstractSolver, Step, Tree
-from sdekit.elementary import Time, axpy
+from sdekit.elementary import Time, adder
 
 
 class Row(NamedTuple):
@@ -72,7 +71,7 @@ class AbstractPlanned(AbstractSolver):
 
 def _advance(x: Tensor, weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:
     """x + sum_j w_j f_j over the newest values, as many as there are weights."""
-    add = torch.add if x.dtype.itemsize >= 4 else None  # as `axpy`, without its overhead
+    add = adder(x)
     for weight, slope in zip(weights, slopes, strict=False):
-        x = axpy(weight, slope, x) if add is None else add(x, slope, alpha=weight)
+        x = add(x, slope, alpha=weight)
     return x

@@ -18,7 +18,7 @@ _LARGEST = 2**31  # numbers in one sample
 
 def is_whole(value: object, smallest: int | None = None) -> bool:
     """Whether a value is a whole number, and not below the smallest; booleans are not numbers."""
-    if not isinstance(value, Integral) or isinstance(value, bool):
+    if not isinstance(value, int | Integral) or isinstance(value, bool):
         return False
     return smallest is None or int(value) >= smallest
 

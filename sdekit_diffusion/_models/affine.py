@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from sdekit.elementary import Time, axpy, scaled
+from sdekit.elementary import ZERO, Time, adder
 
 Network = Callable[
     [Tensor, Tensor], Tensor
@@ -72,6 +72,34 @@ class Affine:
         return list(zip(*columns, strict=True))
 
 
+class Labels:
+    """The labels of levels, made when the first of them is needed.
+
+    Arguments:
+        values: a number for each level.
+        dtype, device: those of the labels; None for those of the points.
+    """
+
+    def __init__(
+        self, values: list[float], dtype: torch.dtype | None, device: torch.device | None
+    ) -> None:
+        self.values = values
+        self.dtype = dtype
+        self.device = device
+        self.batch: tuple[int, torch.dtype] | None = None
+        self.rows: Sequence[Tensor] = ()
+
+    def of(self, i: int, x: Tensor) -> Tensor:
+        """The labels of points x at a level, `(batch,)`."""
+        batch = x.shape[0], x.dtype
+        if batch != self.batch:
+            column = torch.tensor(self.values, dtype=torch.float64)
+            column = column.to(self.device or x.device, self.dtype or x.dtype, non_blocking=True)
+            self.rows = column.unsqueeze(1).expand(-1, x.shape[0]).unbind()
+            self.batch = batch
+        return self.rows[i]
+
+
 class NetworkCall(NamedTuple):
     """How a network is called.
 
@@ -89,13 +117,9 @@ class NetworkCall(NamedTuple):
 
     def functions(self, rows: list[Row]) -> list[Function]:
         """The prediction at each level, as a function of u."""
-        labels: Sequence[Tensor | None] = [None] * len(rows)
-        if self.dtype is not None:
-            column = torch.tensor([row[0] for row in rows], dtype=torch.float64)
-            labels = column.to(self.device, self.dtype, non_blocking=True).unbind()
+        labels = Labels([row[0] for row in rows], self.dtype, self.device)
         return [
-            partial(_predict, self.network, self.m, label, row)
-            for label, row in zip(labels, rows, strict=True)
+            partial(_predict, self.network, self.m, labels, i, row) for i, row in enumerate(rows)
         ]
 
     def in_rows(self, affine: Affine, stages: int, x: Tensor) -> list[Function]:
@@ -161,15 +185,19 @@ def is_immutable(value: object) -> bool:
     """
     kind = type(value)
     names = _compared_fields(kind)
-    if names is None or not all(
-        name in names or hasattr(kind, name) for name in getattr(value, "__dict__", ())
-    ):
+    if names is None:
+        return False
+    attributes = getattr(value, "__dict__", {})
+    if attributes.keys() == names:  # without recursion, if the values are simple
+        if {*map(type, attributes.values())} <= _SIMPLE_TYPES:
+            return True
+    elif not all(name in names or hasattr(kind, name) for name in attributes):
         return False
     return all(_is_constant(getattr(value, name)) for name in names)
 
 
 @cache
-def _compared_fields(kind: Any) -> list[str] | None:  # noqa: ANN401 - a class
+def _compared_fields(kind: Any) -> frozenset[str] | None:  # noqa: ANN401 - a class
     """The names of the fields of a frozen dataclass, if it is compared by all of them; None for
     other classes.
     """
@@ -177,7 +205,9 @@ def _compared_fields(kind: Any) -> list[str] | None:  # noqa: ANN401 - a class
     if parameters is None or not (parameters.frozen and parameters.eq):
         return None
     parts = fields(kind)
-    return [part.name for part in parts] if all(part.compare for part in parts) else None
+    if not all(part.compare for part in parts):
+        return None
+    return frozenset(part.name for part in parts)
 
 
 _SIMPLE_TYPES = {bool, int, float, str, type(None)}  # found without recursion
@@ -194,24 +224,24 @@ def _is_constant(value: object) -> bool:
 def _predict(
     network: Network,
     m: Tensor | float,
-    label: Tensor | None,
+    labels: Labels,
+    level: int,
     row: Row,
     u: Tensor,
     h: float = 1.0,
     onto: Tensor | None = None,
 ) -> Tensor:
     """onto + h times the prediction at u."""
-    value, point, skip, out, shift, mean = row
-    x = u if point == 1 else scaled(point, u)
+    _, point, skip, out, shift, mean = row
+    add = adder(u)
+    x = u if point == 1 else add(ZERO, u, alpha=point)
     if shift:
         x = _add_multiple(shift, m, x)
+    output = network(x, labels.of(level, x))
     # A new tensor, even if the network returns the same buffer in each call.
-    n = u.shape[0]
-    labels = x.new_full((n,), value) if label is None else label.expand(n)
-    output = network(x, labels)
-    result = scaled(h * out, output) if onto is None else axpy(h * out, output, onto)
+    result = add(ZERO if onto is None else onto, output, alpha=h * out)
     if skip:
-        result = axpy(h * skip, u, result)
+        result = add(result, u, alpha=h * skip)
     return _add_multiple(h * mean, m, result) if mean else result
 
 

@@ -385,6 +385,8 @@ class ScoreModel(nn.Module, AbstractModel):
 
     def _parameter(self) -> Tensor | None:
         """The first floating parameter, whose dtype is that of the points."""
+        if not self._modules and not self._parameters:  # found without an iterator
+            return None
         return next(filter(torch.is_floating_point, self.parameters()), None)
 
     def forward(self, point: Tensor, label: Time | None = None) -> Tensor:
@@ -686,7 +688,7 @@ def as_model(
             the data has another shape than that given.
     """
     model = cast(
-        AbstractModel | Callable[[Tensor, Tensor], Tensor], unwrapped(model, AbstractModel)
+        "AbstractModel | Callable[[Tensor, Tensor], Tensor]", unwrapped(model, AbstractModel)
     )
     if not isinstance(model, AbstractModel):
         require_plain(model, AbstractModel)

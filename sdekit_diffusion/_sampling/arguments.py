@@ -70,11 +70,11 @@ def require_options(
 
 def _require_counts(n: int, steps: int | None, batch_size: int | None, first: int) -> None:
     """Refuses numbers that are not integers, or out of range."""
-    given = {"n": n, "first": first} | ({} if batch_size is None else {"batch_size": batch_size})
-    for name, value in given.items():
-        if not isinstance(value, Integral):
+    for name, value in (("n", n), ("first", first), ("batch_size", batch_size)):
+        optional = name == "batch_size" and value is None
+        if not optional and not isinstance(value, int | Integral):
             raise TypeError(f"{name} must be an integer, not {value!r}")
-    if steps is not None and (not isinstance(steps, Integral) or steps < 1):
+    if steps is not None and (not isinstance(steps, int | Integral) or steps < 1):
         raise ValueError(f"steps must be a positive integer; not {steps}")
     if n < 0 or first < 0 or (batch_size is not None and batch_size < 1):
         raise ValueError(

@@ -85,7 +85,12 @@ def on_clock(
         return noise_scale(l) * exp(-(eta**2) * l)
 
     return DenoiserClocked(
-        model.predict_data, scale, 1 + eta**2, 2 * eta**2, model=model, **settings
+        model.predict_data,
+        scale if eta else noise_scale,
+        1 + eta**2,
+        2 * eta**2,
+        model=model,
+        **settings,
     )
 
 

@@ -3,7 +3,8 @@ of any scale.
 """
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Hashable
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from numbers import Real
 from typing import Literal
@@ -122,6 +123,7 @@ class Coordinates:
         event: the shape of a sample.
         extent: sigma / (alpha s) above which a model hardly changes: sqrt(d), the norm of z in d
             coordinates.
+        grids: grids, with their points in these coordinates, that a method needs several times.
     """
 
     sde: AbstractDiffusion
@@ -129,6 +131,9 @@ class Coordinates:
     std: float = 1.0
     event: tuple[int, ...] = ()
     extent: float = 1.0
+    grids: dict[Hashable, tuple[object, Tensor]] = field(
+        default_factory=dict, init=False, repr=False
+    )
 
     @staticmethod
     def of(
@@ -273,7 +278,7 @@ class Coordinates:
         xs = solution.xs
         if xs is not None:
             xs = torch.stack([self.physical(t, u) for t, u in zip(ts.tolist(), xs, strict=True)])
-        return replace(solution, x=self.physical(float(ts[-1]), solution.x), xs=xs, ts=ts)
+        return solution.with_states(self.physical(float(ts[-1]), solution.x), xs, ts)
 
     def physical_point(self, point: Point) -> Point:
         """A point (step, l, u) as (step, t, x)."""

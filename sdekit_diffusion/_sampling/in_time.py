@@ -131,6 +131,17 @@ class InTime(AbstractGridMethod):
             lambda t: float(coordinates.log_snr(t)),
         )
 
+    def points(self, problem: ReverseProblem) -> Tensor:
+        return self._points(problem.coordinates, problem.span)
+
+    def _points(self, coordinates: Coordinates, span: Span) -> Tensor:
+        """The points of the grid, computed once in a call of `sample`."""
+        grid = self.grid
+        key = id(grid), span, self.steps
+        if key not in coordinates.grids:  # with the grid, so that no other can have its id
+            coordinates.grids[key] = grid, grid.points(coordinates, span, self.steps)
+        return coordinates.grids[key][1]
+
     def left_over(self, coordinates: Coordinates, span: Span) -> float:
         """From the variance of the last step of Euler and Maruyama, (eta g)^2 h, or of a predictor.
 
@@ -138,7 +149,7 @@ class InTime(AbstractGridMethod):
         """
         if not 0 < self.eta < math.inf:  # the equation refuses others than 0
             return 0.0
-        points = self.grid.points(coordinates, span, self.steps)
+        points = self._points(coordinates, span)
         t0, t1 = (float(coordinates.time(l)) for l in points[-2:].tolist())
         sde = coordinates.sde
         predictor = getattr(self.solver, "predictor", self.solver)

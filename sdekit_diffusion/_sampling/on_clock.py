@@ -61,6 +61,8 @@ def require_clock(problem: ReverseProblem, start: float, stop: float) -> None:
 
 
 EtaConvention = Literal["sde", "k-diffusion"]
+_CONVENTIONS = get_args(EtaConvention)
+_INTEGRANDS = (*get_args(Integrand), "model")
 
 
 _CACHE_SIZE = 32  # clocks whose plans are kept, and plans of each
@@ -137,10 +139,10 @@ class OnClock(AbstractGridMethod):
                 "solver is an object such as AdamsMoulton(3), or None for the default, not "
                 f"{self.solver!r}"
             )
-        if self.convention not in get_args(EtaConvention):
+        if self.convention not in _CONVENTIONS:
             raise ValueError(
-                f"convention must be one of {', '.join(map(repr, get_args(EtaConvention)))}, not "
-                f"{self.convention!r}{did_you_mean(self.convention, get_args(EtaConvention))}"
+                f"convention must be one of {', '.join(map(repr, _CONVENTIONS))}, not "
+                f"{self.convention!r}{did_you_mean(self.convention, _CONVENTIONS)}"
             )
         if not callable(self.eta):
             checked_eta(self.eta)
@@ -156,8 +158,7 @@ class OnClock(AbstractGridMethod):
                 f"{name} is for the probability flow, eta = 0; with noise take ClockedHeun() or "
                 "AdamsMoulton(2)"
             )
-        allowed = (*get_args(Integrand), "model")
-        if self.integrand not in allowed or (self.integrand != "data" and self.eta):
+        if self.integrand not in _INTEGRANDS or (self.integrand != "data" and self.eta):
             raise ValueError(
                 "integrand must be 'data', or for eta = 0 'noise', 'velocity' or 'model'; not "
                 f"{self.integrand!r} for eta = {self.eta}: with noise take integrand='data', or "

@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -64,4 +64,4 @@ class AbstractGridMethod(AbstractMethod):
         xs = solution.xs
         if xs is not None:
             xs = torch.stack([to_u(i, state) for i, state in enumerate(xs)])
-        return replace(solution, x=to_u(len(grid) - 1, solution.x), xs=xs, ts=grid)
+        return solution.with_states(to_u(grid.shape[0] - 1, solution.x), xs, grid)

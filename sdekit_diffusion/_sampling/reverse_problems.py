@@ -95,11 +95,10 @@ class ReverseProblems:
         state_dtype = torch.promote_types(self.dtype, torch.float32)
 
         def draw(counter: int) -> Tensor:
-            return normal(
-                self.seed, self.first + index, self.event, counter=counter, dtype=state_dtype
-            )
+            rows = index + self.first if self.first else index
+            return normal(self.seed, rows, self.event, counter=counter, dtype=state_dtype)
 
-        x = self.start.rows(i, len(index))
+        x = self.start.rows(i, index.shape[0])
         x = None if x is None else x.to(device=index.device, dtype=state_dtype)
         standard = self.coordinates.standardised(model)
         u = self.start.states(self.coordinates, self.span[0], x, draw)
@@ -140,7 +139,7 @@ class ReverseProblems:
     def _with(self, solution: Solution, x: Tensor) -> Solution:
         """A solution with another x, in the dtype of the result."""
         xs = None if solution.xs is None else cast(solution.xs, self.dtype)
-        return replace(solution, x=cast(x, self.dtype), xs=xs)
+        return solution.with_states(cast(x, self.dtype), xs, solution.ts)
 
     def _require_finite(self, x: Tensor, i: int) -> None:
         failed = ~torch.isfinite(x).flatten(1).all(dim=1) if x.ndim > 1 else ~torch.isfinite(x)
