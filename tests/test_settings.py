@@ -624,5 +624,7 @@ def test_a_grid_in_time_is_computed_once_in_a_call():
     methods = [noisy, replace(noisy, grid=Counting(2.0)), replace(noisy, steps=3)]
     for method in methods:
         expected = method.grid.points(coordinates, span, method.steps)
-        assert torch.equal(method._points(coordinates, span), expected)
-    assert float(noisy._points(coordinates, (-1.0, 2.0))[-1]) == 2.0
+        points, times = method._points(coordinates, span)
+        assert torch.equal(points, expected)
+        assert torch.equal(times, coordinates.time(expected))
+    assert float(noisy._points(coordinates, (-1.0, 2.0))[0][-1]) == 2.0

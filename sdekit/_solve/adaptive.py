@@ -9,7 +9,7 @@ are events, the solver iterates (Newton's method, GMRES) or it keeps Jacobians o
 
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 import numpy as np
@@ -103,9 +103,9 @@ class AdaptiveSolve:
         """The context of calls of the equation for some rows. An equation that does not define
         `rows` may hold values of all samples, of which it cannot select those of the rows.
         """
-        total = len(self.results.x)
-        has_no_rows = type(self.full_problem.problem).rows is AbstractSDE.rows
-        return called_for_some(rows if has_no_rows else total, total)
+        total = self.results.x.shape[0]
+        has_rows = type(self.full_problem.problem).rows is not AbstractSDE.rows
+        return nullcontext() if has_rows or rows == total else called_for_some(rows, total)
 
     def _initial_samples(self, x0: Tensor, ts: list[float]) -> ActiveSamples:
         """The samples before their first steps."""
@@ -138,7 +138,7 @@ class AdaptiveSolve:
         start, stop = (t.to(self.device, non_blocking=True) for t in times)
         # A solver that keeps Jacobians computes those of some samples only.
         some = self.solver.differentiates and self.rounds > 0
-        with self._evaluating(0 if some else len(start)):
+        with self._evaluating(0 if some else start.shape[0]):
             step = self.solver.step(self.problem, start, stop, active.x, increment, active.state)
         retried = self.solver.retried(active.state, step.state)
         q, accept = self._accept(interval, start, stop, step)
@@ -198,7 +198,7 @@ class AdaptiveSolve:
         active = self.active
         control = self.control
         problem = self.problem
-        with torch.no_grad():
+        with torch.no_grad() if torch.is_grad_enabled() else nullcontext():
             ends = problem.physical(start, active.x), problem.physical(stop, step.x)
             quotient = self.solver.quotient(
                 lambda error: control.error(problem.physical(stop, error), *ends), step.error
@@ -209,7 +209,9 @@ class AdaptiveSolve:
         allowed = self.intervals.allowed(active, interval, factor)
         active.h = allowed * factor
         if control.uses_history:
-            latest = np.stack([np.maximum(q, 1e-10), active.previous[:, 0]], axis=1)
+            latest = np.empty_like(active.previous)
+            np.maximum(q, 1e-10, out=latest[:, 0])
+            latest[:, 1] = active.previous[:, 0]
             active.previous = np.where(accept[:, None], latest, active.previous)
         return q, accept
 

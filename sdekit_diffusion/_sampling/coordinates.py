@@ -123,7 +123,8 @@ class Coordinates:
         event: the shape of a sample.
         extent: sigma / (alpha s) above which a model hardly changes: sqrt(d), the norm of z in d
             coordinates.
-        grids: grids, with their points in these coordinates, that a method needs several times.
+        grids: grids, with their points in these coordinates and the times there, that a method
+            needs several times.
     """
 
     sde: AbstractDiffusion
@@ -131,7 +132,7 @@ class Coordinates:
     std: float = 1.0
     event: tuple[int, ...] = ()
     extent: float = 1.0
-    grids: dict[Hashable, tuple[object, Tensor]] = field(
+    grids: dict[Hashable, tuple[object, Tensor, Tensor]] = field(
         default_factory=dict, init=False, repr=False
     )
 
@@ -175,11 +176,13 @@ class Coordinates:
 
     def physical(self, t: Time, u: Tensor) -> Tensor:
         """x_t from u."""
-        return shifted(self.mean, self.sde.alpha(t), scaled(self.radius(t), u))
+        x = scaled(self.radius(t), u)
+        return shifted(self.mean, self.sde.alpha(t), x) if self.shifts else x
 
     def standard(self, t: Time, x: Tensor) -> Tensor:
         """u from x_t."""
-        return scaled(1 / self.radius(t), shifted(self.mean, -self.sde.alpha(t), x))
+        centred = shifted(self.mean, -self.sde.alpha(t), x) if self.shifts else x
+        return scaled(1 / self.radius(t), centred)
 
     def standard_data(self, x: Tensor) -> Tensor:
         """z = (x_0 - m) / s."""

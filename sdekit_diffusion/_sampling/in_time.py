@@ -120,7 +120,9 @@ class InTime(AbstractGridMethod):
         equation = ReverseSDE(
             coordinates.sde, score, self.eta, prepare=partial(score.slopes, 0.5 * (1 + self.eta**2))
         )
-        times = torch.as_tensor(coordinates.time(grid))
+        points, times = self._points(coordinates, problem.span)
+        if points is not grid:  # of a caller
+            times = torch.as_tensor(coordinates.time(grid))
         ts = times.tolist()
         return Transformed(
             equation,
@@ -132,15 +134,16 @@ class InTime(AbstractGridMethod):
         )
 
     def points(self, problem: ReverseProblem) -> Tensor:
-        return self._points(problem.coordinates, problem.span)
+        return self._points(problem.coordinates, problem.span)[0]
 
-    def _points(self, coordinates: Coordinates, span: Span) -> Tensor:
-        """The points of the grid, computed once in a call of `sample`."""
+    def _points(self, coordinates: Coordinates, span: Span) -> tuple[Tensor, Tensor]:
+        """The points of the grid and the times there, computed once in a call of `sample`."""
         grid = self.grid
         key = id(grid), span, self.steps
         if key not in coordinates.grids:  # with the grid, so that no other can have its id
-            coordinates.grids[key] = grid, grid.points(coordinates, span, self.steps)
-        return coordinates.grids[key][1]
+            points = grid.points(coordinates, span, self.steps)
+            coordinates.grids[key] = grid, points, torch.as_tensor(coordinates.time(points))
+        return coordinates.grids[key][1:]
 
     def left_over(self, coordinates: Coordinates, span: Span) -> float:
         """From the variance of the last step of Euler and Maruyama, (eta g)^2 h, or of a predictor.
@@ -149,8 +152,7 @@ class InTime(AbstractGridMethod):
         """
         if not 0 < self.eta < math.inf:  # the equation refuses others than 0
             return 0.0
-        points = self._points(coordinates, span)
-        t0, t1 = (float(coordinates.time(l)) for l in points[-2:].tolist())
+        t0, t1 = self._points(coordinates, span)[1][-2:].tolist()
         sde = coordinates.sde
         predictor = getattr(self.solver, "predictor", self.solver)
         variance = (self.eta * float(sde.g(t0))) ** 2 * (t0 - t1)
