@@ -313,8 +313,8 @@ def checked_call(
         RuntimeError: when the function changes a tensor in place.
     """
     if not keywords and len(arguments) == 2 and not isinstance(arguments[0], Tensor):
-        x = arguments[1]  # of a number t: nearly all calls
-        if not (x.requires_grad or has_no_version_counter(x)):
+        x = arguments[1]  # the call is function(t, x) with a number t
+        if isinstance(x, Tensor) and not (x.requires_grad or has_no_version_counter(x)):
             version = x._version
             result = function(*arguments)
             if x._version != version:

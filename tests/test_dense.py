@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 
 import numpy as np
@@ -36,6 +36,7 @@ from sdekit import (
     Rodas4,
     Rodas5P,
     ShARK,
+    Solution,
     Tsit5,
     UniPC,
     WhiteNoise,
@@ -569,3 +570,10 @@ def test_stiff_states_between_adaptive_steps():
     share = (0.5 - start) / (float(steps[last].x) - start)
     expected = torch.lerp(steps[last].t0, steps[last].t1, share)[0]
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
+
+
+def test_a_solution_in_other_coordinates_keeps_everything_else():
+    solution = Solution(*(object() for _ in fields(Solution)))
+    x, xs, ts = object(), object(), object()
+    other = solution.with_states(x, xs, ts)
+    assert vars(other) == vars(solution) | {"x": x, "xs": xs, "ts": ts}

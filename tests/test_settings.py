@@ -610,7 +610,7 @@ def test_a_grid_in_time_is_computed_once_in_a_call():
 
     law = GaussianMixture([1.0], [[0.0]], [1.0])
     x = [
-        sample(law, 2, sde="vp", method=InTime(Heun(), eta=0.0, steps=n, grid=Counting(power)))
+        sample(law, 2, sde="vp", method=InTime(Heun(), 0.0, steps=n, grid=Counting(power)), seed=0)
         for n, power in ((3, 1.0), (4, 1.0), (4, 2.0))
     ]
     assert computed == [(1.0, 3), (1.0, 4), (2.0, 4)]

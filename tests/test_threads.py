@@ -132,6 +132,43 @@ def test_only_modules_in_training_mode_are_restored():
     assert not any(module.training for module in shared.modules())
 
 
+class Assigned(nn.Module):
+    """Remembers what is assigned to `training`."""
+
+    def __init__(self):
+        self.__dict__["seen"] = []
+        super().__init__()
+
+    def __setattr__(self, name, value):
+        if name == "training":
+            self.seen.append(value)
+        super().__setattr__(name, value)
+
+    def forward(self, x, t):
+        return 0.5 * x
+
+
+class Computed(Assigned):
+    """Whose `training` is a property."""
+
+    __setattr__ = nn.Module.__setattr__
+
+    @property
+    def training(self):
+        return self.seen[-1]
+
+    @training.setter
+    def training(self, value):
+        self.seen.append(value)
+
+
+@pytest.mark.parametrize("kind", [Assigned, Computed])
+def test_modules_with_a_mode_of_their_own_are_told(kind):
+    net = kind()
+    run(ScoreModel(net, "vp", "data", shape=(2,), data_std=1.0), 0)
+    assert net.seen[-2:] == [False, True]
+
+
 @pytest.mark.filterwarnings("ignore:the last step leaves noise")  # of few steps
 def test_many_threads_of_all_kinds():
     """Random interleavings; each is compared with the result alone."""

@@ -2,11 +2,10 @@
 standard Brownian motion: the clock.
 """
 
-import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import numpy as np
@@ -93,16 +92,12 @@ class AbstractClocked(AbstractSDE, ABC):
         def levels() -> Coefficients:
             return self.at(torch.tensor(ts, dtype=torch.float64))
 
-        copied = copy.copy(self)  # in less time than by `replace`
         functions = None if self.prepare is None else self.prepare(ts, levels)
         if functions is not None:
-            object.__setattr__(copied, "slopes", dict(zip(ts, functions, strict=True)))
-            return copied
+            return replace(self, slopes=dict(zip(ts, functions, strict=True)))
         parts = (torch.as_tensor(part, dtype=torch.float64) for part in levels())
         rows = (part.expand(len(ts)).tolist() for part in parts)
-        table = dict(zip(ts, zip(*rows, strict=True), strict=True))
-        object.__setattr__(copied, "table", table)
-        return copied
+        return replace(self, table=dict(zip(ts, zip(*rows, strict=True), strict=True)))
 
     def _drift(self, l: Time, scale: Time, rate: Time, x: Tensor) -> Tensor:
         """F(l, scale y) dA/dtau."""

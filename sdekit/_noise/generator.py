@@ -43,7 +43,8 @@ _SHIFTS = {
     bits: torch.tensor((bits, (1 << (64 - bits)) - 1), device="cpu").unbind()
     for bits in (11, 27, 30, 31, 32)
 }
-# The same for numpy, whose integers have no sign, and which also makes an array of a number.
+# The same for numpy, as arrays without dimensions: numpy makes an array of a number in each call.
+# Its integers have no sign.
 _MIX_WORDS = tuple(np.array(mix % 2**64, np.uint64) for mix in (_MIX_1, _MIX_2))
 _COUNTS = {bits: np.array(bits, np.uint64) for bits in (27, 30, 31, 32)}
 _GOLDEN_WORD = np.array(GOLDEN % 2**64, np.uint64)

@@ -160,7 +160,7 @@ class Counted(AbstractSDE):
         if version != (x._version + t._version if isinstance(t, Tensor) else x._version):
             raise changed_in_place(name)
         previous = self.returned[kind]
-        while previous and previous[0][0]() is None:  # a solver without memory drops them at once
+        while previous and previous[0][0]() is None:  # results that no one can use any more
             previous.popleft()
         for reference, version_then in previous:
             if (earlier := reference()) is not None and earlier._version != version_then:

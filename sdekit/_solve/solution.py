@@ -177,7 +177,7 @@ class Solution:
     dense: AbstractDense | None = None
 
     def with_states(self, x: Tensor, xs: Tensor | None, ts: Tensor) -> "Solution":
-        """The same solve with its states and times in other coordinates."""
+        """The same solve with other states and times, such as those in other coordinates."""
         return Solution(
             x, ts, xs, self.seed, self.evaluations, self.accepted, self.rejected, self.status,
             self.events, self.dense,

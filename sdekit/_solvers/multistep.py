@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 from functools import cache
 from operator import attrgetter
+from types import MappingProxyType
 from typing import ClassVar, Literal, Self, get_args
 
 import numpy as np
@@ -212,7 +213,7 @@ class AbstractMultistep(AbstractPlanned):
 @cache
 def _orders(p: int) -> Mapping[NoiseType, Order]:
     """The orders of a rule that has order p without noise."""
-    return {"none": Order(p, p), "additive": Order(1, min(p, 2))}
+    return MappingProxyType({"none": Order(p, p), "additive": Order(1, min(p, 2))})
 
 
 def _corrected_rows(

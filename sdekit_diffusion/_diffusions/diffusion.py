@@ -110,11 +110,7 @@ class AbstractDiffusion(AbstractSDE):
         return self.f(t), self.g(t)
 
     def tabulated(self, ts: Sequence[float]) -> Self:
-        t = torch.tensor(ts, dtype=torch.float64)
-        if self._reads_times:
-            self._require_in_range(min(ts))
-            self._require_in_range(max(ts))
-            t = clip(t, 0.0, self.T)
+        t = self.checked(torch.tensor(ts, dtype=torch.float64))
         columns = (
             torch.as_tensor(column, dtype=torch.float64).expand(len(ts)).tolist()
             for column in (self.f(t), self.g(t))

@@ -72,34 +72,6 @@ class Affine:
         return list(zip(*columns, strict=True))
 
 
-class Labels:
-    """The labels of levels, made when the first of them is needed.
-
-    Arguments:
-        values: a number for each level.
-        dtype, device: those of the labels; None for those of the points.
-    """
-
-    def __init__(
-        self, values: list[float], dtype: torch.dtype | None, device: torch.device | None
-    ) -> None:
-        self.values = values
-        self.dtype = dtype
-        self.device = device
-        self.batch: tuple[int, torch.dtype] | None = None
-        self.rows: Sequence[Tensor] = ()
-
-    def of(self, i: int, x: Tensor) -> Tensor:
-        """The labels of points x at a level, `(batch,)`."""
-        batch = x.shape[0], x.dtype
-        if batch != self.batch:
-            column = torch.tensor(self.values, dtype=torch.float64)
-            column = column.to(self.device or x.device, self.dtype or x.dtype, non_blocking=True)
-            self.rows = column.unsqueeze(1).expand(-1, x.shape[0]).unbind()
-            self.batch = batch
-        return self.rows[i]
-
-
 class NetworkCall(NamedTuple):
     """How a network is called.
 
@@ -117,9 +89,13 @@ class NetworkCall(NamedTuple):
 
     def functions(self, rows: list[Row]) -> list[Function]:
         """The prediction at each level, as a function of u."""
-        labels = Labels([row[0] for row in rows], self.dtype, self.device)
+        labels: Sequence[Tensor | None] = [None] * len(rows)
+        if self.dtype is not None:
+            column = torch.tensor([row[0] for row in rows], dtype=torch.float64)
+            labels = column.to(self.device, self.dtype, non_blocking=True).unbind()
         return [
-            partial(_predict, self.network, self.m, labels, i, row) for i, row in enumerate(rows)
+            partial(_predict, self.network, self.m, label, row)
+            for label, row in zip(labels, rows, strict=True)
         ]
 
     def in_rows(self, affine: Affine, stages: int, x: Tensor) -> list[Function]:
@@ -224,20 +200,20 @@ def _is_constant(value: object) -> bool:
 def _predict(
     network: Network,
     m: Tensor | float,
-    labels: Labels,
-    level: int,
+    label: Tensor | None,
     row: Row,
     u: Tensor,
     h: float = 1.0,
     onto: Tensor | None = None,
 ) -> Tensor:
     """onto + h times the prediction at u."""
-    _, point, skip, out, shift, mean = row
+    value, point, skip, out, shift, mean = row
     add = adder(u)
     x = u if point == 1 else add(ZERO, u, alpha=point)
     if shift:
         x = _add_multiple(shift, m, x)
-    output = network(x, labels.of(level, x))
+    n = u.shape[0]
+    output = network(x, x.new_full((n,), value) if label is None else label.expand(n))
     # A new tensor, even if the network returns the same buffer in each call.
     result = add(ZERO if onto is None else onto, output, alpha=h * out)
     if skip:

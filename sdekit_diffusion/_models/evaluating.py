@@ -61,9 +61,11 @@ def _leave(modules: list[nn.Module]) -> None:
 
 
 def _set_mode(module: nn.Module, *, training: bool) -> None:
-    """module.training = training; where this is a plain attribute in a tenth of the time."""
+    """module.training = training, without torch's search for parameters and buffers of that name
+    where the class does not replace it.
+    """
     attributes = vars(module)
-    if "training" in attributes:
+    if type(module).__setattr__ is nn.Module.__setattr__ and "training" in attributes:
         attributes["training"] = training
     else:
         module.training = training

@@ -120,9 +120,7 @@ class InTime(AbstractGridMethod):
         equation = ReverseSDE(
             coordinates.sde, score, self.eta, prepare=partial(score.slopes, 0.5 * (1 + self.eta**2))
         )
-        points, times = self._points(coordinates, problem.span)
-        if points is not grid:  # of a caller
-            times = torch.as_tensor(coordinates.time(grid))
+        times = self._times(coordinates, problem.span, grid)
         ts = times.tolist()
         return Transformed(
             equation,
@@ -137,13 +135,20 @@ class InTime(AbstractGridMethod):
         return self._points(problem.coordinates, problem.span)[0]
 
     def _points(self, coordinates: Coordinates, span: Span) -> tuple[Tensor, Tensor]:
-        """The points of the grid and the times there, computed once in a call of `sample`."""
+        """The points of the grid and the times there, computed once for these coordinates."""
         grid = self.grid
         key = id(grid), span, self.steps
         if key not in coordinates.grids:  # with the grid, so that no other can have its id
             points = grid.points(coordinates, span, self.steps)
             coordinates.grids[key] = grid, points, torch.as_tensor(coordinates.time(points))
         return coordinates.grids[key][1:]
+
+    def _times(self, coordinates: Coordinates, span: Span, points: Tensor) -> Tensor:
+        """The times at points of a grid, which may be those of another one."""
+        known = coordinates.grids.get((id(self.grid), span, self.steps))
+        if known is not None and known[1] is points:
+            return known[2]
+        return torch.as_tensor(coordinates.time(points))
 
     def left_over(self, coordinates: Coordinates, span: Span) -> float:
         """From the variance of the last step of Euler and Maruyama, (eta g)^2 h, or of a predictor.
