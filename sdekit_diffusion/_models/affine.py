@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from sdekit.elementary import ZERO, Time, adder
+from sdekit.elementary import ZERO, Time, adder, scaled
 
 Network = Callable[
     [Tensor, Tensor], Tensor
@@ -208,12 +208,12 @@ def _predict(
 ) -> Tensor:
     """onto + h times the prediction at u."""
     value, point, skip, out, shift, mean = row
-    add = adder(u)
-    x = u if point == 1 else add(ZERO, u, alpha=point)
+    x = u if point == 1 else scaled(point, u)
     if shift:
         x = _add_multiple(shift, m, x)
     n = u.shape[0]
     output = network(x, x.new_full((n,), value) if label is None else label.expand(n))
+    add = adder(output)
     # A new tensor, even if the network returns the same buffer in each call.
     result = add(ZERO if onto is None else onto, output, alpha=h * out)
     if skip:
