@@ -612,16 +612,3 @@ def test_adaptive_methods_refuse_a_grid(method, grid):
 def test_bad_input(build, message):
     with pytest.raises(ValueError, match=message):
         build()
-
-
-@pytest.mark.parametrize("grid", GRIDS)
-@pytest.mark.parametrize("name", SDES)
-def test_times_are_those_of_the_points(name, grid):
-    law = narrow()
-    coordinates = Coordinates.of(law, SDES[name])
-    span = coordinates.span(law, 1e-3)
-    points, times = GRIDS[grid].points_and_times(coordinates, span, 12)
-    assert torch.equal(points, GRIDS[grid].points(coordinates, span, 12))
-    assert (points[0], points[-1]) == span
-    torch.testing.assert_close(times, coordinates.time(points), rtol=1e-9, atol=1e-12)
-    assert (times[0], times[-1]) == tuple(float(coordinates.time(l)) for l in span)

@@ -108,18 +108,6 @@ class AbstractGrid(ABC):
             ValueError: for a span or a number of steps that the grid does not support.
         """
 
-    def points_and_times(
-        self, coordinates: Coordinates, span: Span, steps: int
-    ) -> tuple[Tensor, Tensor]:
-        """The points, and the times of the diffusion there; a grid that computes times first need
-        not compute them again.
-
-        Raises:
-            ValueError: as `points`.
-        """
-        points = self.points(coordinates, span, steps)
-        return points, torch.as_tensor(coordinates.time(points))
-
 
 @dataclass(frozen=True, eq=False)
 class Native(AbstractGrid):
@@ -134,15 +122,10 @@ class Native(AbstractGrid):
     """
 
     def points(self, coordinates: Coordinates, span: Span, steps: int) -> Tensor:
-        return self.points_and_times(coordinates, span, steps)[0]
-
-    def points_and_times(
-        self, coordinates: Coordinates, span: Span, steps: int
-    ) -> tuple[Tensor, Tensor]:
         t0, t1 = (float(coordinates.time(l)) for l in span)
-        times = coordinates.sde.spaced(t0, t1, uniform(0.0, 1.0, steps))
-        points = _with_exact_ends(coordinates.log_snr(times), span)
-        return points, _with_exact_ends(times.clone(), (t0, t1))
+        return _with_exact_ends(
+            coordinates.log_snr(coordinates.sde.spaced(t0, t1, uniform(0.0, 1.0, steps))), span
+        )
 
 
 @dataclass(frozen=True, eq=False)

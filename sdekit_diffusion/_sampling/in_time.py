@@ -139,8 +139,8 @@ class InTime(AbstractGridMethod):
         grid = self.grid
         key = id(grid), span, self.steps
         if key not in coordinates.grids:  # with the grid, so that no other can have its id
-            found = grid.points_and_times(coordinates, span, self.steps)
-            coordinates.grids[key] = (grid, *found)
+            points = grid.points(coordinates, span, self.steps)
+            coordinates.grids[key] = grid, points, torch.as_tensor(coordinates.time(points))
         return coordinates.grids[key][1:]
 
     def _times(self, coordinates: Coordinates, span: Span, points: Tensor) -> Tensor:
