@@ -26,6 +26,15 @@ def run(*command: str | Path, folder: Path = ROOT) -> None:
     subprocess.run(command, cwd=folder, env=environment, check=True)  # noqa: S603
 
 
+def conflicts(python: Path) -> set[str]:
+    """The requirements of installed packages that are not met, as `pip check` says them."""
+    command = (python, "-m", "pip", "--disable-pip-version-check", "check")
+    found = subprocess.run(command, capture_output=True, text=True)  # noqa: S603
+    if found.returncode and not found.stdout.strip():
+        raise SystemExit(f"pip check failed: {found.stderr}")
+    return set(found.stdout.splitlines()) if found.returncode else set()
+
+
 def build() -> list[Path]:
     """The wheel and the sdist, in dist/."""
     shutil.rmtree(DIST, ignore_errors=True)
@@ -35,7 +44,8 @@ def build() -> list[Path]:
 
 def check(python: str, packages: list[Path], options: list[str]) -> None:
     """Installs the first package with what it needs in a fresh environment, runs it there, and
-    then the others in its place.
+    then the others in its place. Conflicts that the packages of the system have among themselves
+    are not ours; any other is an error.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -44,10 +54,12 @@ def check(python: str, packages: list[Path], options: list[str]) -> None:
         pip = (bin_python, "-m", "pip", "--quiet", "--disable-pip-version-check")
         install = (*pip, "install", "--no-compile")
         shutil.copy(ROOT / "tests" / "smoke.py", folder)
+        theirs = conflicts(bin_python)
         for package in packages:
             replacing = () if package == packages[0] else ("--force-reinstall", "--no-deps")
             run(*install, *replacing, package, folder=folder)
-            run(*pip, "check", folder=folder)
+            if ours := conflicts(bin_python) - theirs:
+                raise SystemExit("\n".join(["pip check after the installation:", *sorted(ours)]))
             run(bin_python, "-W", "error", folder / "smoke.py", folder=folder)
 
 
