@@ -409,6 +409,7 @@ def test_runs_of_earlier_versions_go_on(weighting, tmp_path):
         def change(old):
             assert old.pop("density") == {"plain": "time", "likelihood": "uniform"}[weighting]
             assert old.pop("stratified") is False
+            assert old.pop("huber") == 0.0
 
         rewritten(folder, change)
         default = replace(recipe, weighting=None)

@@ -185,7 +185,7 @@ def test_a_switch_is_true_or_false(name):
     assert getattr(Recipe(**{name: np.bool_(True)}), name) is True
 
 
-@pytest.mark.parametrize("name", ["lr", "clip", "end", "drop", "ema", "widths"])
+@pytest.mark.parametrize("name", ["lr", "clip", "end", "huber", "drop", "ema", "widths"])
 def test_settings_are_numbers(name):
     """Booleans and texts are none; those of numpy and torch are converted."""
     for wrong in ("a", "0.1", True, None):

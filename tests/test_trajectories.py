@@ -1,6 +1,7 @@
 """Solutions of a flow as data for students: what they are, and students that reproduce them."""
 
 import dataclasses
+import decimal
 import math
 import sys
 
@@ -334,6 +335,68 @@ def test_the_loss_takes_noise_and_levels_in_the_place_of_draws():
     one = sd.dsm_loss(model, x, log_snr=l, seed=3)
     other = sd.dsm_loss(model, x, log_snr=l, seed=4)
     assert not torch.equal(one, other)  # noise is drawn
+
+
+@pytest.mark.parametrize("c", [1e-8, 1e-3, 0.5, 1e8])
+def test_the_pseudo_huber_loss_of_pairs(c):
+    """sqrt(L + c^2) - c of the loss of each sample, with its weight, without cancellation; also
+    where the network is exact.
+    """
+    model = small()
+    x, eps = torch.randn(2, 6, 2, generator=torch.Generator().manual_seed(0))
+    settings = {"weighting": "data", "noise": eps, "log_snr": torch.linspace(-3, 3, 6).double()}
+    square = sd.dsm_loss(model, x, **settings)
+    wanted = [
+        float((decimal.Decimal(l) + decimal.Decimal(c) ** 2).sqrt() - decimal.Decimal(c))
+        for l in square.tolist()
+    ]
+    found = sd.dsm_loss(model, x, huber=c, **settings)
+    close(found, torch.tensor(wanted), rtol=1e-6, atol=0)
+    close(sd.dsm_loss(model, x, huber=0.0, **settings), square, rtol=0, atol=0)
+    loss = RecipeLoss(model, sd.Recipe(weighting="data", huber=c), None)
+    given = {name: settings[name] for name in ("noise", "log_snr")}
+    close(loss(x, given, 0), found)
+    exact = sd.ScoreModel(lambda x, t: weight * x, "vp", shape=(2,))
+    weight = torch.zeros((), requires_grad=True)
+    zero = torch.zeros(6, 2)
+    sd.dsm_loss(exact, x, noise=zero, log_snr=torch.zeros(6), huber=c).sum().backward()
+    assert float(weight.grad) == 0.0
+
+
+@pytest.mark.parametrize("given", [[], ["noise"], ["log_snr"]])
+def test_the_pseudo_huber_loss_is_refused_where_the_network_cannot_be_exact(given):
+    model = small()
+    x = torch.zeros(8, 2)
+    drawn = {name: {"noise": x, "log_snr": torch.zeros(8)}[name] for name in given}
+    message = r"huber = 0\.001 needs the noise and the log_snr of each sample, as in the data of"
+    with pytest.raises(ValueError, match=message):
+        sd.dsm_loss(model, x, huber=1e-3, **drawn)
+    with pytest.raises(ValueError, match=message):
+        sd.Training(model, {"x": x, **drawn}, sd.Recipe(steps=1, batch_size=4, huber=1e-3))
+    for data in ({"x": x, **drawn}, x, (x, torch.zeros(8))):
+        with pytest.raises(ValueError, match=message):
+            sd.validation_loss(data, sd.Recipe(huber=1e-3))
+
+
+def test_the_validation_loss_of_students_is_the_pseudo_huber_loss():
+    model = small()
+    x, eps = torch.randn(2, 6, 2, generator=torch.Generator().manual_seed(0))
+    data = {"x": x, "noise": eps, "log_snr": torch.zeros(6)}
+    recipe = sd.Recipe(weighting="data", huber=0.5)
+    found = sd.validation_loss(data, recipe)(model, 0)["validation_loss"]
+    given = {"noise": eps, "log_snr": torch.zeros(6)}
+    wanted = sd.dsm_loss(model, x, weighting="data", huber=0.5, **given).mean()
+    assert found == pytest.approx(float(wanted.detach()), rel=1e-6)
+
+
+@pytest.mark.parametrize("huber", [-1e-3, 0.9e-8, 1.1e8, math.nan, math.inf])
+def test_invalid_widths_of_the_pseudo_huber_loss(huber):
+    x = torch.zeros(8, 2)
+    message = "huber = .* must be 0, or from 1e-8 to 1e8, such as 1e-3"
+    with pytest.raises(ValueError, match=message):
+        sd.Recipe(huber=huber)
+    with pytest.raises(ValueError, match=message):
+        sd.dsm_loss(small(), x, noise=x, log_snr=torch.zeros(8), huber=huber)
 
 
 @pytest.mark.parametrize(

@@ -19,11 +19,12 @@ from sdekit_diffusion._storage.distributed import rank, wait
 from sdekit_diffusion._training.history import VALIDATION
 from sdekit_diffusion._training.log import Log
 from sdekit_diffusion._training.loop import Record, Training
+from sdekit_diffusion._training.loss import require_huber
 from sdekit_diffusion._training.recipe import Recipe, recipe_given
 from sdekit_diffusion._training.recipe_loss import RecipeLoss, Transform, require_transform
 from sdekit_diffusion._training.run import run_in
 from sdekit_diffusion._training.trainable import require_floating, require_given, require_gradients
-from sdekit_diffusion.data._batches import Batch, require_finite
+from sdekit_diffusion.data._batches import GIVEN_LEVEL, GIVEN_NOISE, Batch, require_finite
 from sdekit_diffusion.data._given import Data, Labelled, named
 
 _BAR_INTERVAL = 50  # updates between two losses shown by the progress bar
@@ -277,9 +278,10 @@ def validation_loss(
     """A measure for `fit`: the mean of `dsm_loss` over held-out samples, with the same times and
     noise each time.
 
-    With it `fit` also keeps the checkpoint with the smallest loss. Conditions are never dropped
-    here, and images not flipped. A condition that the model was given with one entry per sample
-    belongs to these samples, in their order.
+    With it `fit` also keeps the checkpoint with the smallest loss. With `Recipe(huber=)` that is
+    the pseudo-Huber loss, for which the samples need noise and log_snr too. Conditions are never
+    dropped here, and images not flipped. A condition that the model was given with one entry per
+    sample belongs to these samples, in their order.
 
     Arguments:
         data: the samples, `(n, *shape)`; or, with conditions that have one entry per sample, a pair
@@ -293,8 +295,9 @@ def validation_loss(
     Raises:
         TypeError: when the samples are not a tensor, or integers without transform; for a recipe
             that is none, or a transform that does not take two arguments.
-        ValueError: for no samples, or samples that are not finite; when called, for conditions that
-            do not have one entry per sample, or that the network does not take or misses.
+        ValueError: for no samples, or samples that are not finite; for `huber` in the recipe with
+            samples without noise and log_snr; when called, for conditions that do not have one
+            entry per sample, or that the network does not take or misses.
 
     Example:
         >>> model = sd.ScoreModel(sd.nets.MLP(shape=(2,), width=8), "vp", shape=(2,))
@@ -310,6 +313,8 @@ def validation_loss(
     if len(x) < 1:
         raise ValueError("there are no samples to find a validation loss of; hold some out")
     require_finite(x, range(len(x)))
+    names = data.keys() if isinstance(data, Mapping) else ()
+    require_huber(recipe.huber, {GIVEN_NOISE, GIVEN_LEVEL} <= set(names))
 
     def measure(model: ScoreModel, step: int) -> dict[str, float]:
         device = model.place()[1]

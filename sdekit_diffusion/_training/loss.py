@@ -10,7 +10,7 @@ from torch import Tensor
 from sdekit import did_you_mean, fresh_seed, normal, uniform01
 from sdekit.elementary import broadcast
 from sdekit_diffusion._common.counters import NOISE, SHIFT, TIME
-from sdekit_diffusion._common.inputs import require_tensor
+from sdekit_diffusion._common.inputs import is_number, require_tensor
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._models.model import noise_scale, signal_scale
 from sdekit_diffusion._models.score_model import ScoreModel
@@ -39,6 +39,7 @@ def dsm_loss(
     stratified: bool = False,
     discrete: bool = False,
     end: float = 1e-3,
+    huber: float = 0.0,
     seed: int | None = None,
     first: int = 0,
     noise: Tensor | None = None,
@@ -77,6 +78,10 @@ def dsm_loss(
         discrete: draw t from the diffusion's own `levels`, all equally likely, as DDPM and NCSN do.
         end: sigma / alpha at the smallest noise that is trained, divided by `model.data_std`, or by
             1 where that is None. Without effect on discrete levels, which are all trained.
+        huber: with c > 0 the loss L of each sample, with its weight, becomes the pseudo-Huber loss
+            sqrt(L + c^2) - c: nearly sqrt(L) above c^2, and L / (2 c) below. Only for samples with
+            noise and log_snr, such as those of `Trajectories.steps`, where the network can be
+            exact. Elsewhere it must predict the mean of x_0 given x_t, which minimises L only.
         seed, first: the noise of sample i depends on (seed, first + i) alone, its time also on
             `model.data_std`; None takes a new seed.
         noise: eps of each sample, shaped like x0, instead of a draw; for pairs of data and noise,
@@ -90,7 +95,8 @@ def dsm_loss(
         ValueError: for an unknown name; for discrete levels where the diffusion has none, or with
             another density; for "likelihood" with a density that is not uniform; for noise or
             levels of another shape, or levels with discrete or stratified; for levels on the CPU
-            that the diffusion does not have; for an end above which it has none.
+            that the diffusion does not have; for an end above which it has none; for a huber that
+            is neither 0 nor from 1e-8 to 1e8, or is given without noise and log_snr.
 
     Example:
         >>> model = sd.ScoreModel(sd.nets.MLP(shape=(2,), width=8), "vp", shape=(2,))
@@ -103,7 +109,8 @@ def dsm_loss(
         Vincent 2011, "A connection between score matching and denoising autoencoders"; Song et al.
         2021, arXiv 2101.09258, for the likelihood weighting; Ho et al. 2020, arXiv 2006.11239,
         equation 14, and Song and Ermon 2019, arXiv 1907.05600, equation 6, for discrete levels;
-        Kingma et al. 2021, arXiv 2107.00630, for stratified levels.
+        Kingma et al. 2021, arXiv 2107.00630, for stratified levels; Song and Dhariwal 2023,
+        arXiv 2310.14189, for the pseudo-Huber loss of networks of one step.
     """
     require_tensor("x0", x0)
     if not x0.is_floating_point():
@@ -113,6 +120,7 @@ def dsm_loss(
         )
     require_density(weighting, density, discrete)
     require_given_noise(x0, noise, log_snr)
+    require_huber(huber, noise is not None and log_snr is not None)
     if log_snr is not None and (discrete or stratified):
         raise ValueError("log_snr gives the levels: leave out discrete and stratified")
     if log_snr is not None and log_snr.device.type == "cpu":  # elsewhere it would synchronise
@@ -135,7 +143,25 @@ def dsm_loss(
         eps = normal(seed, index, tuple(x0.shape[1:]), counter=NOISE, dtype=x0.dtype)
     point = x0 * broadcast(signal_scale(l), x0) + eps * broadcast(noise_scale(l), x0)
     error = (model.predict_noise(l, point) - eps).square().reshape(len(x0), -1).mean(dim=1)
-    return error * weight.weight(l + math.log(data_std)).to(error.dtype)
+    loss = error * weight.weight(l + math.log(data_std)).to(error.dtype)
+    return loss / ((loss + huber**2).sqrt() + huber) if huber else loss
+
+
+def require_huber(huber: float, exact: bool) -> None:
+    """Refuses an invalid width of the pseudo-Huber loss, or one unless the network can be exact:
+    where noise and levels of the samples are given.
+
+    Raises:
+        ValueError: says what is allowed.
+    """
+    if not (is_number(huber) and (huber == 0 or 1e-8 <= huber <= 1e8)):
+        raise ValueError(f"huber = {huber!r} must be 0, or from 1e-8 to 1e8, such as 1e-3")
+    if huber and not exact:
+        raise ValueError(
+            f"huber = {huber:g} needs the noise and the log_snr of each sample, as in the data of "
+            "Trajectories.steps(); elsewhere the network must predict the mean of x_0 given x_t, "
+            "which does not minimise this loss: leave out huber"
+        )
 
 
 def require_given_noise(x0: Tensor, noise: Tensor | None, log_snr: Tensor | None) -> None:

@@ -15,7 +15,7 @@ from sdekit_diffusion._training.densities import (
     AbstractLogSNRDensity,
     Density,
 )
-from sdekit_diffusion._training.loss import density_of, require_density, weight_of
+from sdekit_diffusion._training.loss import density_of, require_density, require_huber, weight_of
 from sdekit_diffusion._training.loss_weights import AbstractWeight, Weighting, default_weighting
 from sdekit_diffusion._training.profiles import exponent
 
@@ -57,6 +57,8 @@ class Recipe:
         discrete: train only the discrete levels of `DDPM` and `NCSN`, see `dsm_loss`.
         end: sigma / alpha at the smallest noise that is trained, divided by the standard deviation
             of the data.
+        huber: the width c of the pseudo-Huber loss for students, such as 1e-3, and 0 for the
+            square of the error, see `dsm_loss`; needs data with noise and log_snr of each sample.
         drop: the probability with which a condition is replaced by the null value of the network,
             so that guidance has an unconditional model to compare with: a number for all conditions
             with a null value, or a dictionary of numbers by name.
@@ -94,6 +96,7 @@ class Recipe:
     stratified: bool = False
     discrete: bool = False
     end: float = 1e-3
+    huber: float = 0.0
     drop: float | dict[str, float] = 0.1
     flip: bool = False
     precision: Precision = "full"
@@ -113,6 +116,7 @@ class Recipe:
             value = getattr(self, name)
             if not (is_number(value) and value > 0):
                 raise ValueError(f"{name} = {value!r} must be positive, a number such as 1e-3")
+        require_huber(self.huber, exact=True)
         weighting = "plain" if self.weighting is None else self.weighting
         weight_of(weighting)
         if self.density is not None:

@@ -74,6 +74,7 @@ class RecipeLoss(nn.Module):
                 stratified=recipe.stratified,
                 discrete=recipe.discrete,
                 end=recipe.end,
+                huber=recipe.huber,
                 seed=recipe.seed,
                 first=first,
                 noise=None if noise is None else noise.to(self.model.place()[0]),

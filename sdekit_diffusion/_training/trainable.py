@@ -10,7 +10,7 @@ from sdekit import did_you_mean
 from sdekit_diffusion._models.condition_values import is_single
 from sdekit_diffusion._models.score_model import ScoreModel
 from sdekit_diffusion._storage.distributed import world
-from sdekit_diffusion._training.loss import require_levels
+from sdekit_diffusion._training.loss import require_huber, require_levels
 from sdekit_diffusion._training.recipe import Recipe
 from sdekit_diffusion.data._batches import (
     GIVEN_LEVEL,
@@ -185,6 +185,7 @@ def _require_recipe(recipe: Recipe, draws: Sequence[str]) -> None:
             "the data have their own noise levels, log_snr: leave out discrete, stratified and "
             "density, which say how levels are drawn"
         )
+    require_huber(recipe.huber, {GIVEN_NOISE, GIVEN_LEVEL} <= set(draws))
 
 
 _MOST_LEVELS = 64  # noise levels of a distilled model that are recorded
