@@ -26,13 +26,20 @@ def run(*command: str | Path, folder: Path = ROOT) -> None:
     subprocess.run(command, cwd=folder, env=environment, check=True)  # noqa: S603
 
 
-def conflicts(python: Path) -> set[str]:
-    """The requirements of installed packages that are not met, as `pip check` says them."""
+def conflicts(python: Path, folder: Path) -> dict[str, str]:
+    """The requirements of installed packages that are not met, as `pip check` says them, by what
+    comes before the version that was found instead.
+    """
     command = (python, "-m", "pip", "--disable-pip-version-check", "check")
-    found = subprocess.run(command, capture_output=True, text=True)  # noqa: S603
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    print("+", *command, flush=True)
+    found = subprocess.run(  # noqa: S603
+        command, cwd=folder, env=environment, capture_output=True, text=True
+    )
     if found.returncode and not found.stdout.strip():
         raise SystemExit(f"pip check failed: {found.stderr}")
-    return set(found.stdout.splitlines()) if found.returncode else set()
+    said = found.stdout.splitlines() if found.returncode else []
+    return {line.split(", but you have")[0]: line for line in said}
 
 
 def build() -> list[Path]:
@@ -54,12 +61,13 @@ def check(python: str, packages: list[Path], options: list[str]) -> None:
         pip = (bin_python, "-m", "pip", "--quiet", "--disable-pip-version-check")
         install = (*pip, "install", "--no-compile")
         shutil.copy(ROOT / "tests" / "smoke.py", folder)
-        theirs = conflicts(bin_python)
+        theirs = conflicts(bin_python, folder)
         for package in packages:
             replacing = () if package == packages[0] else ("--force-reinstall", "--no-deps")
             run(*install, *replacing, package, folder=folder)
-            if ours := conflicts(bin_python) - theirs:
-                raise SystemExit("\n".join(["pip check after the installation:", *sorted(ours)]))
+            found = conflicts(bin_python, folder)
+            if ours := [line for what, line in found.items() if what not in theirs]:
+                raise SystemExit("\n".join(["pip check after the installation:", *ours]))
             run(bin_python, "-W", "error", folder / "smoke.py", folder=folder)
 
 
