@@ -83,6 +83,7 @@ bench: setup ## the scripts of docs/benchmarks.md; after make demo, on a quiet m
 	$(BIN)/python benchmarks/calibration.py
 	$(BIN)/python benchmarks/probability_flow.py
 	$(BIN)/python benchmarks/choice.py
+	$(BIN)/python benchmarks/peer_grids.py
 	$(BIN)/python benchmarks/networks.py
 	$(BIN)/python benchmarks/grids.py
 	$(BIN)/python benchmarks/editing.py

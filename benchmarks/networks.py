@@ -1,20 +1,21 @@
-"""Trained networks and few evaluations: the default against published samplers, each on its best
-grid.
+"""Trained networks and few evaluations: the default against published samplers, each on the grid
+that benchmarks/peer_grids.py chose for it on other networks.
 
 Networks are trained here: MLPs near random curves in the plane and near a random surface in 32
 dimensions, laws drawn after all choices, and U-Nets on digits. They predict the noise, the velocity
 or the flow. The error of a sample is the root mean square of its coordinates' difference to the
 flow of the same network from the same x_T, solved to 1e-6. A row has the mean error of the default,
-that of the best of the published samplers over all grids, the ratio of the means and that of the
-medians. With labels also under guidance of 3 and 7.5; for digits Frechet distances in the features
-of a classifier, less that of the solved flow, with bootstrapped standard errors, without guidance
-and with 3.
+that of the best of the eight published samplers, the ratio of the means and that of the medians;
+and the ratio in hindsight, to the best of all of them on all four grids. With labels also under
+guidance of 3 and 7.5; for digits Frechet distances in the features of a classifier, less that of
+the solved flow, with bootstrapped standard errors, without guidance and with 3.
 
 `python benchmarks/networks.py [--quick] [--names curve surface digits]`; an hour and a half on one
-core, all but the digits ten minutes.
+core, all but the digits twenty minutes.
 """
 
 import argparse
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from _bench import RESULTS, environment, publish, save
+from _bench import PUBLISHED, RESULTS, environment, publish, save
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -32,7 +33,7 @@ from sdekit_diffusion.metrics import classifier_features, frechet
 
 SEED = 9
 BUDGETS = (5, 6, 8, 10, 15, 20, 50)
-SAMPLES = 200
+SAMPLES = 1000
 DIGITS = 80  # samples compared one by one
 IMAGES = 500  # for Frechet distances
 GUIDANCE = (3.0, 7.5)
@@ -132,6 +133,25 @@ def trained(case: Case, updates: float) -> sd.ScoreModel:
     return model
 
 
+def kind_of(model: sd.ScoreModel) -> str:
+    """The kind of a network, by which the grids of others are chosen."""
+    if isinstance(model.sde, sd.RectifiedFlow):
+        return "straight paths"
+    return "noise" if model.predicts == "noise" else "velocity"
+
+
+def grids_of_peers(kind: str, guidance: float) -> dict[tuple[str, int], str]:
+    """The grid of each published sampler by the number of evaluations, as benchmarks/peer_grids.py
+    chose them.
+    """
+    rows = json.loads((PUBLISHED / "peer_grids.json").read_text())["rows"]
+    return {
+        (row["method"], row["evaluations"]): row["grid"]
+        for row in rows
+        if (row["networks"], row["guidance"]) == (kind, guidance)
+    }
+
+
 def errors(x: Tensor, exact: Tensor) -> tuple[float, float]:
     """Mean and median over the samples."""
     each = (x - exact).double().square().flatten(1).mean(dim=1).sqrt()
@@ -139,9 +159,15 @@ def errors(x: Tensor, exact: Tensor) -> tuple[float, float]:
 
 
 def compared(
-    name: str, model: sd.AbstractModel, budgets: tuple[int, ...], n: int = SAMPLES
+    name: str,
+    model: sd.AbstractModel,
+    grids: Mapping[tuple[str, int], str],
+    budgets: tuple[int, ...],
+    n: int,
 ) -> list[dict[str, Any]]:
-    """A row for each number of evaluations."""
+    """A row for each number of evaluations; the others are on these grids, and in hindsight on
+    all.
+    """
 
     def drawn(steps: int | None, method: Any, grid: Any = None) -> Tensor:
         return sd.sample(model, n, steps=steps, method=method, grid=grid, seed=SEED)
@@ -149,34 +175,38 @@ def compared(
     exact = drawn(None, sd.AdaptiveFlow(1e-6, 1e-6))
     rows = []
     for steps in budgets:
-        peers = {
-            f"{peer}, {grid}": errors(drawn(steps, method, GRIDS[grid]), exact)
+        found = {
+            (peer, grid): errors(drawn(steps, method, GRIDS[grid]), exact)
             for peer, method in PEERS.items()
             for grid in GRIDS
         }
-        ours = errors(drawn(steps, "default"), exact)
-        best = [min(peers, key=lambda peer, i=i: peers[peer][i]) for i in (0, 1)]
+        peers = {peer: found[peer, grids[peer, steps]] for peer in PEERS}
+        mean, median = errors(drawn(steps, "default"), exact)
+        best = min(peers, key=lambda peer: peers[peer][0])
         row = {
             "network": name,
             "evaluations": steps,
-            "default": ours[0],
-            "best peer": peers[best[0]][0],
-            "its name": best[0],
-            "ratio": ours[0] / peers[best[0]][0],
-            "ratio of medians": ours[1] / peers[best[1]][1],
-            "peers": {peer: mean for peer, (mean, _) in peers.items()},
+            "default": mean,
+            "best peer": peers[best][0],
+            "its name": f"{best}, {grids[best, steps]}",
+            "ratio": mean / peers[best][0],
+            "ratio of medians": median / min(those[1] for those in peers.values()),
+            "ratio in hindsight": mean / min(those[0] for those in found.values()),
+            "peers": {f"{peer}, {grid}": those[0] for (peer, grid), those in found.items()},
         }
         rows.append(row)
         print(
             f"{name:40s} {steps:3d} evaluations: {row['default']:.4f}, best peer "
-            f"{row['best peer']:.4f} ({best[0]}), ratio {row['ratio']:.2f}, of medians "
-            f"{row['ratio of medians']:.2f}",
+            f"{row['best peer']:.4f} ({row['its name']}), ratio {row['ratio']:.2f}, of medians "
+            f"{row['ratio of medians']:.2f}, in hindsight {row['ratio in hindsight']:.2f}",
             flush=True,
         )
     return rows
 
 
-def distances(model: sd.AbstractModel, budgets: tuple[int, ...]) -> list[dict[str, Any]]:
+def distances(
+    model: sd.AbstractModel, grids: Mapping[tuple[str, int], str], budgets: tuple[int, ...]
+) -> list[dict[str, Any]]:
     """Frechet distances of digits to the training images, less that of the solved flow; a model
     with labels draws as many of each class.
     """
@@ -194,11 +224,9 @@ def distances(model: sd.AbstractModel, budgets: tuple[int, ...]) -> list[dict[st
     flow = found(sd.AdaptiveFlow(1e-5, 1e-5), None)
     rows = []
     for steps in budgets:
-        sets = {
-            "default": found("default", steps),
-            "UniPC-3, quadratic": found(PEERS["UniPC-3"], steps, GRIDS["quadratic"]),
-            "DPM-Solver++(2M), log-SNR": found(PEERS["DPM-Solver++(2M)"], steps, GRIDS["log-SNR"]),
-        }
+        sets = {"default": found("default", steps)}
+        for peer in ("UniPC-3", "DPM-Solver++(2M)"):
+            sets[peer] = found(PEERS[peer], steps, GRIDS[grids[peer, steps]])
         row: dict[str, Any] = {"evaluations": steps}
         for name, points in sets.items():
             picks = [rng.integers(IMAGES, size=IMAGES) for _ in range(10)]
@@ -234,7 +262,8 @@ def draw(rows: list[dict[str, Any]]) -> None:
 
 def publish_case(name: str, result: dict[str, Any]) -> None:
     """Ratios of a network alone, and under guidance."""
-    keys = ("network", "evaluations", "ratio", "ratio of medians", "default")
+    ratios = ("ratio", "ratio of medians", "ratio in hindsight")
+    keys = ("network", "evaluations", *ratios, "default", "best peer", "its name")
     own = [row for row in result["rows"] if row["network"].startswith(name)]
     rows = [{key: row[key] for key in keys} for row in own]
     for table, under_guidance in (("networks", False), ("networks_guided", True)):
@@ -258,33 +287,35 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a tenth of the updates, few budgets")
     parser.add_argument(
-        "--names", nargs="*", default=(), help="of data: curve, curves, surface, digits"
+        "--names", nargs="*", default=(), help='their beginnings, such as "digits" or "digits, vp"'
     )
     arguments = parser.parse_args()
     budgets = (5, 10) if arguments.quick else BUDGETS
     result: dict[str, Any] = {"environment": environment(dtype="float32", seed=SEED)}
     result["rows"] = []
     for case in CASES:
-        if arguments.names and case.data.split()[0] not in arguments.names:
+        if arguments.names and not case.name.startswith(tuple(arguments.names)):
             continue
         model = trained(case, 0.1 if arguments.quick else 1.0)
         classes = {"digits": 10, "curves": 3}.get(case.data, 0)
         plain = model.unconditional() if classes else model
+        grids = {w: grids_of_peers(kind_of(model), w) for w in (1.0, *GUIDANCE)}
         n = DIGITS if case.data == "digits" else SAMPLES
         if case.data != "curves":
-            result["rows"] += compared(case.name, plain, budgets, n)
+            result["rows"] += compared(case.name, plain, grids[1.0], budgets, n)
         for scale in GUIDANCE if classes else ():
             guided = sd.Guided(model.given(label=torch.arange(n) % classes), scale)
             name = f"{case.name}, guidance {scale:g}"
-            result["rows"] += compared(name, guided, budgets, n)
+            result["rows"] += compared(name, guided, grids[scale], budgets, n)
         draw(result["rows"])
         save("networks", result)
         if not arguments.quick:
             publish_case(case.name, result)
         if case.data == "digits":
             guided = sd.Guided(model.given(label=torch.arange(IMAGES) % classes), GUIDANCE[0])
-            for name, one in (("", plain), (f", guidance {GUIDANCE[0]:g}", guided)):
-                found = distances(one, budgets[:4])
+            cases = {"": (plain, 1.0), f", guidance {GUIDANCE[0]:g}": (guided, GUIDANCE[0])}
+            for name, (one, scale) in cases.items():
+                found = distances(one, grids[scale], budgets[:4])
                 result[f"Frechet, {case.name}{name}"] = found
                 if not arguments.quick:
                     publish_distances(f"{case.name}{name}", result)

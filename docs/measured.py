@@ -121,18 +121,35 @@ def named(made: Table, *keys: str) -> Table:
     return lambda rows: made([row | {key: f'`"{row[key]}"`' for key in keys} for row in rows])
 
 
+NETWORK_MEANS = {
+    "": "ratio",
+    " of ratios of medians": "ratio of medians",
+    " in hindsight": "ratio in hindsight",
+}
+
+
 def networks(rows: Rows) -> list[str]:
-    """The ratios of each network, and the geometric means of them and of those of the medians over
-    all networks but those of digits.
+    """The ratios of each network, and over all networks but those of digits the geometric means of
+    them, of those of the medians and of those in hindsight.
     """
     laws = [row for row in rows if not row["network"].startswith("digits")]
     means = [
         {"network": f"geometric mean{title}", "evaluations": n}
         | {"ratio": geometric_mean(row[key] for row in laws if row["evaluations"] == n)}
-        for title, key in (("", "ratio"), (" of ratios of medians", "ratio of medians"))
+        for title, key in NETWORK_MEANS.items()
         for n in dict.fromkeys(row["evaluations"] for row in laws)
     ]
     return crossed("network", "evaluations", "{ratio:.2f}")(rows + means)
+
+
+def grids_of_others(rows: Rows) -> list[str]:
+    """How often each grid was chosen, by the kind of networks and the scale of guidance."""
+    counts: dict[tuple[str, str], dict[str, int]] = {}
+    for row in rows:
+        case = (row["networks"], shown(row["guidance"]))
+        counts.setdefault(case, dict.fromkeys(row["means"], 0))[row["grid"]] += 1
+    body = [[*case, *map(str, found.values())] for case, found in counts.items()]
+    return lines(["networks", "guidance", *rows[0]["means"]], body)
 
 
 def solvers(rows: Rows) -> list[str]:
@@ -245,8 +262,11 @@ def recipes(rows: Rows) -> list[str]:
 
 def students(rows: Rows) -> list[str]:
     """A line for the samples of the teacher and of each student."""
-    heads = ["samples", "updates", "mean error", "median", "Fréchet distance", "confidence", "p"]
-    keys = ["samples", "updates", "mean error", "median error", "frechet", "confidence", "p"]
+    keys = ["samples", "updates", "minutes", "mean error", "median error", "frechet", "confidence"]
+    keys = [*keys, "p"]
+    heads = [
+        {"median error": "median", "frechet": "Fréchet distance"}.get(key, key) for key in keys
+    ]
     return lines(heads, [[shown(row.get(key, "")) for key in keys] for row in rows])
 
 
@@ -310,9 +330,12 @@ TABLES: dict[str, Table] = {
     "networks_distances": crossed(
         "network, method", "evaluations", "{excess:.3f} ± {stderr:.3f}"
     ),
-    "networks_guided": crossed("network", "evaluations", "{ratio:.2f}"),
+    "networks_guided": crossed(
+        "network", "evaluations", "{ratio:.2f} ({ratio in hindsight:.2f})"
+    ),
     "order": crossed("problem", "library, direction", "{error:.1e} (`{method}`)"),
     "overhead_samplers": named(plain, "method"),
+    "peer_grids": grids_of_others,
     "posterior_8": posteriors,
     "posterior_80": posteriors,
     "posterior_800": posteriors,

@@ -1,5 +1,6 @@
 """Tables of the pages that are made from docs/results, and the decisions of docs/choosing.md."""
 
+import itertools
 import json
 import math
 import re
@@ -12,6 +13,7 @@ import inference
 import measured
 import networks
 import order
+import peer_grids
 import plotted
 import posterior
 import pytest
@@ -148,10 +150,11 @@ def test_a_table_of_inference_has_means_over_the_observations():
 
 
 def test_a_table_of_networks_ends_in_geometric_means_without_digits():
-    ratios = {"curve 1": (0.5, 1.0), "surface": (2.0, 4.0), "digits": (9.0, 9.0)}
+    ratios = {"curve 1": (0.5, 1.0, 3.0), "surface": (2.0, 4.0, 3.0), "digits": (9.0, 9.0, 9.0)}
+    keys = ("ratio", "ratio of medians", "ratio in hindsight")
     rows = [
-        {"network": f"{name}, vp, noise", "evaluations": n, "ratio": a, "ratio of medians": b}
-        for name, (a, b) in ratios.items()
+        {"network": f"{name}, vp, noise", "evaluations": n, **dict(zip(keys, those, strict=True))}
+        for name, those in ratios.items()
         for n in (5, 10)
     ]
     assert measured.networks(rows)[2:] == [
@@ -160,19 +163,50 @@ def test_a_table_of_networks_ends_in_geometric_means_without_digits():
         "| digits, vp, noise | 9.00 | 9.00 |",
         "| geometric mean | 1.00 | 1.00 |",
         "| geometric mean of ratios of medians | 2.00 | 2.00 |",
+        "| geometric mean in hindsight | 3.00 | 3.00 |",
     ]
     assert len(measured.networks(rows[4:])) == 3
+
+
+def test_the_grid_of_a_sampler_has_the_least_geometric_mean_on_other_networks(
+    tmp_path, monkeypatch
+):
+    """And networks.py finds it by the kind of its network and the scale of guidance."""
+    grids = dict.fromkeys(networks.GRIDS, 8.0)
+    first, second = (grids | {"time": a, "Karras": b} for a, b in ((1.0, 2.4), (5.0, 2.4)))
+    found = [
+        {
+            (peer, steps, grid): error
+            for peer in networks.PEERS
+            for steps in networks.BUDGETS
+            for grid, error in errors.items()
+        }
+        for errors in (first, second)
+    ]
+    rows = peer_grids.chosen("noise", 3.0, found)
+    assert {row["grid"] for row in rows} == {"time"}
+    assert rows[0]["means"] == pytest.approx(grids | {"time": 5.0**0.5, "Karras": 2.4})
+    others = [row | {"networks": "velocity", "grid": "Karras"} for row in rows]
+    others += [row | {"guidance": 1.0, "grid": "Karras"} for row in rows]
+    monkeypatch.setattr(networks, "PUBLISHED", tmp_path)
+    (tmp_path / "peer_grids.json").write_text(json.dumps({"rows": others + rows}))
+    chosen = networks.grids_of_peers("noise", 3.0)
+    assert set(chosen) == set(itertools.product(networks.PEERS, networks.BUDGETS))
+    assert set(chosen.values()) == {"time"}
+    count = str(len(networks.PEERS) * len(networks.BUDGETS))
+    assert measured.grids_of_others(rows)[2:] == [f"| noise | 3 | 0 | 0 | 0 | {count} |"]
 
 
 def test_a_network_is_stored_apart_from_its_guidance(tmp_path, monkeypatch):
     monkeypatch.setattr(_bench, "PUBLISHED", tmp_path)
     names = ["curves, vp", "curves, vp, guidance 3", "digits, vp"]
-    keys = ("evaluations", "ratio", "ratio of medians", "default", "best")
+    ratios = ("ratio", "ratio of medians", "ratio in hindsight")
+    keys = ("evaluations", *ratios, "default", "best peer", "its name", "peers")
     rows = [{"network": name} | dict.fromkeys(keys, 1) for name in names]
     networks.publish_case("curves, vp", {"environment": {}, "rows": rows})
     for table, name in (("networks", names[0]), ("networks_guided", names[1])):
         (row,) = json.loads((tmp_path / f"{table}-curves_vp.json").read_text())["rows"]
-        assert row == {"network": name} | dict.fromkeys(keys[:4], 1)
+        assert row == {"network": name} | dict.fromkeys(keys[:-1], 1)
     assert len(list(tmp_path.iterdir())) == 2
 
 
