@@ -177,7 +177,21 @@ class Solution:
     dense: AbstractDense | None = None
 
     def with_states(self, x: Tensor, xs: Tensor | None, ts: Tensor) -> "Solution":
-        """The same solve with other states and times, such as those in other coordinates."""
+        """The same solve with other states and times, such as those in other coordinates.
+
+        Arguments:
+            x: the final states, `(batch, *event)`.
+            xs: the states at the times, `(times, batch, *event)`, or None.
+            ts: the times.
+
+        Example:
+            >>> decay = sdekit.ODE(lambda t, y: -torch.ones_like(y))  # of the logarithm y of x
+            >>> y0 = torch.zeros(1, 1, dtype=torch.float64)
+            >>> solved = sdekit.solve(decay, y0, [0.0, 1.0], solver=sdekit.RK4())
+            >>> in_x = solved.with_states(solved.x.exp(), None, solved.ts)
+            >>> round(float(in_x.x), 4), int(in_x.evaluations)  # e^-1
+            (0.3679, 4)
+        """
         return Solution(
             x, ts, xs, self.seed, self.evaluations, self.accepted, self.rejected, self.status,
             self.events, self.dense,
