@@ -71,6 +71,21 @@ def flow(teacher: sd.ScoreModel, seed: int = SEED, first: int = 0) -> Tensor:
     return sd.sample(teacher, N, method=sd.AdaptiveFlow(1e-5, 1e-5), **settings)
 
 
+def solutions(teacher: sd.ScoreModel, n: int) -> tuple[sd.Trajectories, dict[str, float]]:
+    """Solutions for students, their number, the evaluations of each and the seconds of all."""
+    evaluated: list[int] = []
+    net = cast(torch.nn.Module, teacher.net)
+    hook = net.register_forward_hook(lambda net, given, out: evaluated.append(len(out)))
+    began = time.perf_counter()
+    settings: dict[str, Any] = {"accuracy": ACCURACY, "seed": SEED, "batch_size": 500}
+    found = sd.trajectories(teacher, n, STEPS, **settings)
+    seconds = time.perf_counter() - began
+    hook.remove()
+    each = sum(evaluated) / n
+    print(f"{n} solutions, {each:.0f} evaluations each, in {seconds:.0f} s", flush=True)
+    return found, {"pairs": n, "evaluations of each": each, "seconds of pairs": seconds}
+
+
 def permutation_test(a: np.ndarray, b: np.ndarray) -> float:
     """p of the energy distance of two sets of points."""
     points = torch.from_numpy(np.concatenate([a, b])).double()
@@ -153,21 +168,11 @@ def main() -> None:
     result = environment(dtype="float32", seed=SEED)
     teacher = teacher_of(arguments.teacher)
     fresh, others = (flow(teacher, **case) for case in ({"first": arguments.pairs}, {"seed": 1}))
-    evaluated: list[int] = []
-    net = cast(torch.nn.Module, teacher.net)
-    hook = net.register_forward_hook(lambda net, given, out: evaluated.append(len(out)))
-    began = time.perf_counter()
-    settings: dict[str, Any] = {"accuracy": ACCURACY, "seed": SEED, "batch_size": 500}
-    found = sd.trajectories(teacher, arguments.pairs, STEPS, **settings)
-    seconds = time.perf_counter() - began
-    hook.remove()
-    each = sum(evaluated) / arguments.pairs
-    print(
-        f"{arguments.pairs} solutions, {each:.0f} evaluations each, in {seconds:.0f} s", flush=True
-    )
+    found, particulars = solutions(teacher, arguments.pairs)
+    result = {**result, **particulars}
     ends = sd.Trajectories(found.sigmas[[0, -1]], found.y[[0, -1]], found.conditions)
     judge = Judge(teacher, fresh, others)
-    settings = {"method": "ddim", "seed": SEED, "first": arguments.pairs}
+    settings: dict[str, Any] = {"method": "ddim", "seed": SEED, "first": arguments.pairs}
     most = arguments.updates
     fewer = max(1, most // 6)
     cases = {
@@ -185,14 +190,8 @@ def main() -> None:
         drawn[name] = sd.sample(student, N, grid=sigmas, **settings)
         rows[name] = {"updates": recipe.steps, "minutes": minutes, **judge.row(drawn[name])}
         print(name, rows[name], flush=True)
-        more = {"pairs": arguments.pairs, "seconds of pairs": seconds, "evaluations": each}
-        save("distillation", {**result, **more, "rows": rows})
-    pairs = {"pairs": arguments.pairs, "evaluations of each pair": each}
-    publish(
-        "distillation",
-        {**result, **pairs},
-        [{"samples": name, **row} for name, row in rows.items()],
-    )
+        save("distillation", {**result, "rows": rows})
+    publish("distillation", result, [{"samples": name, **row} for name, row in rows.items()])
     for name, row in rows.items():
         print(f"{name:24s}", "  ".join(f"{key} {value:.4g}" for key, value in row.items()))
     picture(drawn, teacher.scale)

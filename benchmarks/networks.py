@@ -137,7 +137,7 @@ def kind_of(model: sd.ScoreModel) -> str:
     """The kind of a network, by which the grids of others are chosen."""
     if isinstance(model.sde, sd.RectifiedFlow):
         return "straight paths"
-    return "noise" if model.predicts == "noise" else "velocity"
+    return "noise" if model.predicts_noise else "velocity"
 
 
 def grids_of_peers(kind: str, guidance: float) -> dict[tuple[str, int], str]:

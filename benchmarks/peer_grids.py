@@ -18,7 +18,6 @@ from typing import Any, Literal
 import choice
 import torch
 from _bench import environment, publish, save
-from choice import laws, trained
 from networks import BUDGETS, GRIDS, GUIDANCE, PEERS, SEED, errors, kind_of
 
 import sdekit_diffusion as sd
@@ -65,8 +64,8 @@ def main() -> None:
     argparse.ArgumentParser(description=__doc__).parse_args()
     particulars = environment(dtype="float32", seed=SEED, seed_of_networks=choice.SEED)
     found: dict[tuple[str, float], list[Errors]] = {}
-    for (law, (x, label)), (sde, predicts) in itertools.product(laws().items(), NETWORKS):
-        model = trained(x, label, sde, predicts)
+    for (law, (x, label)), (sde, predicts) in itertools.product(choice.laws().items(), NETWORKS):
+        model = choice.trained(x, label, sde, predicts)
         n = SAMPLES if x.ndim == 2 else IMAGES
         given = model.given(label=torch.arange(n) % (int(label.max()) + 1))
         models = {1.0: model.unconditional()} | {w: sd.Guided(given, w) for w in GUIDANCE}

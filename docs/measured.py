@@ -262,12 +262,11 @@ def recipes(rows: Rows) -> list[str]:
 
 def students(rows: Rows) -> list[str]:
     """A line for the samples of the teacher and of each student."""
-    keys = ["samples", "updates", "minutes", "mean error", "median error", "frechet", "confidence"]
-    keys = [*keys, "p"]
-    heads = [
-        {"median error": "median", "frechet": "Fréchet distance"}.get(key, key) for key in keys
-    ]
-    return lines(heads, [[shown(row.get(key, "")) for key in keys] for row in rows])
+    heads = ["samples", "updates", "minutes", "mean error", "median", "Fréchet distance"]
+    keys = ["samples", "updates", "minutes", "mean error", "median error", "frechet"]
+    more = ["confidence", "p"]
+    body = [[shown(row.get(key, "")) for key in keys + more] for row in rows]
+    return lines(heads + more, body)
 
 
 def inference(rows: Rows) -> list[str]:
