@@ -84,6 +84,10 @@ class AbstractDerivedModel(AbstractModel):
         return self.model.principal_std
 
     @computed
+    def learned(self) -> bool:
+        return self.model.learned
+
+    @computed
     def predicts_noise(self) -> bool:
         return self.model.predicts_noise
 

@@ -80,8 +80,10 @@ class AbstractModel(ABC):
             the square root of the largest eigenvalue of their covariance; None if it is not known.
             With correlated coordinates it is larger than `data_std`. Noisy data are nearly normal
             only where the noise is several times as large.
-        predicts_noise: whether the model has a network that predicts the noise, whose errors in the
-            data grow with the noise; the default sampler has rules and a grid for such models.
+        learned: whether a network makes the predictions. It is less smooth than exact scores, and
+            the default sampler has rules and grids for networks.
+        predicts_noise: whether this network predicts the noise, so that its errors in the data grow
+            with the noise; the default sampler has others for such networks.
         stiffness: |w - 1| under guidance of scale w, and 0 without guidance; from 1 on the flow is
             stiff, and the default sampler uses shorter rules.
         starts_at_mean: whether draws from the prior are shifted to the mean that D has at the noisy
@@ -105,6 +107,7 @@ class AbstractModel(ABC):
     data_mean: Tensor | float = 0.0
     data_std: float | None
     principal_std: float | None = None
+    learned: bool = False
     predicts_noise: bool = False
     stiffness: float = 0.0
     starts_at_mean: bool = False

@@ -196,8 +196,12 @@ class ScoreModel(nn.Module, AbstractModel):
         return self._recorded.mean
 
     @computed
+    def learned(self) -> bool:
+        return bool(modules_of(self.net))
+
+    @computed
     def predicts_noise(self) -> bool:
-        return self.predicts in ("noise", "score") and bool(modules_of(self.net))
+        return self.predicts in ("noise", "score") and self.learned
 
     @property
     def data_std(self) -> float | None:

@@ -4,17 +4,18 @@ benchmarks/choice.py.
 
 import math
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from sdekit import AbstractMultistep, AdamsBashforth, AdamsMoulton, LimitedUniPC, UniPC
+from sdekit_diffusion._models.model import AbstractModel
 from sdekit_diffusion._sampling.clock import Integrand
 from sdekit_diffusion._sampling.grids import AbstractGrid
 
 
 class Choice(NamedTuple):
     """An integrand and a rule, for fewer than limit + slope s steps, where s is the stiffness of
-    the model; and the reach and the sharpness of a `Focused` for which the caller gives no reach.
-    For models of d coordinates the reach is multiplied by d^power.
+    the model; and what a `Focused` has of which the caller gives no reach. For models of d
+    coordinates the reach is multiplied by d^power. The shares are used if the caller gives none.
     """
 
     limit: float
@@ -24,7 +25,12 @@ class Choice(NamedTuple):
     reach: float | None = None
     sharpness: float | None = None
     power: float = 0.0
+    share: float | None = None
+    native_share: float = 0.0
 
+
+# exact: functions such as those of mixtures; noise: networks that predict it; other: other networks
+_Kind = Literal["exact", "noise", "other"]
 
 _TWO = AdamsMoulton(2, self_starting=False, lower_final=True)
 _THREE = replace(_TWO, k=3)
@@ -33,38 +39,55 @@ _FOUR = replace(_TWO, k=4, lower_final=False)
 _PREDICTOR = AdamsBashforth(3, self_starting=False)
 _UNIPC = UniPC(2, lower_final=True)
 _LIMITED = LimitedUniPC(lower_final=True)
-# The keys say whether the model is a network that predicts the noise.
-_CHOICES = {
-    False: (
+_CHOICES: dict[_Kind, tuple[Choice, ...]] = {
+    "exact": (
         Choice(7, "velocity", _PREDICTOR),
         Choice(25, "velocity", _THREE),
         Choice(math.inf, "velocity", _FOUR),
     ),
-    True: (
-        Choice(7, "data", _UNIPC, reach=10, sharpness=24),
+    "noise": (
+        Choice(7, "data", _UNIPC, reach=10, sharpness=14),
         Choice(18, "velocity", _TWO, reach=10, sharpness=24),
-        Choice(26, "velocity", _TWO, reach=math.inf),
+        Choice(30, "velocity", _TWO, reach=30),
         Choice(40, "velocity", _THREE, reach=math.inf),
         Choice(math.inf, "velocity", _FOUR, reach=math.inf),
     ),
+    "other": (
+        Choice(6, "velocity", _PREDICTOR),
+        Choice(12, "velocity", _TWO, share=0.8, native_share=0.1),
+        Choice(22, "velocity", _TWO, share=0.7, native_share=0.2),
+        Choice(35, "velocity", _THREE, share=0.5, native_share=0.3),
+        Choice(math.inf, "velocity", _FOUR, share=0.5, native_share=0.3),
+    ),
 }
 # On grids that do not follow the model.
-_CHOICES_ELSEWHERE = {
-    False: (Choice(math.inf, "velocity", replace(_THREE, lower_final=20)),),
-    True: (Choice(math.inf, "velocity", _TWO),),
+_CHOICES_ELSEWHERE: dict[_Kind, tuple[Choice, ...]] = {
+    "exact": (Choice(math.inf, "velocity", replace(_THREE, lower_final=20)),),
+    "noise": (Choice(math.inf, "velocity", _TWO),),
+    "other": (Choice(math.inf, "velocity", replace(_THREE, lower_final=20)),),
 }
 # For models whose stiffness is 1 or more, on every grid.
-_STIFF_CHOICES = {
-    False: (
+_STIFF_CHOICES: dict[_Kind, tuple[Choice, ...]] = {
+    "exact": (
         Choice(-6, "data", _LIMITED, slope=3.5),
         Choice(10, "data", _UNIPC),
         Choice(1, "velocity", _LIMITED, slope=4.5),
         Choice(math.inf, "velocity", _TWO),
     ),
-    True: (
+    "noise": (
+        Choice(0, "data", _LIMITED, slope=1, reach=math.inf, sharpness=24),
         Choice(8, "data", _LIMITED, slope=1.4, reach=10, sharpness=24, power=0.5),
-        Choice(-2, "velocity", _LIMITED, slope=6, reach=10, sharpness=24, power=0.5),
-        Choice(math.inf, "velocity", _TWO, reach=10, sharpness=24),
+        Choice(3, "velocity", _LIMITED, slope=6, reach=10, sharpness=24, power=0.5),
+        Choice(18, "velocity", _TWO, slope=3, reach=10, sharpness=24),
+        Choice(16, "velocity", _TWO, slope=14, reach=10, sharpness=24, power=0.5),
+        Choice(math.inf, "velocity", _THREE, reach=math.inf, sharpness=24),
+    ),
+    "other": (
+        Choice(0, "data", _LIMITED, slope=2, share=0.9),
+        Choice(7, "data", _UNIPC, share=0.9),
+        Choice(6, "velocity", _LIMITED, slope=4, share=0.8, native_share=0.1),
+        Choice(10, "velocity", _TWO, slope=12, share=0.7, native_share=0.2),
+        Choice(math.inf, "velocity", _THREE, share=0.5, native_share=0.3),
     ),
 }
 # For an integrand that the caller names.
@@ -74,10 +97,14 @@ RULES: dict[str, AbstractMultistep] = {
 }
 
 
-def default_choice(
-    grid: AbstractGrid, steps: int, predicts_noise: bool, stiffness: float
-) -> Choice:
-    """The choice for a grid, a number of steps and a model."""
+def default_choice(grid: AbstractGrid, steps: int, model: AbstractModel | None = None) -> Choice:
+    """The choice for a grid, a number of steps and a model; without a model that for exact
+    functions.
+    """
+    kind: _Kind = "exact"
+    if model is not None and model.learned:
+        kind = "noise" if model.predicts_noise else "other"
+    stiffness = 0.0 if model is None else model.stiffness
     table = _CHOICES if grid.follows_model else _CHOICES_ELSEWHERE
-    choices = (_STIFF_CHOICES if stiffness >= 1 else table)[predicts_noise]
+    choices = (_STIFF_CHOICES if stiffness >= 1 else table)[kind]
     return next(choice for choice in choices if steps < choice.limit + choice.slope * stiffness)

@@ -3,9 +3,9 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +13,8 @@ from torch import Tensor
 
 from sdekit import did_you_mean, uniform
 from sdekit.elementary import Time, exp, log1p, sigmoid
+from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
+from sdekit_diffusion._models.affine import is_immutable
 from sdekit_diffusion._models.model import AbstractModel
 from sdekit_diffusion._sampling.coordinates import Coordinates, Span
 
@@ -31,9 +33,9 @@ __all__ = [
     "UniformInTime",
 ]
 
-# Chosen by benchmarks/choice.py. With a reach, or with fewer than _FEW_STEPS steps, `Focused` calls
-# `smooth` with _FEW_SHARPNESS instead of _SHARPNESS. With so few steps and without a reach it also
-# raises the extent to the power _FEW_EXTENT.
+# Chosen by benchmarks/choice.py. With a reach, or with fewer than _FEW_STEPS steps and no native
+# share, `Focused` calls `smooth` with _FEW_SHARPNESS instead of _SHARPNESS. With so few steps and
+# neither of them it also raises the extent to the power _FEW_EXTENT.
 _FEW_STEPS = 12
 _FEW_SHARPNESS = 12.0
 _FEW_EXTENT = 0.75
@@ -44,6 +46,7 @@ _SHARE_WITH_REACH = 0.9
 # With a reach, the steps that are uniform in l begin at most at this many extents, so that at lower
 # levels the grid is the same for diffusions with more noise.
 _FARTHEST = 10.0
+_FINE = 4000  # steps of the grid on which the points of `Focused` are interpolated
 DEFAULT_END = 1e-3  # sigma / alpha at the end of a solve, in units of s
 _SIGMAS_EXPECTED = (
     "sigmas must be two or more positive numbers that decrease, sigma / alpha at the ends of the "
@@ -256,20 +259,25 @@ class Focused(AbstractGrid):
 
     With fewer than 12 steps, v = log(1 + 12 y / (y / r + 1)) with r = d^{3/8}, so that steps are
     shorter near the data. With a reach, this v has r = reach d^{1/2}, and the steps in l begin at
-    y = 10 r. For networks that predict the noise the default method sets the reach and the
-    sharpness, if no reach is given.
+    y = 10 r.
+
+    Networks are less smooth in l than exact scores, above all at large noise. With a native share
+    the grid has steps there as the diffusion's own grid, and v is that of many steps. For networks
+    the default method sets what is not given: for those that predict the noise the reach and the
+    sharpness, for others both shares; nothing if a reach or a native share is given.
 
     Arguments:
-        share: the share of v, from 0 to less than 1; with 0 all steps are uniform in l. None means
-            0.8, or 0.9 with a reach.
+        share: the share of v, from 0 to less than 1. None means 0.8, or 0.9 with a reach.
         reach: the level y up to which v extends, over d^{1/2}; with infinity it covers all noise.
         sharpness: the larger, the more steps are near the data. The factor of y in v is
             sharpness / d^{1/2}, but at least 2. None means the factors 5 and 12 above, and 12 with
             a reach, in any number of coordinates.
+        native_share: the share of the steps of `Native`, which are uniform in the diffusion's own
+            time, or for `EDMSDE` those of `Karras(7)`. What both shares leave is uniform in l.
 
     Raises:
-        ValueError: for a share that is not in [0, 1), or a reach or a sharpness that is not
-            positive.
+        ValueError: for a share that is not in [0, 1), shares whose sum is not less than 1, or a
+            reach or a sharpness that is not positive.
 
     Example:
         >>> model = sd.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
@@ -282,11 +290,17 @@ class Focused(AbstractGrid):
     share: float | None = None
     reach: float | None = None
     sharpness: float | None = None
+    native_share: float = field(default=0.0, kw_only=True)
 
     def __post_init__(self) -> None:
         if self.share is not None and not 0 <= self.share < 1:
             raise ValueError(
                 f"share is a number from 0 on and less than 1, such as 0.8; not {self.share}"
+            )
+        if not 0 <= self.native_share < 1 - self._share_of_v:
+            raise ValueError(
+                f"native_share is a number from 0 on and less than 1 - share, here "
+                f"{1 - self._share_of_v:.3g}; not {self.native_share}"
             )
         if self.reach is not None and not self.reach > 0:
             raise ValueError(f"reach is a positive number, such as 10; not {self.reach}")
@@ -295,11 +309,15 @@ class Focused(AbstractGrid):
                 f"sharpness is a positive, finite number, such as 17; not {self.sharpness}"
             )
 
+    @property
+    def _share_of_v(self) -> float:
+        default = _SHARE if self.reach is None else _SHARE_WITH_REACH
+        return default if self.share is None else self.share
+
     def points(self, coordinates: Coordinates, span: Span, steps: int) -> Tensor:
-        few = self.reach is not None or steps < _FEW_STEPS
+        native_share = self.native_share
+        few = self.reach is not None or (steps < _FEW_STEPS and not native_share)
         sharpness = _FEW_SHARPNESS if few else _SHARPNESS
-        share = _SHARE if self.reach is None else _SHARE_WITH_REACH
-        share = share if self.share is None else self.share
         extent = coordinates.extent
         if self.sharpness is not None:
             sharpness = max(self.sharpness / extent, _LEAST_SHARPNESS)
@@ -309,21 +327,49 @@ class Focused(AbstractGrid):
             farthest = _FARTHEST * extent
         elif few:
             extent **= _FEW_EXTENT
-        return _focused(share, extent, sharpness, farthest, span, steps).clone()
+        density = _Density(self._share_of_v, extent, sharpness, farthest, native_share)
+        sde = coordinates.sde
+        if not native_share:
+            return _known_points(density, span, steps).clone()
+        compute = _known_points if is_immutable(sde) else _focused
+        return compute(density, span, steps, sde, coordinates.std).clone()
 
 
-@lru_cache(maxsize=32)
+class _Density(NamedTuple):
+    """Where the steps of `Focused` are; those that are uniform in l begin at `farthest`."""
+
+    share: float
+    extent: float
+    sharpness: float
+    farthest: float
+    native_share: float
+
+
 def _focused(
-    share: float, extent: float, sharpness: float, farthest: float, span: Span, steps: int
+    density: _Density,
+    span: Span,
+    steps: int,
+    sde: AbstractDiffusion | None = None,
+    std: float = 1.0,
 ) -> Tensor:
-    """The points of `Focused`; steps that are uniform in l begin at the level `farthest`."""
-    l = uniform(*span, 4000)
-    v = torch.as_tensor(smooth(l, extent, sharpness))
-    begin = -math.log(farthest)
+    """The points of `Focused`, with a native share under a diffusion, for data of a standard
+    deviation.
+    """
+    l = uniform(*span, _FINE)
+    v = torch.as_tensor(smooth(l, density.extent, density.sharpness))
+    begin = -math.log(density.farthest)
     finer = l.clamp(min=begin) if begin < span[1] else l
-    mass = share * _from_0_to_1(v) + (1 - share) * _from_0_to_1(finer)
+    rest = 1 - density.share - density.native_share
+    mass = density.share * _from_0_to_1(v) + rest * _from_0_to_1(finer)
+    if sde is not None:
+        native = Native().points(Coordinates(sde, std=std), span, _FINE).numpy()
+        part = np.interp(l.numpy(), native, np.linspace(0.0, density.native_share, _FINE + 1))
+        mass += torch.from_numpy(part)
     targets = uniform(0.0, 1.0, steps).numpy()
     return _with_exact_ends(torch.from_numpy(np.interp(targets, mass.numpy(), l.numpy())), span)
+
+
+_known_points = lru_cache(maxsize=32)(_focused)
 
 
 def _from_0_to_1(values: Tensor) -> Tensor:

@@ -211,37 +211,39 @@ class OnClock(AbstractGridMethod):
             return AdamsMoulton(3, variable="l") if use_long_rule else AdamsMoulton(2)
         if self.integrand in RULES:
             return RULES[self.integrand]
-        return default_choice(self.grid, self.steps, False, 0.0).rule
+        return default_choice(self.grid, self.steps).rule
 
     def points(self, problem: ReverseProblem) -> Tensor:
         grid = self.grid
-        if isinstance(grid, Focused) and grid.reach is None:
-            grid = self._reaching(grid, problem.model)
+        if isinstance(grid, Focused) and grid.reach is None and not grid.native_share:
+            grid = self._fitting(grid, problem.model)
         return grid.points(problem.coordinates, problem.span, self.steps)
 
-    def _reaching(self, grid: Focused, model: AbstractModel) -> Focused:
-        """The grid with the reach and the sharpness of the choice for a model; with an infinite
-        reach where the caller names the noise.
+    def _fitting(self, grid: Focused, model: AbstractModel) -> Focused:
+        """The grid with what the choice for a model has and the caller does not give; with an
+        infinite reach where the caller names the noise.
         """
         if self.integrand == "noise":
             return replace(grid, reach=math.inf)
         if self.integrand != "model":
             return grid
-        choice = self._default_choice(model)
-        sharpness = choice.sharpness if grid.sharpness is None else grid.sharpness
+        choice = default_choice(self.grid, self.steps, model)
         reach = choice.reach
         if reach is not None:
             reach *= math.prod(model.shape or ()) ** choice.power
-        return replace(grid, reach=reach, sharpness=sharpness)
-
-    def _default_choice(self, model: AbstractModel) -> Choice:
-        return default_choice(self.grid, self.steps, model.predicts_noise, model.stiffness)
+        return replace(
+            grid,
+            share=choice.share if grid.share is None else grid.share,
+            reach=reach,
+            sharpness=choice.sharpness if grid.sharpness is None else grid.sharpness,
+            native_share=choice.native_share if grid.share is None else 0.0,
+        )
 
     def _choice(self, model: AbstractModel) -> tuple[Integrand, AbstractSolver]:
         """The integrand and the rule for a model."""
         if self.integrand != "model":
             return self.integrand, self.rule
-        choice = self._default_choice(model)
+        choice = default_choice(self.grid, self.steps, model)
         return choice.integrand, self.solver or choice.rule
 
     def transformed(self, problem: ReverseProblem, grid: Tensor) -> Transformed:
