@@ -28,7 +28,7 @@ from sdekit_diffusion._sampling.clock import (
     require_distinct,
 )
 from sdekit_diffusion._sampling.coordinates import Coordinates, Span
-from sdekit_diffusion._sampling.default import RULES, Choice, default_choice
+from sdekit_diffusion._sampling.default import RULES, default_choice
 from sdekit_diffusion._sampling.grids import AbstractGrid, Focused
 from sdekit_diffusion._sampling.method import ReverseProblem
 from sdekit_diffusion._sampling.on_grid import AbstractGridMethod, Transformed
