@@ -40,6 +40,7 @@ from sdekit_diffusion import (
 )
 from sdekit_diffusion._sampling.adaptive import AbstractAdaptive
 from sdekit_diffusion._sampling.coordinates import Coordinates
+from sdekit_diffusion._sampling.grids import _known_points
 
 SDES = {
     "ve as published": VESDE(exact=False),
@@ -135,34 +136,87 @@ def test_a_sharper_focused_grid_has_shorter_steps_near_the_data(steps, reach, sh
     torch.testing.assert_close(parts, parts.mean().expand(steps), rtol=1e-4, atol=0)
 
 
-@pytest.mark.parametrize("steps", [10, 17, 18, 40])
-@pytest.mark.parametrize("predicts", ["noise", "velocity"])
-def test_a_focused_grid_reaches_further_for_networks_that_predict_the_noise(steps, predicts):
-    """log(1 + 12 y / s) and l, below 18 steps with 24 over the norm for 12, and up to ten norms;
-    with noise, and for other predictions, the grid of all models.
+@pytest.mark.parametrize(
+    ("steps", "k", "reach"),
+    [
+        (5, 14 / 2**0.5, 10.0),
+        (10, 24 / 2**0.5, 10.0),
+        (17, 24 / 2**0.5, 10.0),
+        (18, 12.0, 30.0),
+        (30, 12.0, math.inf),
+    ],
+)
+def test_a_focused_grid_reaches_further_for_networks_that_predict_the_noise(steps, k, reach):
+    """log(1 + k y / (s + y / r)) and l up to ten r, of 10, 30 or all norms; with noise the grid of
+    all models.
     """
 
     class Net(torch.nn.Module):
         def forward(self, x, t):
             return 0.5 * x
 
-    model = ScoreModel(Net(), "vp", predicts, shape=(2,), data_std=0.5)
+    model = ScoreModel(Net(), "vp", "noise", shape=(2,), data_std=0.5)
     settings = {"steps": steps, "seed": 0, "return_solution": True}
     found = sample(model, 2, grid=Focused(0.7), **settings)
     l = model.sde.log_snr(found.ts.double())
-    kernel = SDES["vp"]
-    usual = grid_points(Focused(0.7), model, kernel, span_of(model, kernel, 1e-3), steps)
-    if predicts == "velocity":
-        torch.testing.assert_close(l, usual, rtol=1e-6, atol=1e-6)
-        return
     y = l.neg().exp() / 0.5
-    v = torch.log1p(24 / 2**0.5 * y / (1 + y / (10 * 2**0.5)) if steps < 18 else 12 * y)
-    finer = y.clamp(max=100 * 2**0.5 if steps < 18 else math.inf).log()
+    r = reach * 2**0.5
+    v = torch.log1p(k * y / (1 + y / r))
+    finer = y.clamp(max=10 * r).log()
     parts = (0.7 * v / (v[0] - v[-1]) + 0.3 * finer / (finer[0] - finer[-1])).diff()
     torch.testing.assert_close(parts, parts.mean().expand(steps), rtol=1e-5, atol=1e-7)
     noisy = sample(model, 2, method="sde", grid=Focused(0.7), **settings)
     l = model.sde.log_snr(noisy.ts.double())
+    kernel = SDES["vp"]
+    usual = grid_points(Focused(0.7), model, kernel, span_of(model, kernel, 1e-3), steps)
     torch.testing.assert_close(l, usual, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(("share", "native_share"), [(0.5, 0.3), (0.0, 0.9), (0.8, 0.1)])
+@pytest.mark.parametrize("steps", [5, 40])
+def test_a_focused_grid_has_a_share_of_the_native_steps(share, native_share, steps):
+    """Uniform in the time of every diffusion, also of data that are not standardised and of a
+    diffusion that no cache can hold; v is that of many steps.
+    """
+    model = narrow()
+    deviation = float(model.data_std)
+    grid = Focused(share, native_share=native_share)
+
+    class Changeable(VPSDE):
+        pass
+
+    for kernel in (*SDES.values(), Changeable()):
+        l = grid_points(grid, model, kernel, span_of(model, kernel, 1e-3), steps)
+        y = l.neg().exp() / deviation
+        v = torch.log1p(5 * y / (1 + y / 2**0.5))
+        t = torch.as_tensor(kernel.time(l))
+        if isinstance(kernel, EDMSDE):
+            t = t ** (1 / 7)
+        rest = 1 - share - native_share
+        variables = (share, v), (native_share, t), (rest, -l)
+        parts = sum(part * w / (w[0] - w[-1]) for part, w in variables).diff()
+        torch.testing.assert_close(parts, parts.mean().expand(steps), rtol=1e-4, atol=0)
+
+
+def test_a_focused_grid_is_computed_once():
+    """For each diffusion and each scale of the data if it has native steps, else for all."""
+    span = -4.0, 6.0
+
+    def new(grid, kernel, std):
+        before = _known_points.cache_info().misses
+        first = grid.points(Coordinates(kernel, std=std), span, 10)
+        again = grid.points(Coordinates(kernel, std=std), span, 10)
+        assert torch.equal(first, again)
+        first.zero_()  # a copy
+        assert torch.equal(grid.points(Coordinates(kernel, std=std), span, 10), again)
+        return _known_points.cache_info().misses - before
+
+    kernels = VPSDE(), VPSDE(beta_max=15.0), VESDE()
+    _known_points.cache_clear()
+    assert [new(Focused(), kernel, 1.0) for kernel in kernels] == [1, 0, 0]
+    native = Focused(native_share=0.1)
+    assert [new(native, kernel, std) for kernel in kernels for std in (1.0, 2.0)] == [1] * 6
+    assert new(native, kernels[0], 2.0) == 0
 
 
 @pytest.mark.parametrize("noise", [50.0, 5000.0])
@@ -591,6 +645,13 @@ def test_adaptive_methods_refuse_a_grid(method, grid):
         (lambda: Karras(rho=0.0), "rho must be a positive number"),
         (lambda: Karras(rho=math.inf), "rho must be a positive number"),
         (lambda: Focused(1.0), "share is a number from 0 on and less than 1"),
+        (
+            lambda: Focused(native_share=0.2),
+            "native_share is a number from 0 on and less than 1 - share, here 0.2; not 0.2",
+        ),
+        (lambda: Focused(0.5, native_share=-0.1), "less than 1 - share, here 0.5; not -0.1"),
+        (lambda: Focused(reach=10, native_share=0.15), "1 - share, here 0.1; not 0.15"),
+        (lambda: Focused(native_share=math.nan), "here 0.2; not nan"),
         (lambda: Focused(reach=0.0), "reach is a positive number, such as 10; not 0.0"),
         (lambda: Focused(reach=math.nan), "reach is a positive number, such as 10; not nan"),
         (

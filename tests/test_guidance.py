@@ -527,57 +527,80 @@ def test_guidance_is_the_stiffer_the_stronger(scale):
     assert far(0.0).stiffness == WHOLE.stiffness == 0
 
 
-TWO = "data", sdekit.UniPC(2, lower_final=True)
-FEW = "data", sdekit.LimitedUniPC(lower_final=True)
-SOME = "velocity", sdekit.LimitedUniPC(lower_final=True)
-MANY = "velocity", sdekit.AdamsMoulton(2, self_starting=False, lower_final=True)
-GRIDS = {
-    FEW: sd.Focused(reach=10 * math.sqrt(3), sharpness=24),
-    SOME: sd.Focused(reach=10 * math.sqrt(3), sharpness=24),
-    MANY: sd.Focused(reach=10, sharpness=24),
-}
+UNIPC = "data", sdekit.UniPC(2, lower_final=True)
+LIMITED_DATA = "data", sdekit.LimitedUniPC(lower_final=True)
+LIMITED = "velocity", sdekit.LimitedUniPC(lower_final=True)
+TWO = "velocity", sdekit.AdamsMoulton(2, self_starting=False, lower_final=True)
+THREE = "velocity", sdekit.AdamsMoulton(3, self_starting=False, lower_final=True)
+FOCUSED = sd.Focused()
+REACHING = sd.Focused(reach=10, sharpness=24)
+FURTHER = sd.Focused(reach=10 * math.sqrt(3), sharpness=24)
+ALL = sd.Focused(reach=math.inf, sharpness=24)
+SHARED = sd.Focused(0.9)
+TENTH, FIFTH, THIRD = (
+    sd.Focused(share, native_share=native) for share, native in ((0.8, 0.1), (0.7, 0.2), (0.5, 0.3))
+)
 
 
 @pytest.mark.parametrize(
-    ("predicts", "scale", "steps", "choice"),
+    ("kind", "scale", "steps", "choice", "own"),
     [
-        ("velocity", 2.0, 3, TWO),
-        ("velocity", 2.0, 9, TWO),
-        ("velocity", 2.0, 10, MANY),
-        ("velocity", 5.0, 7, FEW),
-        ("velocity", 5.0, 8, TWO),
-        ("velocity", 5.0, 9, TWO),
-        ("velocity", 5.0, 10, SOME),
-        ("velocity", 5.0, 18, SOME),
-        ("velocity", 5.0, 19, MANY),
-        ("velocity", 8.0, 18, FEW),
-        ("velocity", 8.0, 19, SOME),
-        ("noise", 2.0, 9, FEW),
-        ("noise", 2.0, 10, MANY),
-        ("noise", 5.0, 13, FEW),
-        ("noise", 5.0, 14, SOME),
-        ("noise", 5.0, 21, SOME),
-        ("noise", 5.0, 22, MANY),
-        ("noise", 5.0, 80, MANY),
+        ("exact", 2.0, 3, UNIPC, FOCUSED),
+        ("exact", 2.0, 9, UNIPC, FOCUSED),
+        ("exact", 2.0, 10, TWO, FOCUSED),
+        ("exact", 5.0, 7, LIMITED_DATA, FOCUSED),
+        ("exact", 5.0, 8, UNIPC, FOCUSED),
+        ("exact", 5.0, 9, UNIPC, FOCUSED),
+        ("exact", 5.0, 10, LIMITED, FOCUSED),
+        ("exact", 5.0, 18, LIMITED, FOCUSED),
+        ("exact", 5.0, 19, TWO, FOCUSED),
+        ("exact", 8.0, 18, LIMITED_DATA, FOCUSED),
+        ("exact", 8.0, 19, LIMITED, FOCUSED),
+        ("velocity", 2.0, 2, UNIPC, SHARED),
+        ("velocity", 2.0, 6, UNIPC, SHARED),
+        ("velocity", 2.0, 7, LIMITED, TENTH),
+        ("velocity", 2.0, 9, LIMITED, TENTH),
+        ("velocity", 2.0, 10, TWO, FIFTH),
+        ("velocity", 2.0, 21, TWO, FIFTH),
+        ("velocity", 2.0, 22, THREE, THIRD),
+        ("velocity", 5.0, 7, LIMITED_DATA, SHARED),
+        ("velocity", 5.0, 8, LIMITED, TENTH),
+        ("velocity", 5.0, 21, LIMITED, TENTH),
+        ("velocity", 5.0, 22, TWO, FIFTH),
+        ("velocity", 5.0, 57, TWO, FIFTH),
+        ("velocity", 5.0, 58, THREE, THIRD),
+        ("noise", 2.0, 1, LIMITED_DATA, FURTHER),
+        ("noise", 2.0, 9, LIMITED_DATA, FURTHER),
+        ("noise", 2.0, 10, TWO, REACHING),
+        ("noise", 2.0, 20, TWO, REACHING),
+        ("noise", 2.0, 21, TWO, FURTHER),
+        ("noise", 2.0, 29, TWO, FURTHER),
+        ("noise", 2.0, 30, THREE, ALL),
+        ("noise", 5.0, 3, LIMITED_DATA, ALL),
+        ("noise", 5.0, 4, LIMITED_DATA, FURTHER),
+        ("noise", 5.0, 13, LIMITED_DATA, FURTHER),
+        ("noise", 5.0, 14, LIMITED, FURTHER),
+        ("noise", 5.0, 26, LIMITED, FURTHER),
+        ("noise", 5.0, 27, TWO, REACHING),
+        ("noise", 5.0, 29, TWO, REACHING),
+        ("noise", 5.0, 30, TWO, FURTHER),
+        ("noise", 5.0, 71, TWO, FURTHER),
+        ("noise", 5.0, 72, THREE, ALL),
     ],
     ids=str,
 )
 @pytest.mark.parametrize("grid", ["focused", "karras"])
 def test_the_default_looks_less_far_back_where_the_flow_is_stiff(
-    predicts, scale, steps, choice, grid
+    kind, scale, steps, choice, own, grid
 ):
-    """What it does changes at 3.5 s - 6, 10 and 4.5 s + 1 steps, with s = w - 1; for networks that
-    predict the noise at 1.4 s + 8 and 6 s - 2, with grids of their own.
-    """
-    guided = Guided(model(predicts).given(label=LABELS), scale)
-    settings = {"steps": steps, "seed": 0, "grid": grid}
+    """The rules and the grids by the stiffness w - 1, for functions and for networks."""
+    guided = far(scale) if kind == "exact" else Guided(model(kind).given(label=LABELS), scale)
     integrand, rule = choice
     meant = sd.OnClock(rule, integrand=integrand)
-    if grid == "focused" and predicts == "noise":
-        settings["grid"] = GRIDS[choice]
+    settings = {"steps": steps, "seed": 0, "sde": "vp"}
     assert torch.equal(
-        sd.sample(guided, 5, **{**settings, "grid": grid}),
-        sd.sample(guided, 5, method=meant, **settings),
+        sd.sample(guided, 5, grid=grid, **settings),
+        sd.sample(guided, 5, method=meant, grid=own if grid == "focused" else grid, **settings),
     )
 
 

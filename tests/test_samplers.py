@@ -334,27 +334,25 @@ class Guess(torch.nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("steps", "integrand", "rule"),
+    ("steps", "integrand", "rule", "reach", "sharpness"),
     [
-        (6, "data", UniPC(2, lower_final=True)),
-        (7, "velocity", moulton(2, lower_final=True)),
-        (17, "velocity", moulton(2, lower_final=True)),
-        (18, "velocity", moulton(2, lower_final=True)),
-        (25, "velocity", moulton(2, lower_final=True)),
-        (26, "velocity", moulton(3, lower_final=True)),
-        (39, "velocity", moulton(3, lower_final=True)),
-        (40, "velocity", moulton(4)),
+        (6, "data", UniPC(2, lower_final=True), 10, 14),
+        (7, "velocity", moulton(2, lower_final=True), 10, 24),
+        (17, "velocity", moulton(2, lower_final=True), 10, 24),
+        (18, "velocity", moulton(2, lower_final=True), 30, None),
+        (29, "velocity", moulton(2, lower_final=True), 30, None),
+        (30, "velocity", moulton(3, lower_final=True), math.inf, None),
+        (39, "velocity", moulton(3, lower_final=True), math.inf, None),
+        (40, "velocity", moulton(4), math.inf, None),
     ],
 )
 @pytest.mark.parametrize("predicts", ["noise", "score"])
 def test_the_default_has_shorter_rules_where_a_network_predicts_the_noise(
-    steps, integrand, rule, predicts
+    steps, integrand, rule, reach, sharpness, predicts
 ):
     """On a grid that reaches further, with more steps among all noise."""
     model = ScoreModel(Guess(), "vp", predicts, shape=(1,), data_std=0.5)
-    grid = Focused(0.9, reach=math.inf)
-    if steps < 18:
-        grid = Focused(0.9, reach=10.0, sharpness=24)
+    grid = Focused(0.9, reach=reach, sharpness=sharpness)
     meant = OnClock(rule, integrand=integrand, grid=grid)
     assert same_samples(model, "default", meant, steps)
     assert not same_samples(model, "default", replace(meant, grid=Focused()), steps)
@@ -362,24 +360,61 @@ def test_the_default_has_shorter_rules_where_a_network_predicts_the_noise(
     assert same_samples(inside, "default", meant, steps)
     elsewhere = OnClock(moulton(2, lower_final=True), integrand="velocity")
     assert same_samples(model, "default", elsewhere, steps, grid="quadratic")
-    chosen = Focused(0.7, reach=2.0)
-    assert same_samples(model, "default", replace(meant, grid=chosen), steps, grid=chosen)
+    for chosen in (Focused(0.7, reach=2.0), Focused(0.6, native_share=0.1)):
+        assert same_samples(model, "default", replace(meant, grid=chosen), steps, grid=chosen)
     sharp = Focused(0.7, sharpness=3.0)
     usual = replace(METHODS["default"], grid=sharp)
     assert same_samples(model, usual, replace(meant, grid=replace(sharp, reach=grid.reach)), steps)
 
 
-def test_which_models_predict_the_noise():
-    """Modules that predict it or the score; no exact functions, and no other networks."""
+@pytest.mark.parametrize(
+    ("steps", "rule", "grid"),
+    [
+        (5, AdamsBashforth(3, self_starting=False), Focused()),
+        (6, moulton(2, lower_final=True), Focused(0.8, native_share=0.1)),
+        (11, moulton(2, lower_final=True), Focused(0.8, native_share=0.1)),
+        (12, moulton(2, lower_final=True), Focused(0.7, native_share=0.2)),
+        (21, moulton(2, lower_final=True), Focused(0.7, native_share=0.2)),
+        (22, moulton(3, lower_final=True), Focused(0.5, native_share=0.3)),
+        (34, moulton(3, lower_final=True), Focused(0.5, native_share=0.3)),
+        (35, moulton(4), Focused(0.5, native_share=0.3)),
+    ],
+)
+@pytest.mark.parametrize("predicts", ["velocity", "data"])
+def test_the_default_has_steps_in_time_for_other_networks(steps, rule, grid, predicts):
+    """Also inside another model; on a grid whose share is given with no such steps, and on one that
+    does not follow the model by the rule of functions.
+    """
+    model = ScoreModel(Guess(), "vp", predicts, shape=(1,), data_std=0.5)
+    meant = OnClock(rule, integrand="velocity", grid=grid)
+    assert same_samples(model, "default", meant, steps)
+    inside = Inpainted(model, torch.zeros(1), torch.zeros(1).bool())
+    assert same_samples(inside, "default", meant, steps)
+    assert steps == 5 or not same_samples(model, "default", replace(meant, grid=Focused()), steps)
+    for chosen in (Focused(0.95), Focused(0.6, native_share=0.1), Focused(reach=2.0)):
+        assert same_samples(model, "default", replace(meant, grid=chosen), steps, grid=chosen)
+    usual = replace(METHODS["default"], grid=Focused(sharpness=3.0))
+    sharper = replace(meant, grid=replace(grid, sharpness=3.0))
+    assert same_samples(model, usual, sharper, steps)
+    elsewhere = OnClock(moulton(3, lower_final=steps < 20), integrand="velocity")
+    assert same_samples(model, "default", elsewhere, steps, grid="karras")
+
+
+def test_which_models_are_networks_and_predict_the_noise():
+    """Modules are networks, and predict the noise by it or the score; functions are neither."""
     net = Guess()
     for predicts in ("noise", "score", "data", "velocity", "flow"):
         expected = predicts in ("noise", "score")
         model = ScoreModel(net, "vp", predicts, shape=(1,), data_std=0.5)
-        assert model.predicts_noise == expected
         inside = Inpainted(model, torch.zeros(1), torch.zeros(1).bool())
-        assert inside.predicts_noise == expected
-        assert ScoreModel(lambda x, t: net(x, t), "vp", predicts).predicts_noise == expected
-        assert not ScoreModel(lambda x, t: -x, "vp", predicts).predicts_noise
+        wrapped = ScoreModel(lambda x, t: net(x, t), "vp", predicts)
+        for network in (model, inside, wrapped):
+            assert network.learned
+            assert network.predicts_noise == expected
+        function = ScoreModel(lambda x, t: -x, "vp", predicts)
+        assert not function.learned
+        assert not function.predicts_noise
+    assert not MIXTURE.learned
     assert not MIXTURE.predicts_noise
     with pytest.raises(ValueError, match="'velocity' or 'model'; not 'score'"):
         OnClock(integrand="score")

@@ -125,10 +125,13 @@ class Native(AbstractGrid):
     """
 
     def points(self, coordinates: Coordinates, span: Span, steps: int) -> Tensor:
-        t0, t1 = (float(coordinates.time(l)) for l in span)
-        return _with_exact_ends(
-            coordinates.log_snr(coordinates.sde.spaced(t0, t1, uniform(0.0, 1.0, steps))), span
-        )
+        return _native(coordinates, span, uniform(0.0, 1.0, steps))
+
+
+def _native(coordinates: Coordinates, span: Span, fractions: Tensor) -> Tensor:
+    """l at fractions of the steps of `Native`."""
+    t0, t1 = (float(coordinates.time(l)) for l in span)
+    return _with_exact_ends(coordinates.log_snr(coordinates.sde.spaced(t0, t1, fractions)), span)
 
 
 @dataclass(frozen=True, eq=False)
@@ -362,9 +365,10 @@ def _focused(
     rest = 1 - density.share - density.native_share
     mass = density.share * _from_0_to_1(v) + rest * _from_0_to_1(finer)
     if sde is not None:
-        native = Native().points(Coordinates(sde, std=std), span, _FINE).numpy()
-        part = np.interp(l.numpy(), native, np.linspace(0.0, density.native_share, _FINE + 1))
-        mass += torch.from_numpy(part)
+        fractions = 1 - uniform(1.0, 0.0, _FINE) ** 3  # close near the data, where l varies fast
+        native = _native(Coordinates(sde, std=std), span, fractions)
+        part = np.interp(l.numpy(), native.numpy(), fractions.numpy())
+        mass += density.native_share * torch.from_numpy(part)
     targets = uniform(0.0, 1.0, steps).numpy()
     return _with_exact_ends(torch.from_numpy(np.interp(targets, mass.numpy(), l.numpy())), span)
 
