@@ -300,7 +300,7 @@ def candidates() -> dict[str, OnClock]:
         for k in (1, 2, 3, 4)
         for final in (False, True)
     ]
-    bashforth = [AdamsBashforth(k, self_starting=False) for k in (1, 2)]
+    bashforth = [AdamsBashforth(k, self_starting=False) for k in (1, 2, 3)]
     in_l = [
         kind(k, variable="l", self_starting=False, lower_final=True)
         for kind in (AdamsBashforth, AdamsMoulton)
@@ -332,12 +332,22 @@ def grids(d: int) -> dict[str, Focused]:
         "reach 10, sharpness 17": Focused(reach=10, sharpness=17),
         "reach 10, sharpness 24": Focused(reach=10, sharpness=24),
         "reach 10 d^0.5, sharpness 24": Focused(reach=10 * math.sqrt(d), sharpness=24),
+        "reach 30": Focused(reach=30),
         "infinite reach": Focused(reach=math.inf),
+        "infinite reach, sharpness 24": Focused(reach=math.inf, sharpness=24),
+        "shares 0.9, 0": Focused(0.9),
+        "shares 0.8, 0.1": Focused(0.8, native_share=0.1),
+        "shares 0.7, 0.2": Focused(0.7, native_share=0.2),
+        "shares 0.5, 0.3": Focused(0.5, native_share=0.3),
     }
 
 
 def trained(
-    x: Tensor, label: Tensor | None, sde: str, predicts: Literal["noise", "velocity"]
+    x: Tensor,
+    label: Tensor | None,
+    sde: str,
+    predicts: Literal["noise", "velocity"],
+    conditioning: Literal["time", "log_snr"] = "time",
 ) -> ScoreModel:
     """A small network, with labels where there are some."""
     torch.manual_seed(SEED)
@@ -349,7 +359,7 @@ def trained(
     else:
         net = nets.MLP(shape=shape, width=64, classes=classes)
         recipe = Recipe(steps=2500, batch_size=256, weighting="plain")
-    model = ScoreModel(net, sde, predicts, shape=shape)
+    model = ScoreModel(net, sde, predicts, shape=shape, conditioning=conditioning)
     fit(model, x if label is None else (x, label), recipe, progress=False)
     return model
 
@@ -387,12 +397,21 @@ def guided_rules() -> list[dict[str, Any]]:
 
 
 def network_rules(predicts: Literal["noise", "velocity"]) -> list[dict[str, Any]]:
-    """The same without guidance, under several diffusions."""
+    """The same without guidance, under several diffusions; under VP also for networks that receive
+    the log-SNR instead of the time.
+    """
     rows = []
-    for (law, (x, _)), sde in itertools.product(laws().items(), ("vp", "ve", "cosine", "flow")):
-        model = trained(x, None, sde, predicts)
+    kinds: list[tuple[str, Literal["time", "log_snr"]]] = [
+        ("vp", "time"),
+        ("vp", "log_snr"),
+        ("ve", "time"),
+        ("cosine", "time"),
+        ("flow", "time"),
+    ]
+    for (law, (x, _)), (sde, conditioning) in itertools.product(laws().items(), kinds):
+        model = trained(x, None, sde, predicts, conditioning)
         for steps in FEW_STEPS_OF_NETWORKS:
-            row = {"problem": f"{law}, {predicts}", "sde": sde, "steps": steps}
+            row = {"problem": f"{law}, {predicts}, {conditioning}", "sde": sde, "steps": steps}
             rows.append(row | relative_errors(model, steps, _count(x)))
     return rows
 

@@ -31,7 +31,7 @@ import sdekit_diffusion as sd
 from sdekit import DEIS, DPMSolver, UniPC
 from sdekit_diffusion.metrics import classifier_features, frechet
 
-SEED = 10
+SEED = 11
 BUDGETS = (5, 6, 8, 10, 15, 20, 50)
 SAMPLES = 1000
 DIGITS = 80  # samples compared one by one

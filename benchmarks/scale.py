@@ -145,7 +145,7 @@ def extremes(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def main() -> None:
     rows: list[dict[str, Any]] = []
-    known: dict[tuple[str, bool], dict[int, float]] = {}
+    known: dict[tuple[Any, ...], dict[int, float]] = {}
     for mean, std in SCALES:
         law = moved(mean, std)
         for name, sde in diffusions(std).items():
@@ -159,8 +159,9 @@ def main() -> None:
 
                 found = errors(draw, std)
                 # Of mean 0 and standard deviation 1: by the mixture, or by the first network that
-                # predicts the noise.
-                reference = name, getattr(model, "predicts_noise", False)
+                # predicts the noise or does not.
+                kinds = (getattr(model, kind, False) for kind in ("learned", "predicts_noise"))
+                reference = (name, *kinds)
                 known.setdefault(reference, found)
                 x = draw(100)
                 off = (x.mean(0) - law.data_mean).abs() / (x.std(0) / math.sqrt(SAMPLES))

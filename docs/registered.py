@@ -5,6 +5,7 @@ method or grid is on its page before somebody describes it there.
 """
 
 import inspect
+import math
 import re
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import sdekit
 import sdekit_diffusion as sd
+from sdekit_diffusion._sampling.default import CHOICES, STIFF_CHOICES, Choice
 
 import choosing
 import measured
@@ -20,6 +22,11 @@ import supported
 
 Row = tuple[str, ...]  # the cells
 KINDS = ("additive", "diagonal", "general")
+KINDS_OF_MODELS = {
+    "exact": "exact scores",
+    "other": "networks",
+    "noise": "networks that predict the noise",
+}
 
 
 def made_from(text: str) -> list[Path]:
@@ -80,6 +87,44 @@ def diffusions() -> Iterator[tuple[str, Row]]:
 def grids() -> Iterator[tuple[str, Row]]:
     for name, grid in sd.GRIDS.items():
         yield rf'\| `"{name}"` \|', (f'`"{name}"`', f"`{grid}`", summary(type(grid)))
+
+
+def default() -> Iterator[tuple[str, Row]]:
+    """What the default does, by the kind of the model, guidance and the number of evaluations."""
+    for kind, name in KINDS_OF_MODELS.items():
+        for guidance, table in (("none", CHOICES), ("$s \\ge 1$", STIFF_CHOICES)):
+            for choice in table[kind]:
+                cells = name, guidance, *chosen(choice)
+                yield re.escape(f"| {' | '.join(cells)} |"), cells
+
+
+def chosen(choice: Choice) -> Row:
+    """The bound, the integrand, the rule and the grid of a choice."""
+    rule = f"`{type(choice.rule).__name__}({choice.rule.k})`"
+    if isinstance(choice.rule, sdekit.LimitedUniPC):
+        rule = "`LimitedUniPC()`"
+    reach = None if choice.reach is None else f"{choice.reach:g}"
+    if choice.power:
+        reach = f"{choice.reach:g} d^{choice.power:g}"
+    given = {
+        "share": choice.share,
+        "native_share": choice.native_share or None,
+        "reach": reach,
+        "sharpness": choice.sharpness,
+    }
+    shown = ", ".join(f"{name}={value}" for name, value in given.items() if value is not None)
+    return bound(choice), choice.integrand, rule, f"`Focused({shown})`"
+
+
+def bound(choice: Choice) -> str:
+    """The number of steps below which a choice applies."""
+    if math.isinf(choice.limit):
+        return "any"
+    if not choice.slope:
+        return f"{choice.limit:g}"
+    slope = "" if choice.slope == 1 else f"{choice.slope:g} "
+    rest = f" {'-' if choice.limit < 0 else '+'} {abs(choice.limit):g}" if choice.limit else ""
+    return f"${slope}s{rest}$"
 
 
 def solvers(family: type) -> Iterator[type[sdekit.AbstractSolver]]:
@@ -153,6 +198,7 @@ TABLES = {
         r"| `sde=` | class | $\alpha$ | $\sigma$ |": diffusions,
         "| `method=` | equation | solver | evaluations |": methods,
         "| `grid=` | class | steps |": grids,
+        "| model | guidance | evaluations below | integrates | rule | grid |": default,
     },
     "support": {
         f"| {' | '.join(supported.HEAD)} |": supported.support,

@@ -30,7 +30,7 @@ class Choice(NamedTuple):
 
 
 # exact: functions such as those of mixtures; noise: networks that predict it; other: other networks
-_Kind = Literal["exact", "noise", "other"]
+Kind = Literal["exact", "noise", "other"]
 
 _TWO = AdamsMoulton(2, self_starting=False, lower_final=True)
 _THREE = replace(_TWO, k=3)
@@ -39,7 +39,7 @@ _FOUR = replace(_TWO, k=4, lower_final=False)
 _PREDICTOR = AdamsBashforth(3, self_starting=False)
 _UNIPC = UniPC(2, lower_final=True)
 _LIMITED = LimitedUniPC(lower_final=True)
-_CHOICES: dict[_Kind, tuple[Choice, ...]] = {
+CHOICES: dict[Kind, tuple[Choice, ...]] = {
     "exact": (
         Choice(7, "velocity", _PREDICTOR),
         Choice(25, "velocity", _THREE),
@@ -61,13 +61,13 @@ _CHOICES: dict[_Kind, tuple[Choice, ...]] = {
     ),
 }
 # On grids that do not follow the model.
-_CHOICES_ELSEWHERE: dict[_Kind, tuple[Choice, ...]] = {
+_CHOICES_ELSEWHERE: dict[Kind, tuple[Choice, ...]] = {
     "exact": (Choice(math.inf, "velocity", replace(_THREE, lower_final=20)),),
     "noise": (Choice(math.inf, "velocity", _TWO),),
     "other": (Choice(math.inf, "velocity", replace(_THREE, lower_final=20)),),
 }
 # For models whose stiffness is 1 or more, on every grid.
-_STIFF_CHOICES: dict[_Kind, tuple[Choice, ...]] = {
+STIFF_CHOICES: dict[Kind, tuple[Choice, ...]] = {
     "exact": (
         Choice(-6, "data", _LIMITED, slope=3.5),
         Choice(10, "data", _UNIPC),
@@ -86,7 +86,7 @@ _STIFF_CHOICES: dict[_Kind, tuple[Choice, ...]] = {
         Choice(0, "data", _LIMITED, slope=2, share=0.9),
         Choice(7, "data", _UNIPC, share=0.9),
         Choice(6, "velocity", _LIMITED, slope=4, share=0.8, native_share=0.1),
-        Choice(10, "velocity", _TWO, slope=12, share=0.7, native_share=0.2),
+        Choice(10, "velocity", _TWO, slope=12, share=0.8, native_share=0.1),
         Choice(math.inf, "velocity", _THREE, share=0.5, native_share=0.3),
     ),
 }
@@ -101,10 +101,10 @@ def default_choice(grid: AbstractGrid, steps: int, model: AbstractModel | None =
     """The choice for a grid, a number of steps and a model; without a model that for exact
     functions.
     """
-    kind: _Kind = "exact"
+    kind: Kind = "exact"
     if model is not None and model.learned:
         kind = "noise" if model.predicts_noise else "other"
     stiffness = 0.0 if model is None else model.stiffness
-    table = _CHOICES if grid.follows_model else _CHOICES_ELSEWHERE
-    choices = (_STIFF_CHOICES if stiffness >= 1 else table)[kind]
+    table = CHOICES if grid.follows_model else _CHOICES_ELSEWHERE
+    choices = (STIFF_CHOICES if stiffness >= 1 else table)[kind]
     return next(choice for choice in choices if steps < choice.limit + choice.slope * stiffness)

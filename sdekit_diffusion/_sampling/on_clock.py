@@ -184,19 +184,9 @@ class OnClock(AbstractGridMethod):
         - "data": `AdamsMoulton(3)`; "noise": `AdamsBashforth(2, variable="l")`;
         - "velocity": `AdamsBashforth(3)` below 7 steps, `AdamsMoulton(3)` with fewer values in the
           last steps below 25 steps, else `AdamsMoulton(4)`;
-        - "model": those of "velocity", except for the following models, which this property does
-          not know; `run` takes the rule for its model.
-
-        A network that predicts the noise has an error in the data that grows with the noise, and
-        long rules amplify it. For such networks "model" integrates the data by `UniPC(2)` below 7
-        steps, else the velocity, by `AdamsMoulton(2)` below 26 steps, by `AdamsMoulton(3)` below
-        40, and by `AdamsMoulton(4)` from there on.
-
-        Under guidance of scale w with s = |w - 1| >= 1 (`AbstractModel.stiffness`) "model"
-        integrates the data by `LimitedUniPC` below 3.5 s - 6 steps and by `UniPC(2)` below 10, the
-        velocity by `LimitedUniPC` below 4.5 s + 1 and by `AdamsMoulton(2)` from there on. For
-        networks that predict the noise it integrates the data by `LimitedUniPC` below 1.4 s + 8
-        steps, the velocity by `LimitedUniPC` below 6 s - 2 and by `AdamsMoulton(2)` from there on.
+        - "model": those of "velocity" for exact scores without guidance. For networks and under
+          guidance (`AbstractModel.learned`, `predicts_noise` and `stiffness`), which this property
+          does not know, `run` takes those of the table on the page of samplers.
 
         On grids that do not follow the model (`follows_model`) the longer rules have larger errors
         or are unstable. There, without guidance, the velocity is integrated by `AdamsMoulton(3)`,
