@@ -85,11 +85,11 @@ class AbstractDerivedModel(AbstractModel):
 
     @computed
     def learned(self) -> bool:
-        return self.model.learned
+        return any(model.learned for model in self._models().values())
 
     @computed
     def predicts_noise(self) -> bool:
-        return self.model.predicts_noise
+        return any(model.predicts_noise for model in self._models().values())
 
     @computed
     def stiffness(self) -> float:

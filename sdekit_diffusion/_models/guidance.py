@@ -205,6 +205,10 @@ class ClassifierGuided(AbstractDerivedModel):
             )
 
     @computed
+    def learned(self) -> bool:
+        return self.model.learned or bool(modules_of(self.log_prob))
+
+    @computed
     def stiffness(self) -> float:
         return max(self.model.stiffness, _stiffness(self.scale))
 

@@ -123,6 +123,8 @@ class Coordinates:
         event: the shape of a sample.
         extent: sigma / (alpha s) above which a model hardly changes: sqrt(d), the norm of z in d
             coordinates.
+        trained_under: the diffusion of the model, in whose time a network may vary fast; None if
+            the model has none.
         grids: grids, with their points in these coordinates and the times there, that a method
             needs several times.
     """
@@ -132,6 +134,7 @@ class Coordinates:
     std: float = 1.0
     event: tuple[int, ...] = ()
     extent: float = 1.0
+    trained_under: AbstractDiffusion | None = None
     grids: dict[Hashable, tuple[object, Tensor, Tensor]] = field(
         default_factory=dict, init=False, repr=False
     )
@@ -147,7 +150,7 @@ class Coordinates:
         if isinstance(mean, Tensor):
             mean = mean.to(model.place()[1])
         event = tuple(event or ())
-        return Coordinates(sde, mean, scale.std, event, math.sqrt(math.prod(event)))
+        return Coordinates(sde, mean, scale.std, event, math.sqrt(math.prod(event)), model.sde)
 
     def standardised(self, model: AbstractModel) -> AbstractModel:
         """The model of z; the model itself if its data are standardised."""

@@ -14,8 +14,8 @@ from sdekit_diffusion._sampling.grids import AbstractGrid
 
 class Choice(NamedTuple):
     """An integrand and a rule, for fewer than limit + slope s steps, where s is the stiffness of
-    the model; and what a `Focused` has of which the caller gives no reach. For models of d
-    coordinates the reach is multiplied by d^power. The shares are used if the caller gives none.
+    the model; and the grid that goes with them, a `Focused` for what the caller does not give. For
+    models of d coordinates the reach is multiplied by d^power.
     """
 
     limit: float
@@ -26,10 +26,10 @@ class Choice(NamedTuple):
     sharpness: float | None = None
     power: float = 0.0
     share: float | None = None
-    native_share: float = 0.0
+    native_share: float | None = None
 
 
-# exact: functions such as those of mixtures; noise: networks that predict it; other: other networks
+# exact: exact scores, such as those of mixtures; noise: networks that predict it; other: others
 Kind = Literal["exact", "noise", "other"]
 
 _TWO = AdamsMoulton(2, self_starting=False, lower_final=True)
@@ -90,6 +90,7 @@ STIFF_CHOICES: dict[Kind, tuple[Choice, ...]] = {
         Choice(math.inf, "velocity", _THREE, share=0.5, native_share=0.3),
     ),
 }
+RULE_WITH_NOISE = AdamsMoulton(2, lower_final=True)
 # For an integrand that the caller names.
 RULES: dict[str, AbstractMultistep] = {
     "data": AdamsMoulton(3, self_starting=False),
@@ -99,11 +100,13 @@ RULES: dict[str, AbstractMultistep] = {
 
 def default_choice(grid: AbstractGrid, steps: int, model: AbstractModel | None = None) -> Choice:
     """The choice for a grid, a number of steps and a model; without a model that for exact
-    functions.
+    scores.
     """
     kind: Kind = "exact"
-    if model is not None and model.learned:
-        kind = "noise" if model.predicts_noise else "other"
+    if model is not None and model.predicts_noise:
+        kind = "noise"
+    elif model is not None and model.learned:
+        kind = "other"
     stiffness = 0.0 if model is None else model.stiffness
     table = CHOICES if grid.follows_model else _CHOICES_ELSEWHERE
     choices = (STIFF_CHOICES if stiffness >= 1 else table)[kind]

@@ -47,6 +47,7 @@ _SHARE_WITH_REACH = 0.9
 # levels the grid is the same for diffusions with more noise.
 _FARTHEST = 10.0
 _FINE = 4000  # steps of the grid on which the points of `Focused` are interpolated
+_ROUNDING = 1e-9  # of a sum of shares
 DEFAULT_END = 1e-3  # sigma / alpha at the end of a solve, in units of s
 _SIGMAS_EXPECTED = (
     "sigmas must be two or more positive numbers that decrease, sigma / alpha at the ends of the "
@@ -258,16 +259,17 @@ class Focused(AbstractGrid):
 
     y = sigma / (alpha s) is the noise in standard deviations of the data, l = -log(y), and
     r = d^{1/2} the norm of a standardised sample of d coordinates. Steps in v cover the levels at
-    which the sample is determined, y from 1/5 to r, and steps in l the lower ones.
+    which the sample is determined, y from 1/5 to r, and steps in l the lower ones. A native share
+    adds steps of the own grid of the diffusion that the model was trained under, at large noise,
+    where networks are less smooth in l than exact scores.
 
     With fewer than 12 steps, v = log(1 + 12 y / (y / r + 1)) with r = d^{3/8}, so that steps are
     shorter near the data. With a reach, this v has r = reach d^{1/2}, and the steps in l begin at
-    y = 10 r.
+    y = 10 r. With a native share v is the first one in any number of steps.
 
-    Networks are less smooth in l than exact scores, above all at large noise. With a native share
-    the grid has steps there as the diffusion's own grid, and v is that of many steps. For networks
-    the default method sets what is not given: for those that predict the noise the reach and the
-    sharpness, for others both shares; nothing if a reach or a native share is given.
+    For networks the default method sets other values for what is None: the reach and the
+    sharpness where they predict the noise, else both shares if neither is given. It sets none of
+    them if a reach or a native share is given.
 
     Arguments:
         share: the share of v, from 0 to less than 1. None means 0.8, or 0.9 with a reach.
@@ -275,8 +277,9 @@ class Focused(AbstractGrid):
         sharpness: the larger, the more steps are near the data. The factor of y in v is
             sharpness / d^{1/2}, but at least 2. None means the factors 5 and 12 above, and 12 with
             a reach, in any number of coordinates.
-        native_share: the share of the steps of `Native`, which are uniform in the diffusion's own
-            time, or for `EDMSDE` those of `Karras(7)`. What both shares leave is uniform in l.
+        native_share: the share of the steps of `Native` under the model's diffusion, or under that
+            of the solve if the model has none; None means 0. What both shares leave is uniform in
+            l.
 
     Raises:
         ValueError: for a share that is not in [0, 1), shares whose sum is not less than 1, or a
@@ -293,17 +296,19 @@ class Focused(AbstractGrid):
     share: float | None = None
     reach: float | None = None
     sharpness: float | None = None
-    native_share: float = field(default=0.0, kw_only=True)
+    native_share: float | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         if self.share is not None and not 0 <= self.share < 1:
             raise ValueError(
                 f"share is a number from 0 on and less than 1, such as 0.8; not {self.share}"
             )
-        if not 0 <= self.native_share < 1 - self._share_of_v:
+        native_share = self.native_share or 0.0
+        if not (native_share >= 0 and self._share_of_v + native_share < 1 - _ROUNDING):
             raise ValueError(
-                f"native_share is a number from 0 on and less than 1 - share, here "
-                f"{1 - self._share_of_v:.3g}; not {self.native_share}"
+                "native_share is a number from 0 on, and its sum with share less than 1; not "
+                f"{native_share} with {'the default' if self.share is None else 'the'} share "
+                f"{self._share_of_v}"
             )
         if self.reach is not None and not self.reach > 0:
             raise ValueError(f"reach is a positive number, such as 10; not {self.reach}")
@@ -318,7 +323,7 @@ class Focused(AbstractGrid):
         return default if self.share is None else self.share
 
     def points(self, coordinates: Coordinates, span: Span, steps: int) -> Tensor:
-        native_share = self.native_share
+        native_share = self.native_share or 0.0
         few = self.reach is not None or (steps < _FEW_STEPS and not native_share)
         sharpness = _FEW_SHARPNESS if few else _SHARPNESS
         extent = coordinates.extent
@@ -331,10 +336,11 @@ class Focused(AbstractGrid):
         elif few:
             extent **= _FEW_EXTENT
         density = _Density(self._share_of_v, extent, sharpness, farthest, native_share)
-        sde = coordinates.sde
         if not native_share:
-            return _known_points(density, span, steps).clone()
-        compute = _known_points if is_immutable(sde) else _focused
+            return _cached_focused(density, span, steps).clone()
+        own = coordinates.trained_under
+        sde = coordinates.sde if own is None else own
+        compute = _cached_focused if is_immutable(sde) else _focused
         return compute(density, span, steps, sde, coordinates.std).clone()
 
 
@@ -355,9 +361,7 @@ def _focused(
     sde: AbstractDiffusion | None = None,
     std: float = 1.0,
 ) -> Tensor:
-    """The points of `Focused`, with a native share under a diffusion, for data of a standard
-    deviation.
-    """
+    """The points of `Focused`. The diffusion, and s, are needed only for a native share."""
     l = uniform(*span, _FINE)
     v = torch.as_tensor(smooth(l, density.extent, density.sharpness))
     begin = -math.log(density.farthest)
@@ -373,7 +377,7 @@ def _focused(
     return _with_exact_ends(torch.from_numpy(np.interp(targets, mass.numpy(), l.numpy())), span)
 
 
-_known_points = lru_cache(maxsize=32)(_focused)
+_cached_focused = lru_cache(maxsize=32)(_focused)
 
 
 def _from_0_to_1(values: Tensor) -> Tensor:

@@ -12,7 +12,6 @@ from torch import Tensor
 from sdekit import (
     AbstractMultistep,
     AbstractSolver,
-    AdamsMoulton,
     did_you_mean,
     uniform,
 )
@@ -28,17 +27,10 @@ from sdekit_diffusion._sampling.clock import (
     require_distinct,
 )
 from sdekit_diffusion._sampling.coordinates import Coordinates, Span
-from sdekit_diffusion._sampling.default import RULES, default_choice
+from sdekit_diffusion._sampling.default import RULE_WITH_NOISE, RULES, default_choice
 from sdekit_diffusion._sampling.grids import AbstractGrid, Focused
 from sdekit_diffusion._sampling.method import ReverseProblem
 from sdekit_diffusion._sampling.on_grid import AbstractGridMethod, Transformed
-
-# With noise: the number of steps from which the default rule uses one more past value, and the
-# largest share of `Focused` with which it does so. benchmarks/choice.py --noise compares both rules
-# on five laws. With 25 steps the largest deviation is 2.1 sampling floors for the longer rule and
-# 1.3 for the shorter one. With 30 steps both are near the floor, the longer rule nearer on average.
-_LONG_RULE_STEPS_WITH_NOISE = 28
-_LONG_RULE_SHARE = 0.3
 
 
 def require_clock(problem: ReverseProblem, start: float, stop: float) -> None:
@@ -179,8 +171,7 @@ class OnClock(AbstractGridMethod):
 
         The defaults are:
 
-        - with noise: `AdamsMoulton(2)`; from 28 steps on a grid `Focused(share)` with a share of
-          at most 0.3 `AdamsMoulton(3, variable="l")`;
+        - with noise: `AdamsMoulton(2, lower_final=True)`;
         - "data": `AdamsMoulton(3)`; "noise": `AdamsBashforth(2, variable="l")`;
         - "velocity": `AdamsBashforth(3)` below 7 steps, `AdamsMoulton(3)` with fewer values in the
           last steps below 25 steps, else `AdamsMoulton(4)`;
@@ -195,17 +186,14 @@ class OnClock(AbstractGridMethod):
         if self.solver is not None:
             return self.solver
         if self.eta:
-            share = self.grid.share if isinstance(self.grid, Focused) else None
-            nearly_uniform = share is not None and share <= _LONG_RULE_SHARE
-            use_long_rule = self.steps >= _LONG_RULE_STEPS_WITH_NOISE and nearly_uniform
-            return AdamsMoulton(3, variable="l") if use_long_rule else AdamsMoulton(2)
+            return RULE_WITH_NOISE
         if self.integrand in RULES:
             return RULES[self.integrand]
         return default_choice(self.grid, self.steps).rule
 
     def points(self, problem: ReverseProblem) -> Tensor:
         grid = self.grid
-        if isinstance(grid, Focused) and grid.reach is None and not grid.native_share:
+        if isinstance(grid, Focused) and grid.reach is None and grid.native_share is None:
             grid = self._fitting(grid, problem.model)
         return grid.points(problem.coordinates, problem.span, self.steps)
 
@@ -226,7 +214,7 @@ class OnClock(AbstractGridMethod):
             share=choice.share if grid.share is None else grid.share,
             reach=reach,
             sharpness=choice.sharpness if grid.sharpness is None else grid.sharpness,
-            native_share=choice.native_share if grid.share is None else 0.0,
+            native_share=choice.native_share if grid.share is None else None,
         )
 
     def _choice(self, model: AbstractModel) -> tuple[Integrand, AbstractSolver]:
