@@ -92,7 +92,7 @@ def grids() -> Iterator[tuple[str, Row]]:
 def default() -> Iterator[tuple[str, Row]]:
     """What the default does, by the kind of the model, guidance and the number of evaluations."""
     for kind, name in KINDS_OF_MODELS.items():
-        for guidance, table in (("none", CHOICES), ("$s \\ge 1$", STIFF_CHOICES)):
+        for guidance, table in (("$s < 1$", CHOICES), ("$s \\ge 1$", STIFF_CHOICES)):
             for choice in table[kind]:
                 cells = name, guidance, *chosen(choice)
                 yield re.escape(f"| {' | '.join(cells)} |"), cells
@@ -100,20 +100,19 @@ def default() -> Iterator[tuple[str, Row]]:
 
 def chosen(choice: Choice) -> Row:
     """The bound, the integrand, the rule and the grid of a choice."""
-    rule = f"`{type(choice.rule).__name__}({choice.rule.k})`"
-    if isinstance(choice.rule, sdekit.LimitedUniPC):
-        rule = "`LimitedUniPC()`"
-    reach = None if choice.reach is None else f"{choice.reach:g}"
-    if choice.power:
-        reach = f"{choice.reach:g} d^{choice.power:g}"
+    k = "" if isinstance(choice.rule, sdekit.LimitedUniPC) else choice.rule.k
+    rule = f"`{type(choice.rule).__name__}({k})`"
+    power = f"\\, d^{{{choice.power:g}}}" if choice.power else ""
     given = {
         "share": choice.share,
-        "native_share": choice.native_share or None,
-        "reach": reach,
+        "native share": choice.native_share,
+        "reach": choice.reach,
         "sharpness": choice.sharpness,
     }
-    shown = ", ".join(f"{name}={value}" for name, value in given.items() if value is not None)
-    return bound(choice), choice.integrand, rule, f"`Focused({shown})`"
+    shown = {name: f"{name} {value:g}" for name, value in given.items() if value is not None}
+    if choice.reach is not None:
+        shown["reach"] = f"reach ${choice.reach:g}{power}$".replace("$inf$", "infinite")
+    return bound(choice), choice.integrand, rule, ", ".join(shown.values()) or "`Focused()`"
 
 
 def bound(choice: Choice) -> str:

@@ -19,6 +19,7 @@ from registered import completed, evaluations, solvers, summary
 
 import sdekit
 from sdekit_diffusion import DIFFUSIONS, GRIDS, METHODS, VPSDE, Karras, OnClock, nets
+from sdekit_diffusion._sampling.default import CHOICES, STIFF_CHOICES
 
 
 def blocks(page):
@@ -141,6 +142,24 @@ def test_the_page_on_samplers_names_every_method_diffusion_and_grid():
     written = (ROOT / "docs" / "samplers.md").read_text()
     found = [name for row in rows(written, "`sde=`") for name in names(row[0])]
     assert found == [name for name in DIFFUSIONS if name in found]
+
+
+def test_the_page_on_samplers_has_every_case_of_the_default():
+    """One row each, in the order in which they are tried."""
+    head = "model | guidance | evaluations below | integrates | rule | grid"
+    found = rows(built("samplers"), head)
+    assert found[9][:5] == ["networks", "$s < 1$", "22", "velocity", "`AdamsMoulton(2)`"]
+    assert found[9][5] == "share 0.7, native share 0.2"
+    noise = [row for row in found if row[0] == "networks that predict the noise"]
+    assert [row[2] for row in noise[:5]] == ["7", "18", "30", "40", "any"]
+    assert noise[3][5] == "reach infinite"
+    assert noise[6][2:] == [
+        "$1.4 s + 8$", "data", "`LimitedUniPC()`", r"reach $10\, d^{0.5}$, sharpness 24"
+    ]  # fmt: skip
+    assert found[3][2] == "$3.5 s - 6$"
+    assert noise[5][2] == "$s$"
+    tables = CHOICES, STIFF_CHOICES
+    assert len(found) == sum(len(choices) for table in tables for choices in table.values())
 
 
 def test_the_page_on_samplers_says_how_often_a_method_asks():

@@ -40,7 +40,7 @@ from sdekit_diffusion import (
 )
 from sdekit_diffusion._sampling.adaptive import AbstractAdaptive
 from sdekit_diffusion._sampling.coordinates import Coordinates
-from sdekit_diffusion._sampling.grids import _known_points
+from sdekit_diffusion._sampling.grids import _cached_focused
 
 SDES = {
     "ve as published": VESDE(exact=False),
@@ -198,21 +198,39 @@ def test_a_focused_grid_has_a_share_of_the_native_steps(share, native_share, ste
         torch.testing.assert_close(parts, parts.mean().expand(steps), rtol=1e-4, atol=0)
 
 
+def test_native_steps_are_those_of_the_diffusion_of_the_model():
+    """Under other diffusions of the same range, too."""
+
+    class Net(torch.nn.Module):
+        def forward(self, x, t):
+            return 0.5 * x
+
+    model = ScoreModel(Net(), "flow", "velocity", shape=(2,), data_std=0.5)
+    chosen = Focused(0.5, native_share=0.3)
+    span = -3.0, 6.0
+    own, other = (Coordinates.of(model, DIFFUSIONS[name]()) for name in ("flow", "ve"))
+    torch.testing.assert_close(
+        chosen.points(own, span, 20), chosen.points(other, span, 20), rtol=0, atol=0
+    )
+    unknown = Coordinates.of(narrow(), DIFFUSIONS["ve"]())
+    assert not torch.allclose(chosen.points(other, span, 20), chosen.points(unknown, span, 20))
+
+
 def test_a_focused_grid_is_computed_once():
     """For each diffusion and each scale of the data if it has native steps, else for all."""
     span = -4.0, 6.0
 
     def new(grid, kernel, std):
-        before = _known_points.cache_info().misses
+        before = _cached_focused.cache_info().misses
         first = grid.points(Coordinates(kernel, std=std), span, 10)
         again = grid.points(Coordinates(kernel, std=std), span, 10)
         assert torch.equal(first, again)
         first.zero_()  # a copy
         assert torch.equal(grid.points(Coordinates(kernel, std=std), span, 10), again)
-        return _known_points.cache_info().misses - before
+        return _cached_focused.cache_info().misses - before
 
     kernels = VPSDE(), VPSDE(beta_max=15.0), VESDE()
-    _known_points.cache_clear()
+    _cached_focused.cache_clear()
     assert [new(Focused(), kernel, 1.0) for kernel in kernels] == [1, 0, 0]
     native = Focused(native_share=0.1)
     assert [new(native, kernel, std) for kernel in kernels for std in (1.0, 2.0)] == [1] * 6
@@ -647,11 +665,13 @@ def test_adaptive_methods_refuse_a_grid(method, grid):
         (lambda: Focused(1.0), "share is a number from 0 on and less than 1"),
         (
             lambda: Focused(native_share=0.2),
-            "native_share is a number from 0 on and less than 1 - share, here 0.2; not 0.2",
+            "native_share is a number from 0 on, and its sum with share less than 1; not 0.2 with "
+            "the default share 0.8",
         ),
-        (lambda: Focused(0.5, native_share=-0.1), "less than 1 - share, here 0.5; not -0.1"),
-        (lambda: Focused(reach=10, native_share=0.15), "1 - share, here 0.1; not 0.15"),
-        (lambda: Focused(native_share=math.nan), "here 0.2; not nan"),
+        (lambda: Focused(0.7, native_share=0.3), "not 0.3 with the share 0.7"),
+        (lambda: Focused(0.5, native_share=-0.1), "not -0.1 with the share 0.5"),
+        (lambda: Focused(reach=10, native_share=0.15), "with the default share 0.9"),
+        (lambda: Focused(native_share=math.nan), "not nan with the default share 0.8"),
         (lambda: Focused(reach=0.0), "reach is a positive number, such as 10; not 0.0"),
         (lambda: Focused(reach=math.nan), "reach is a positive number, such as 10; not nan"),
         (

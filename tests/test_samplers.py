@@ -39,10 +39,13 @@ from sdekit_diffusion import (
     METHODS,
     VESDE,
     VPSDE,
+    AbstractModel,
     AdaptiveSDE,
+    ClassifierGuided,
     Focused,
     GaussianMixture,
     Given,
+    Guided,
     Inpainted,
     OnClock,
     ScoreModel,
@@ -375,8 +378,8 @@ def test_the_default_has_shorter_rules_where_a_network_predicts_the_noise(
 )
 @pytest.mark.parametrize("predicts", ["velocity", "data"])
 def test_the_default_has_steps_in_time_for_other_networks(steps, rule, grid, predicts):
-    """Also inside another model; on a grid whose share is given with no such steps, and on one that
-    does not follow the model by the rule of functions.
+    """Also inside another model. Where the caller gives a share the grid has none of them; on grids
+    that do not follow the model the rule is that for exact scores.
     """
     model = ScoreModel(Guess(), "vp", predicts, shape=(1,), data_std=0.5)
     meant = OnClock(rule, integrand="velocity", grid=grid)
@@ -384,13 +387,42 @@ def test_the_default_has_steps_in_time_for_other_networks(steps, rule, grid, pre
     inside = Inpainted(model, torch.zeros(1), torch.zeros(1).bool())
     assert same_samples(inside, "default", meant, steps)
     assert steps == 5 or not same_samples(model, "default", replace(meant, grid=Focused()), steps)
-    for chosen in (Focused(0.95), Focused(0.6, native_share=0.1), Focused(reach=2.0)):
+    shares = Focused(0.95), Focused(0.6, native_share=0.1), Focused(native_share=0.0)
+    for chosen in (*shares, Focused(reach=2.0)):
         assert same_samples(model, "default", replace(meant, grid=chosen), steps, grid=chosen)
     usual = replace(METHODS["default"], grid=Focused(sharpness=3.0))
     sharper = replace(meant, grid=replace(grid, sharpness=3.0))
     assert same_samples(model, usual, sharper, steps)
     elsewhere = OnClock(moulton(3, lower_final=steps < 20), integrand="velocity")
     assert same_samples(model, "default", elsewhere, steps, grid="karras")
+
+
+class Own(AbstractModel):
+    """A model of the user's, which says what it is."""
+
+    shape, sde, data_std = (1,), VPSDE(), 0.5
+    learned, predicts_noise = False, True
+
+    def predict_data(self, l, u):
+        return 0.3 * torch.sin(5 * u + l)
+
+
+def test_models_say_what_they_are():
+    """A model that predicts the noise need not say that it is a network; a model made from several
+    is one if any of them is, or its classifier.
+    """
+    meant = OnClock(moulton(2, lower_final=True), integrand="velocity")
+    grid = Focused(0.9, reach=10, sharpness=24)
+    assert same_samples(Own(), "default", replace(meant, grid=grid), 15)
+    network = ScoreModel(Guess(), "vp", "velocity", shape=(1,), data_std=0.5)
+    exact = GaussianMixture([1.0], [[0.0]], [0.25])
+    assert Guided(exact, 2.0, by=network).learned
+    assert Guided(network, 2.0, by=exact).learned
+    assert Guided(exact, 2.0, by=Own()).predicts_noise
+    linear = torch.nn.Linear(1, 1)
+    for log_prob, expected in ((lambda x, t, y: linear(x)[:, 0], True), (lambda x, t, y: x, False)):
+        classified = ClassifierGuided(exact, log_prob, torch.zeros(4), 1.0, "vp")
+        assert classified.learned == expected
 
 
 def test_which_models_are_networks_and_predict_the_noise():
