@@ -47,7 +47,6 @@ _SHARE_WITH_REACH = 0.9
 # levels the grid is the same for diffusions with more noise.
 _FARTHEST = 10.0
 _FINE = 4000  # steps of the grid on which the points of `Focused` are interpolated
-_ROUNDING = 1e-9  # of a sum of shares
 DEFAULT_END = 1e-3  # sigma / alpha at the end of a solve, in units of s
 _SIGMAS_EXPECTED = (
     "sigmas must be two or more positive numbers that decrease, sigma / alpha at the ends of the "
@@ -304,7 +303,7 @@ class Focused(AbstractGrid):
                 f"share is a number from 0 on and less than 1, such as 0.8; not {self.share}"
             )
         native_share = self.native_share or 0.0
-        if not (native_share >= 0 and self._share_of_v + native_share < 1 - _ROUNDING):
+        if not (native_share >= 0 and self._share_of_v + native_share < 1):
             raise ValueError(
                 "native_share is a number from 0 on, and its sum with share less than 1; not "
                 f"{native_share} with {'the default' if self.share is None else 'the'} share "
