@@ -13,7 +13,7 @@ velocity, and under guidance for small networks with labels, of laws in 2 to 64 
 here; the error over the least of a row. It takes hours; with --guided the last of these alone.
 benchmarks/networks.py measures them on other networks.
 
-With --noise the rules and the shares of the focused grid of the method "sde": the largest deviation
+With --noise the rules and the focused grids of the method "sde": the largest deviation
 of weights, means and covariances of modes from the exact ones, in units of what exact samples stay
 below in 95 % of all draws, as the mean over two mixtures of each kind.
 
@@ -83,8 +83,19 @@ SHARPNESS = (5.0, 8.0, 12.0)
 POWERS = (0.25, 0.375, 0.5)  # of the number of coordinates
 FRACTIONS = (1.0, 0.5, 1 / 3, 0.25, 0.2, 0.1)
 NOISY_STEPS = (8, 12, 16, 20, 25, 30, 40)
-SHARES = (0.2, 0.3, 0.5)
-NOISY_RULES = {"two": AdamsMoulton(2), "three, l": AdamsMoulton(3, variable="l")}
+NOISY_GRIDS = {
+    "share 0.3": Focused(0.3),
+    "share 0.8, sharpness 1000": Focused(0.8, sharpness=1000),
+    "share 0.95, sharpness 300": Focused(0.95, sharpness=300),
+    "share 0.95, sharpness 1000": Focused(0.95, sharpness=1000),
+    "share 0.95, reach 3, sharpness 1000": Focused(0.95, reach=3, sharpness=1000),
+    "share 0.95, reach 10, sharpness 1000": Focused(0.95, reach=10, sharpness=1000),
+}
+NOISY_RULES = {
+    "two": AdamsMoulton(2),
+    "two, shorter last step": AdamsMoulton(2, lower_final=True),
+    "three, l": AdamsMoulton(3, variable="l"),
+}
 # By evaluations and by what is integrated: geometric mean and largest.
 Summary = dict[int, dict[str, tuple[float, float]]]
 
@@ -469,13 +480,14 @@ def noisy_problems() -> dict[str, tuple[list[GaussianMixture], int]]:
 
 
 def noisy_rules() -> list[dict[str, Any]]:
-    """For each problem and number of steps the deviations by share and rule."""
+    """For each problem and number of steps the deviations by grid and rule."""
     rows = []
     for (problem, (laws, n)), steps in itertools.product(noisy_problems().items(), NOISY_STEPS):
         row: dict[str, Any] = {"problem": problem, "steps": steps}
-        for share, (name, rule) in itertools.product(SHARES, NOISY_RULES.items()):
-            method = OnClock(rule, eta=1.0, grid=Focused(share), steps=steps)
-            row[f"{share}, {name}"] = sum(deviation(law, method, n) for law in laws) / len(laws)
+        pairs = itertools.product(NOISY_GRIDS.items(), NOISY_RULES.items())
+        for (place, grid), (name, rule) in pairs:
+            method = OnClock(rule, eta=1.0, grid=grid, steps=steps)
+            row[f"{place}; {name}"] = sum(deviation(law, method, n) for law in laws) / len(laws)
         rows.append(row)
         figures = "  ".join(f"{kind}: {value:.2f}" for kind, value in list(row.items())[2:])
         print(f"{problem:20s} {steps:3d} steps  {figures}", flush=True)
