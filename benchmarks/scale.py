@@ -4,13 +4,13 @@ problem.
 A mixture of three modes in two dimensions is moved and scaled, and the diffusion's range of noise
 with it where that is its own parameter (VE, EDM). Error is the mean over samples of the distance of
 x(end) from the solve with 1,500 steps, from the same numbers; the ratio is that to the error on the
-mixture with mean 0 and standard deviation 1 which knows both, and of the network that predicts the
-noise, for which the default is another rule, to its own there. The models: the mixture itself; a
-plain score, a denoiser read by `from_edm` and a network read by `from_diffusers`, whose mean and
-standard deviation are estimated when a solve begins; and a `ScoreModel` that `fit` was called with,
-which records those of 4,000 samples. Their networks are exact, so that errors are those of the
-sampler. Law: the largest deviation of mean and standard deviation of a coordinate of the samples,
-in standard errors.
+mixture with mean 0 and standard deviation 1 which knows both; for networks, for which the default
+has other rules and grids, it is that to the error of the first model of their kind there. The
+models: the mixture itself; a plain score, a denoiser read by `from_edm` and a network read by
+`from_diffusers`, whose mean and standard deviation are estimated when a solve begins; and a
+`ScoreModel` that `fit` was called with, which records those of 4,000 samples. Their networks are
+exact, so that errors are those of the sampler. Law: the largest deviation of mean and standard
+deviation of a coordinate of the samples, in standard errors.
 
     python benchmarks/scale.py
 """

@@ -55,6 +55,17 @@ def narrow():
     )
 
 
+class Halved(torch.nn.Module):
+    """A network with a parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.factor = torch.nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, x, t):
+        return self.factor * x
+
+
 def sixteen():
     generator = torch.Generator().manual_seed(0)
     factor = torch.randn(3, 16, 16, generator=generator).double() / 8
@@ -151,11 +162,7 @@ def test_a_focused_grid_reaches_further_for_networks_that_predict_the_noise(step
     all models.
     """
 
-    class Net(torch.nn.Module):
-        def forward(self, x, t):
-            return 0.5 * x
-
-    model = ScoreModel(Net(), "vp", "noise", shape=(2,), data_std=0.5)
+    model = ScoreModel(Halved(), "vp", "noise", shape=(2,), data_std=0.5)
     settings = {"steps": steps, "seed": 0, "return_solution": True}
     found = sample(model, 2, grid=Focused(0.7), **settings)
     l = model.sde.log_snr(found.ts.double())
@@ -207,11 +214,7 @@ def test_a_focused_grid_has_a_share_of_the_native_steps(share, native_share, ste
 def test_native_steps_are_those_of_the_diffusion_of_the_model():
     """Under other diffusions of the same range, too."""
 
-    class Net(torch.nn.Module):
-        def forward(self, x, t):
-            return 0.5 * x
-
-    model = ScoreModel(Net(), "flow", "velocity", shape=(2,), data_std=0.5)
+    model = ScoreModel(Halved(), "flow", "velocity", shape=(2,), data_std=0.5)
     chosen = Focused(0.5, native_share=0.3)
     span = -3.0, 6.0
     own, other = (Coordinates.of(model, DIFFUSIONS[name]()) for name in ("flow", "ve"))

@@ -49,6 +49,7 @@ from sdekit_diffusion import (
     Inpainted,
     OnClock,
     ScoreModel,
+    from_edm,
     sample,
 )
 from sdekit_diffusion._sampling.clock import on_clock as data_on_clock
@@ -325,8 +326,12 @@ def test_the_default_looks_further_back_where_there_are_enough_steps(steps, rule
 class Guess(torch.nn.Module):
     """Of the noise, or of what a network predicts: nearly right for N(0, 1), and not smooth."""
 
+    def __init__(self):
+        super().__init__()
+        self.factor = torch.nn.Parameter(torch.tensor(0.8))
+
     def forward(self, x, t):
-        return x * 0.8 + 0.1 * torch.sin(5 * x + 20 * t[:, None])
+        return x * self.factor + 0.1 * torch.sin(5 * x + 20 * t[:, None])
 
 
 @pytest.mark.parametrize(
@@ -426,8 +431,10 @@ def test_models_say_what_they_are():
 
 
 def test_which_models_are_networks_and_predict_the_noise():
-    """Modules are networks, and predict the noise by it or the score; functions are neither."""
-    net = Guess()
+    """Modules with parameters are networks, and predict the noise by it or the score; functions are
+    neither, also those that a loader holds.
+    """
+    net, tanh = Guess(), torch.nn.Tanh()
     for predicts in ("noise", "score", "data", "velocity", "flow"):
         expected = predicts in ("noise", "score")
         model = ScoreModel(net, "vp", predicts, shape=(1,), data_std=0.5)
@@ -436,9 +443,12 @@ def test_which_models_are_networks_and_predict_the_noise():
         for network in (model, inside, wrapped):
             assert network.learned
             assert network.predicts_noise == expected
-        function = ScoreModel(lambda x, t: -x, "vp", predicts)
-        assert not function.learned
-        assert not function.predicts_noise
+        for exact in (lambda x, t: -x, torch.nn.Tanh(), lambda x, t: tanh(x)):
+            function = ScoreModel(exact, "vp", predicts)
+            assert not function.learned
+            assert not function.predicts_noise
+    assert from_edm(lambda x, sigma: net(x, sigma), shape=(1,), data_range=None).learned
+    assert not from_edm(lambda x, sigma: 0.5 * x, shape=(1,), data_range=None).learned
     assert not MIXTURE.learned
     assert not MIXTURE.predicts_noise
     with pytest.raises(ValueError, match="'velocity' or 'model'; not 'score'"):

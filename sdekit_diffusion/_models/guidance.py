@@ -17,7 +17,7 @@ from sdekit_diffusion._models.condition_values import is_single, unknown_like
 from sdekit_diffusion._models.derived import AbstractDerivedModel, per_sample
 from sdekit_diffusion._models.model import AbstractModel, noise_scale, signal_scale
 from sdekit_diffusion._models.score_model import ScoreModel
-from sdekit_diffusion._models.wrapped import modules_of
+from sdekit_diffusion._models.wrapped import has_parameters, modules_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,7 +206,7 @@ class ClassifierGuided(AbstractDerivedModel):
 
     @computed
     def learned(self) -> bool:
-        return self.model.learned or bool(modules_of(self.log_prob))
+        return self.model.learned or has_parameters(self.log_prob)
 
     @computed
     def stiffness(self) -> float:

@@ -80,11 +80,11 @@ class AbstractModel(ABC):
             the square root of the largest eigenvalue of their covariance; None if it is not known.
             With correlated coordinates it is larger than `data_std`. Noisy data are nearly normal
             only where the noise is several times as large.
-        learned: whether the predictions are those of a network, in which the default sampler takes
-            shorter rules and other grids, since it is less smooth than exact scores. A subclass
-            with a network sets it; `ScoreModel` finds modules in what it is given.
-        predicts_noise: whether this network predicts the noise, so that its errors in the data grow
-            with the noise; then the default sampler takes rules and grids for such networks.
+        learned: whether the predictions are those of a network. Networks are less smooth than exact
+            scores, and the default sampler has shorter rules and other grids for them. A subclass
+            with a network sets it; for `ScoreModel` a network is a module with parameters.
+        predicts_noise: whether this network predicts the noise or the score, so that its errors in
+            the data grow with the noise; for such networks there are further rules and grids.
         stiffness: |w - 1| under guidance of scale w, and 0 without guidance; from 1 on the flow is
             stiff, and the default sampler uses shorter rules.
         starts_at_mean: whether draws from the prior are shifted to the mean that D has at the noisy

@@ -49,7 +49,7 @@ from sdekit_diffusion._models.model import (
     signal_scale,
 )
 from sdekit_diffusion._models.prediction import ALIASES, DATA, NOISE, PUBLISHED_NAMES, Prediction
-from sdekit_diffusion._models.wrapped import modules_of, require_plain, unwrapped
+from sdekit_diffusion._models.wrapped import has_parameters, modules_of, require_plain, unwrapped
 from sdekit_diffusion.data import Scale
 from sdekit_diffusion.nets._conditions import Conditions
 
@@ -177,6 +177,7 @@ class ScoreModel(nn.Module, AbstractModel):
             raise ValueError(f"predicts = {predicts!r} is not one of {', '.join(DATA)}{suggestion}")
         require_order(net, "x, t")
         self.net = net
+        self._learned = has_parameters(net)
         self.predicts: Prediction = cast(Prediction, predicts)
         self.conditioning: Conditioning = _checked_conditioning(conditioning)
         self.sde = diffusion(sde)  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -197,7 +198,7 @@ class ScoreModel(nn.Module, AbstractModel):
 
     @computed
     def learned(self) -> bool:
-        return bool(modules_of(self.net))
+        return self._learned
 
     @computed
     def predicts_noise(self) -> bool:

@@ -135,6 +135,24 @@ def modules_of(function: object) -> list[nn.Module]:
     return found
 
 
+def has_parameters(function: object) -> bool:
+    """Whether a module that a function calls has parameters, or a function that such a module
+    holds calls one that has.
+    """
+    seen: list[nn.Module] = []
+    waiting = modules_of(function)
+    while waiting:
+        module = waiting.pop()
+        if any(module is other for other in seen):
+            continue
+        seen.append(module)
+        if next(module.parameters(), None) is not None:
+            return True
+        for value in vars(module).values():
+            waiting += modules_of(value) if callable(value) else []
+    return False
+
+
 _CONTAINERS = (dict, list, tuple)
 _LIBRARIES = ("torch", "sdekit", "sdekit_diffusion")  # no global variable has the user's network
 

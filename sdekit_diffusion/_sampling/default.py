@@ -14,8 +14,8 @@ from sdekit_diffusion._sampling.grids import AbstractGrid
 
 class Choice(NamedTuple):
     """An integrand and a rule, for fewer than limit + slope s steps, where s is the stiffness of
-    the model; and the grid that goes with them, a `Focused` for what the caller does not give. For
-    models of d coordinates the reach is multiplied by d^power.
+    the model; and the arguments of the `Focused` that goes with them, where the caller gives none.
+    For models of d coordinates the reach is multiplied by d^power.
     """
 
     limit: float

@@ -180,8 +180,8 @@ class OnClock(AbstractGridMethod):
           does not know, `run` takes those of the table on the page of samplers.
 
         On grids that do not follow the model (`follows_model`) the longer rules have larger errors
-        or are unstable. There, without guidance, the velocity is integrated by `AdamsMoulton(3)`,
-        and for networks that predict the noise by `AdamsMoulton(2)`.
+        or are unstable. There, where the stiffness is below 1, the velocity is integrated by
+        `AdamsMoulton(3)`, and for networks that predict the noise by `AdamsMoulton(2)`.
         """
         if self.solver is not None:
             return self.solver
