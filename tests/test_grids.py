@@ -213,7 +213,6 @@ def test_a_focused_grid_has_a_share_of_the_native_steps(share, native_share, ste
 
 def test_native_steps_are_those_of_the_diffusion_of_the_model():
     """Under other diffusions of the same range, too."""
-
     model = ScoreModel(Halved(), "flow", "velocity", shape=(2,), data_std=0.5)
     chosen = Focused(0.5, native_share=0.3)
     span = -3.0, 6.0

@@ -263,9 +263,8 @@ class Focused(AbstractGrid):
     where networks are less smooth in l than exact scores.
 
     With fewer than 12 steps, v = log(1 + 12 y / (y / r + 1)) with r = d^{3/8}, so that steps are
-    shorter near the data. With a reach, this v has r = reach d^{1/2}, and the steps in l begin at
-    y = 10 r. With a native share and no reach, v is the first one in any number
-    of steps.
+    shorter near the data. With a reach, this v has r = reach d^{1/2}, and the steps in l begin at y
+    = 10 r. With a native share and no reach, v is the first one in any number of steps.
 
     For networks the default method sets other values for what is None: the reach and the
     sharpness where they predict the noise, else both shares if neither is given. It sets none of
