@@ -24,6 +24,7 @@ __all__ = [
     "ChangedError",
     "accepts_swapped",
     "changed_in_place",
+    "check_of",
     "checked_call",
     "checked_output",
     "has_no_version_counter",
@@ -294,6 +295,25 @@ def overwritten(name: str) -> ChangedError:
     )
 
 
+def check_of(t: object, x: Tensor) -> Callable[..., Any]:
+    """The function check(name, function, t, x) that is `checked_call`, for several functions of
+    the same arguments: whether torch counts the changes of x is asked only once.
+    """
+    counted = not (isinstance(t, Tensor) or x.requires_grad or has_no_version_counter(x))
+    return _checked_by_version if counted else checked_call
+
+
+def _checked_by_version(
+    name: str, function: Callable[[Any, Tensor], Any], t: object, x: Tensor
+) -> Any:  # noqa: ANN401
+    """`checked_call` of function(t, x), for a number t and a tensor x whose changes are counted."""
+    version = x._version
+    result = function(t, x)
+    if x._version != version:
+        raise changed_in_place(name)
+    return result
+
+
 def checked_call(
     name: str,
     function: Callable[..., Any],
@@ -312,14 +332,6 @@ def checked_call(
     Raises:
         RuntimeError: when the function changes a tensor in place.
     """
-    if not keywords and len(arguments) == 2 and not isinstance(arguments[0], Tensor):
-        x = arguments[1]  # the call is function(t, x) with a number t
-        if isinstance(x, Tensor) and not (x.requires_grad or has_no_version_counter(x)):
-            version = x._version
-            result = function(*arguments)
-            if x._version != version:
-                raise changed_in_place(name)
-            return result
     versions = []
     for value in (*arguments, *keywords.values()):
         if isinstance(value, Tensor):

@@ -503,6 +503,17 @@ class Hidden(AbstractModel):
         return ROUND.predict_data(l, u)
 
 
+def test_the_standard_deviation_is_that_of_the_model_now():
+    """Training, or the user, may change it after the first use; the rows of a solve keep it."""
+    model = ScoreModel(lambda x, t: 0.5 * x, "vp", "data", shape=(2,), data_std=2.0)
+    posterior = MomentMatched(model, LinearObservation(torch.ones(1, 2), torch.ones(1), 0.1))
+    sample(posterior, 2, steps=4, seed=0)
+    assert posterior.std == 2.0
+    rows = posterior.rows(torch.arange(2))
+    model.data_std = 0.5
+    assert (posterior.std, rows.std, rows.rows(torch.arange(1)).std) == (0.5, 2.0, 2.0)
+
+
 def test_derivatives_of_what_autograd_does_not_see_are_refused():
     """Of a denoiser, and of a network that a multiple of x is added to: its derivative would be
     taken as 0.

@@ -2,6 +2,7 @@
 test_schedules.py.
 """
 
+import copy
 import math
 
 import numpy as np
@@ -10,7 +11,21 @@ import torch
 from torch import nn
 
 import sdekit
-from sdekit_diffusion import DDPM, NCSN, VESDE, VPSDE, GaussianMixture, ScoreModel, nets, sample
+from sdekit_diffusion import (
+    DDPM,
+    NCSN,
+    VESDE,
+    VPSDE,
+    AbstractModel,
+    EmpiricalMixture,
+    GaussianMixture,
+    Guided,
+    ScoreModel,
+    nets,
+    noise_scale,
+    sample,
+    signal_scale,
+)
 from sdekit_diffusion._models.model import solved_like
 from sdekit_diffusion._models.score_model import as_model
 
@@ -292,6 +307,69 @@ def test_arrays_of_numpy_are_no_conditions():
         model.given(torch.zeros(2))
     for value in (np.array(1.0), np.float64(1.0), [1, 2], torch.arange(4)):
         assert model.given(a=value).conditions["a"] is value
+
+
+def _clipped(model: type[AbstractModel]) -> type[AbstractModel]:
+    class Clipped(model):
+        def predict_data(self, l, u):
+            return super().predict_data(l, u).clamp(-0.1, 0.1)
+
+    return Clipped
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        _clipped(ScoreModel)(lambda x, t: 0.5 * x, "vp", "noise", shape=(2,), data_std=1.0),
+        _clipped(Guided)(MIXTURE, by=MIXTURE, scale=3.0),
+        _clipped(GaussianMixture)([1.0], [[1.0, 2.0]], [0.3]),
+        _clipped(EmpiricalMixture)(X, std=0.1),
+    ],
+    ids=["network", "guided", "mixture", "empirical"],
+)
+def test_a_class_that_changes_the_data_alone_changes_the_noise_with_them(model):
+    """The noise of the base class would be that of other data."""
+    for l in (-1.0, 0.5):
+        data = model.predict_data(l, X)
+        assert float(data.abs().max()) == pytest.approx(0.1)
+        noise = (X - signal_scale(l) * data) / noise_scale(l)
+        torch.testing.assert_close(model.predict_noise(l, X), noise)
+    for method in ("ddim", "heun", "euler_maruyama", "ode"):
+        assert float(sample(model, 100, sde="ve", method=method, seed=0).abs().max()) < 0.15
+
+
+def test_a_class_that_changes_both_predictions_keeps_both():
+    class Both(GaussianMixture):
+        def predict_data(self, l, u):
+            return 0 * u
+
+        def predict_noise(self, l, u):
+            return 2 * u
+
+    assert torch.equal(Both([1.0], [[0.0, 0.0]], [1.0]).predict_noise(0.0, X), 2 * X)
+
+
+def test_attributes_are_checked_and_converted_when_they_are_set():
+    model = ScoreModel(lambda x, t: x, "vp", shape=(2,))
+    model.sde = "ve"
+    model.predicts = "v_prediction"
+    model.conditioning = [999, 0]
+    model.data_mean = torch.ones(2)
+    assert (model.sde, model.predicts) == (VESDE(), "velocity")
+    assert model.conditioning == (999.0, 0.0)
+    assert torch.equal(model.data_mean, torch.ones(2))
+    for name, value, message in (
+        ("sde", "vf", "unknown sde 'vf'"),
+        ("predicts", "eps", "did you mean 'noise'"),
+        ("conditioning", "logsnr", "did you mean 'log_snr'"),
+        ("data_mean", math.nan, "data_mean must be finite"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            setattr(model, name, value)
+    assert (model.sde, model.predicts) == (VESDE(), "velocity")
+    copied = copy.deepcopy(model)
+    copied.sde = "vp"
+    assert (model.sde, copied.sde) == (VESDE(), VPSDE())
 
 
 def test_a_plain_score_becomes_a_model():

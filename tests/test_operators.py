@@ -162,8 +162,9 @@ def test_arguments_are_checked():
         Matrix(torch.full((1, 2), math.nan))
     with pytest.raises(ValueError, match=r"\(m, d\)"):
         Matrix(torch.ones(3))
-    with pytest.raises(ValueError, match="positive number"):
-        Blur(0.0)
+    for std in (0.0, math.inf, torch.ones(3, 3), [[1.0]], "wide"):
+        with pytest.raises(ValueError, match="positive number"):
+            Blur(std)
     with pytest.raises(ValueError, match="is for images"):
         Blur(1.0)(torch.ones(3, 4))
     for factor in (0, 2.0):
@@ -178,7 +179,7 @@ def test_arguments_are_checked():
         FourierSampling([[True]])
     with pytest.raises(TypeError, match=r"mask must be a tensor of shape \(\*shape\), not list"):
         Mask([True])
-    for angles in ([], [math.inf], 0.5, "right"):
+    for angles in ([], [math.inf], 0.5, "right", torch.ones(2, 2)):
         with pytest.raises(ValueError, match="angles are one or more finite numbers"):
             Radon(angles)
     with pytest.raises(ValueError, match="Radon is for square images, not 4 x 8"):

@@ -11,10 +11,9 @@ from weakref import WeakSet
 import torch
 from torch import Tensor
 
-from sdekit._common.computed import computed
 from sdekit._equations.derivative import derivative, require_visible
 from sdekit._equations.sde import AbstractSDE, NoiseType, Slope
-from sdekit.calling import ChangedError, accepts_swapped, checked_call, require_order, require_real
+from sdekit.calling import ChangedError, accepts_swapped, check_of, require_order, require_real
 from sdekit.elementary import Time, axpy
 
 Score = Callable[[Time, Tensor], Tensor]
@@ -42,8 +41,9 @@ def _reverse_drift(
 ) -> Tensor:
     """f - factor [div(g g^T) + g g^T s]."""
     forward = equation.forward
-    f = checked_call("the drift", forward.drift, t, x)
-    s = _checked_score(equation.score, t, x)
+    check = check_of(t, x)
+    f = check("the drift", forward.drift, t, x)
+    s = _checked_score(check, equation.score, t, x)
     g = forward.diffusion(t, x)
     if not isinstance(g, Tensor):
         return axpy(-factor * g * g, s, f)
@@ -66,12 +66,12 @@ def _reverse_drift(
     return torch.addcmul(f, g.to(x.dtype).square(), s, value=-factor)
 
 
-def _checked_score(score: Score, t: Time, x: Tensor) -> Tensor:
+def _checked_score(check: Callable[..., Tensor], score: Score, t: Time, x: Tensor) -> Tensor:
     """score(t, x), refused if it fails or is not shaped like x; the message says if the arguments
     are exchanged.
     """
     try:
-        s = checked_call("score(t, x)", score, t, x)
+        s = check("score(t, x)", score, t, x)
     except ChangedError:
         raise
     except Exception as error:
@@ -145,8 +145,11 @@ class ReverseSDE(AbstractSDE):
         default=None, repr=False, kw_only=True
     )
     slopes: Mapping[float, Slope] = field(default_factory=dict, repr=False, kw_only=True)
+    noise_type: NoiseType = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        noise_type = self.forward.noise_type if self.eta else "none"
+        object.__setattr__(self, "noise_type", noise_type)
         if self.slopes:  # of an equation that was checked
             return
         _require_elementwise(self.forward)
@@ -156,10 +159,6 @@ class ReverseSDE(AbstractSDE):
                 "eta must be a number from 0 (probability flow) on, 1 being Anderson's equation; "
                 f"not {self.eta}"
             )
-
-    @computed
-    def noise_type(self) -> NoiseType:
-        return self.forward.noise_type if self.eta else "none"
 
     def drift(self, t: Time, x: Tensor) -> Tensor:
         return _reverse_drift(self, 0.5 * (1 + self.eta**2), t, x)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sdekit._equations.functions import ODE, SDE
 from sdekit._equations.sde import AbstractSDE, NoiseType, SDEType
-from sdekit.calling import checked_call, require_derivative
+from sdekit.calling import check_of, require_derivative
 from sdekit.elementary import Time
 
 
@@ -71,7 +71,7 @@ class SemiLinear(AbstractSDE):
     def _with_linear_part(self, f: Callable[[Any, Tensor], Tensor], t: Time, x: Tensor) -> Tensor:
         """A x + f(t, x), after checks of f that the sum would hide."""
         linear = self.linear.to(x) if isinstance(self.linear, Tensor) else self.linear
-        rest = checked_call("f(t, x)", f, t, x)
+        rest = check_of(t, x)("f(t, x)", f, t, x)
         require_derivative("f(t, x)", rest, x)
         return torch.add(rest, linear * x)
 

@@ -19,8 +19,9 @@ from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._diffusions.names import diffusion
 from sdekit_diffusion._loading.load import load
 from sdekit_diffusion._loading.named import named_model
+from sdekit_diffusion._models.conditioning import Conditioning
 from sdekit_diffusion._models.prediction import ALIASES, Prediction
-from sdekit_diffusion._models.score_model import Conditioning, ScoreModel
+from sdekit_diffusion._models.score_model import ScoreModel
 from sdekit_diffusion.data import Dataset
 from sdekit_diffusion.data._dataset import entries_of, entry_shape
 

@@ -83,7 +83,9 @@ def from_edm(
         sigma_data: s; used with raw only.
         sigma_max: the largest noise that it was trained with.
         shape: the shape of one sample.
-        data_range: the range of the images; None for other data, such as latents.
+        data_range: the range of the images; None for other data, such as latents. For a network
+            with conditions per sample set `model.data_std` then: it cannot be estimated, and is
+            taken as 1.
         check: a batch of data, on which the conventions are checked as by `check_model`; for a
             network with labels use `check_model(model.given(class_cond=...), x)` instead.
 

@@ -15,8 +15,9 @@ from sdekit_diffusion._diffusions.ve import VESDE
 from sdekit_diffusion._loading.folder import open_folder, shape_of
 from sdekit_diffusion._models.check import require_denoising
 from sdekit_diffusion._models.condition_values import Null
+from sdekit_diffusion._models.conditioning import Conditioning
 from sdekit_diffusion._models.prediction import ALIASES, Prediction
-from sdekit_diffusion._models.score_model import Conditioning, ScoreModel
+from sdekit_diffusion._models.score_model import ScoreModel
 
 _PREDICTIONS: dict[str, Prediction] = {
     name: ALIASES[name] for name in ("epsilon", "sample", "v_prediction")

@@ -18,8 +18,9 @@ from sdekit_diffusion._diffusions.vp import VPSDE, SubVPSDE
 from sdekit_diffusion._loading.weights import fill, plain, read_pickle, unwrapped
 from sdekit_diffusion._models.check import require_denoising
 from sdekit_diffusion._models.checkpoint import CheckpointError
+from sdekit_diffusion._models.conditioning import Conditioning
 from sdekit_diffusion._models.prediction import Prediction
-from sdekit_diffusion._models.score_model import Conditioning, ScoreModel
+from sdekit_diffusion._models.score_model import ScoreModel
 
 _MAX_LEVELS = 100_000
 Interpretation = tuple[AbstractDiffusion, Prediction, Conditioning]

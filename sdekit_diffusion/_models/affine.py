@@ -106,11 +106,12 @@ class NetworkCall(NamedTuple):
         label = torch.as_tensor(affine.label).expand(count).reshape(stages, -1)
         labels = label.to(self.device or x.device, self.dtype or x.dtype).unbind()
         parts = (affine.point, affine.skip, affine.out, affine.shift, affine.mean)
-        shape = (stages, -1, *[1] * (x.ndim - 1))
+        # All numbers per sample in one copy.
+        tensors = [part.expand(count) for part in parts if isinstance(part, Tensor)]
+        shape = (stages * len(tensors), len(x), *[1] * (x.ndim - 1))
+        rows = iter(torch.stack(tensors).to(x).reshape(shape).unbind())
         columns = [
-            part.to(x).expand(count).reshape(shape).unbind()
-            if isinstance(part, Tensor)
-            else [part] * stages
+            [next(rows) if isinstance(part, Tensor) else part for _ in range(stages)]
             for part in parts
         ]
         return [
@@ -227,7 +228,7 @@ def _predict_in_rows(
     label: Tensor,
     point: Time,
     skip: Time,
-    out: Time,
+    out: Tensor,
     shift: Time,
     mean: Time,
     u: Tensor,
@@ -236,7 +237,7 @@ def _predict_in_rows(
     x = u * point
     if isinstance(shift, Tensor):
         x = x + shift * (m.to(x) if isinstance(m, Tensor) else m)
-    result = u * skip + network(x, label) * out
+    result = torch.addcmul(u * skip, network(x, label), out)
     if isinstance(mean, Tensor):
         result = result + mean * (m.to(result) if isinstance(m, Tensor) else m)
     return result

@@ -4,7 +4,6 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any, Self
 
 import torch
@@ -103,7 +102,7 @@ class AbstractPosterior(AbstractDerivedModel):
 
     def rows(self, index: Tensor) -> Self:
         selected = replace(super().rows(index), observation=self.observation.rows(index))
-        vars(selected)["std"] = self.std
+        vars(selected)["_std"] = self.std
         return selected
 
     def entries(self) -> dict[str, Tensor]:
@@ -112,10 +111,13 @@ class AbstractPosterior(AbstractDerivedModel):
             entries[f"observation.{name}" if name in entries else name] = value
         return entries
 
-    @cached_property
+    @property
     def std(self) -> float:
-        """The standard deviation of the data of the model."""
-        return data_scale(self.model, self.shape).std
+        """The standard deviation of the data of the model; of the rows of a solve that of all its
+        samples, which is found once.
+        """
+        known = vars(self).get("_std")
+        return data_scale(self.model, self.shape).std if known is None else known
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._diffusions.names import DIFFUSIONS
+from sdekit_diffusion._models.conditioning import Conditioning
 from sdekit_diffusion._models.model import AbstractModel
 from sdekit_diffusion._models.prediction import Prediction
-from sdekit_diffusion._models.score_model import Conditioning, ScoreModel
+from sdekit_diffusion._models.score_model import ScoreModel
 
 _OPPOSITE: dict[str, str] = {"flow": "reverse_flow", "reverse_flow": "flow"}
 _RANGES = ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0))

@@ -1,7 +1,7 @@
 """Models: the mean of the data given noisy data, under any diffusion."""
 
 from abc import ABC, abstractmethod
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -66,7 +66,8 @@ class AbstractModel(ABC):
     likelihoods convert x_t to u.
 
     A subclass defines `predict_data`, and `predict_noise` if it predicts the noise more accurately
-    than from the data.
+    than from the data. One that defines `predict_data` alone has the noise of these data, whatever
+    its base class predicts.
 
     Attributes:
         shape: the shape of one sample; None if it is not known.
@@ -112,6 +113,14 @@ class AbstractModel(ABC):
     predicts_noise: bool = False
     stiffness: float = 0.0
     starts_at_mean: bool = False
+
+    def __init_subclass__(cls, **settings: Any) -> None:  # noqa: ANN401 - of other base classes
+        """Gives a class that defines `predict_data` alone the noise of these data: that of its base
+        class would be the noise of other data.
+        """
+        super().__init_subclass__(**settings)
+        if "predict_data" in vars(cls) and "predict_noise" not in vars(cls):
+            cls.predict_noise = AbstractModel.predict_noise
 
     @abstractmethod
     def predict_data(self, l: Time, u: Tensor) -> Tensor:

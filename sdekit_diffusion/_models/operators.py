@@ -235,8 +235,12 @@ class Blur(AbstractOperator):
     std: float
 
     def __post_init__(self) -> None:
-        if not 0 < self.std < math.inf:
-            raise ValueError(f"std is in pixels, a positive number; not {self.std}")
+        try:
+            valid = 0 < float(self.std) < math.inf
+        except (TypeError, ValueError, RuntimeError):  # not a number
+            valid = False
+        if not valid:
+            raise ValueError(f"std is in pixels, a positive number such as 1.0; not {self.std!r:.60}")
 
     def __call__(self, x: Tensor) -> Tensor:
         _require_image(x, self)
@@ -323,7 +327,7 @@ class Radon(AbstractOperator):
     def __post_init__(self) -> None:
         try:
             valid = len(self.angles) > 0 and all(math.isfinite(angle) for angle in self.angles)
-        except TypeError:  # not a sequence, or not of numbers
+        except (TypeError, ValueError, RuntimeError):  # not a sequence, or not of numbers
             valid = False
         if not valid:
             raise ValueError(

@@ -1,11 +1,12 @@
 """Predictions of networks, and the data and the noise in terms of them."""
 
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
 
+from sdekit import did_you_mean
 from sdekit.elementary import Time
 
 Prediction = Literal["noise", "data", "score", "velocity", "flow", "reverse_flow"]
@@ -73,3 +74,16 @@ NOISE: Mapping[Prediction, Coefficients] = {
     "flow": lambda alpha, sigma: _over_sum(1.0, alpha, alpha, sigma),
     "reverse_flow": lambda alpha, sigma: _over_sum(1.0, -alpha, alpha, sigma),
 }
+
+
+def prediction_of(name: str) -> Prediction:
+    """The prediction of a name.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    predicts = ALIASES.get(name, name)
+    if predicts not in DATA:
+        suggestion = did_you_mean(name, [*DATA, *ALIASES], PUBLISHED_NAMES)
+        raise ValueError(f"predicts = {name!r} is not one of {', '.join(DATA)}{suggestion}")
+    return cast(Prediction, predicts)

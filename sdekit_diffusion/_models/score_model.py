@@ -14,7 +14,7 @@ from typing import Any, Literal, Self, cast
 import torch
 from torch import Tensor, nn
 
-from sdekit import computed, did_you_mean
+from sdekit import computed
 from sdekit.calling import (
     ChangedError,
     accepts_swapped,
@@ -27,6 +27,7 @@ from sdekit.calling import (
     require_real,
 )
 from sdekit.elementary import Time, axpy, broadcast, clip, reciprocal, scaled, sqrt
+from sdekit_diffusion._common.checked import Checked
 from sdekit_diffusion._common.inputs import require_tensor, shape_given
 from sdekit_diffusion._diffusions.diffusion import LARGEST, AbstractDiffusion
 from sdekit_diffusion._diffusions.names import diffusion
@@ -42,19 +43,17 @@ from sdekit_diffusion._models.condition_values import (
     require_no_infinity,
     unknown_like,
 )
+from sdekit_diffusion._models.conditioning import Conditioning, conditioning_of, pair
 from sdekit_diffusion._models.model import (
     AbstractModel,
     noise_scale,
     require_gradient,
     signal_scale,
 )
-from sdekit_diffusion._models.prediction import ALIASES, DATA, NOISE, PUBLISHED_NAMES, Prediction
+from sdekit_diffusion._models.prediction import DATA, NOISE, Prediction, prediction_of
 from sdekit_diffusion._models.wrapped import has_parameters, modules_of, require_plain, unwrapped
 from sdekit_diffusion.data import Scale
 from sdekit_diffusion.nets._conditions import Conditions
-
-Conditioning = Literal["time", "log_snr", "standardised", "sigma"] | tuple[float, float]
-_CONDITIONINGS = ("time", "log_snr", "standardised", "sigma")
 
 
 def _require_network(net: object) -> None:
@@ -152,7 +151,9 @@ class ScoreModel(nn.Module, AbstractModel):
         torch.Size([4, 2])
     """
 
-    sde: AbstractDiffusion
+    sde: Checked[AbstractDiffusion | str, AbstractDiffusion] = Checked(diffusion)
+    predicts: Checked[str, Prediction] = Checked(prediction_of)
+    conditioning: Checked[Conditioning, Conditioning] = Checked(conditioning_of)
     plain = False  # whether net is a score function that was passed where a model is expected
 
     def __init__(
@@ -171,16 +172,12 @@ class ScoreModel(nn.Module, AbstractModel):
     ) -> None:
         super().__init__()
         _require_network(net)
-        predicts = ALIASES.get(predicts, predicts)
-        if predicts not in DATA:
-            suggestion = did_you_mean(predicts, [*DATA, *ALIASES], PUBLISHED_NAMES)
-            raise ValueError(f"predicts = {predicts!r} is not one of {', '.join(DATA)}{suggestion}")
+        self.predicts = predicts
         require_order(net, "x, t")
         self.net = net
         self._learned = has_parameters(net)
-        self.predicts: Prediction = cast(Prediction, predicts)
-        self.conditioning: Conditioning = _checked_conditioning(conditioning)
-        self.sde = diffusion(sde)  # pyright: ignore[reportIncompatibleVariableOverride]
+        self.conditioning = conditioning
+        self.sde = sde  # pyright: ignore[reportIncompatibleVariableOverride]
         self.shape = None if shape is None else shape_given(shape)
         self._recorded = _Recorded()
         self.record_scale(data_mean, data_std)
@@ -190,11 +187,18 @@ class ScoreModel(nn.Module, AbstractModel):
         self.null = null_of(net, null)
         self.conditions: Mapping[str, Any] = {}
 
-    @computed
+    @property
     def data_mean(self) -> Tensor | float:
         if isinstance(self._recorded.mean, Tensor):
             self._recorded.mean = self._recorded.mean.to(self.place()[1])
         return self._recorded.mean
+
+    @data_mean.setter
+    def data_mean(  # pyright: ignore[reportIncompatibleVariableOverride]
+        self,
+        mean: Tensor | float,
+    ) -> None:
+        self.record_scale(mean, self.data_std)
 
     @computed
     def learned(self) -> bool:
@@ -611,37 +615,19 @@ _SWAPPED_ARGUMENTS = (
 )
 
 
-def _checked_conditioning(conditioning: Conditioning) -> Conditioning:
-    """The conditioning, a pair as a tuple of floats.
-
-    Raises:
-        ValueError: for another value.
-    """
-    if isinstance(conditioning, str) and conditioning in _CONDITIONINGS:
-        return conditioning
-    pair = _pair(conditioning)
-    if pair is None or not all(map(math.isfinite, pair)):
-        suggestion = did_you_mean(conditioning, _CONDITIONINGS)
-        raise ValueError(
-            f"conditioning = {conditioning!r} is not {', '.join(map(repr, _CONDITIONINGS))} or a "
-            f"pair (a, b) of finite numbers for a t + b{suggestion}"
-        )
-    return pair
-
-
 def _range(given: object) -> tuple[float, float]:
     """The smallest and the largest value of data, as floats.
 
     Raises:
         ValueError: unless they are two increasing finite numbers.
     """
-    pair = _pair(given)
-    if pair is None or not -math.inf < pair[0] < pair[1] < math.inf:
+    bounds = pair(given)
+    if bounds is None or not -math.inf < bounds[0] < bounds[1] < math.inf:
         raise ValueError(
             f"data_range = {given!r} is not a least and a largest value, finite numbers such as "
             "(-1, 1)"
         )
-    return pair
+    return bounds
 
 
 def _require_mean(mean: Tensor | float, shape: tuple[int, ...] | None) -> None:
@@ -656,17 +642,6 @@ def _require_mean(mean: Tensor | float, shape: tuple[int, ...] | None) -> None:
             f"data_mean has shape {tuple(given)}, and a sample {shape}; give a number, or a tensor "
             "shaped like one sample"
         )
-
-
-def _pair(given: Any) -> tuple[float, float] | None:  # noqa: ANN401
-    """Two numbers as floats; None for anything else."""
-    try:
-        first, second = given
-        if isinstance(first, str) or isinstance(second, str):
-            return None
-        return float(first), float(second)
-    except (TypeError, ValueError, RuntimeError):
-        return None
 
 
 def _combine(a: Time, x: Tensor, b: Time, out: Tensor) -> Tensor:

@@ -567,7 +567,8 @@ class Sigmas(AbstractGrid):
             raise ValueError(
                 f"the noise levels run from {coordinates.std * math.exp(-l[0]):.6g} to "
                 f"{coordinates.std * math.exp(-l[-1]):.6g}, and sigma / alpha under "
-                f"{coordinates.sde} from {coordinates.std * math.exp(-start):.6g} to "
+                f"{coordinates.sde} from {coordinates.std * math.exp(-start):.6g} (that of T, or "
+                "160 standard deviations of the data instead of more than 1e5) to "
                 f"{coordinates.std * math.exp(-stop):.6g}: take levels between them, or another "
                 "diffusion"
             )

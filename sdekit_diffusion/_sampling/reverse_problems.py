@@ -107,7 +107,7 @@ class ReverseProblems:
             self.coordinates,
             u + centre(standard, self.span[0], u) if self._moves(model) else u,
             self.span,
-            self.noise.rows(index),
+            self.noise.rows(index) if len(index) < self.n else self.noise,
             self.save,
             self.callback,
         )

@@ -221,8 +221,9 @@ def draw_times(
     high = min(-math.log(end * data_std), float(sde.log_snr(0.0)))
     if not high > low:
         raise ValueError(
-            f"end = {end:g} leaves nothing to train on under {sde}; choose a smaller one, such as "
-            "1e-3"
+            f"nothing to train on: noise begins at end = {end:g} standard deviations of the data, "
+            f"{data_std:.3g} each, and sigma / alpha is at most {math.exp(-low):.3g} under {sde}; "
+            f"scale the data, or choose a smaller end{sde.more_noise} or another diffusion"
         )
     return density.times(sde, u, (low, high), data_std)
 
