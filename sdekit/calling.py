@@ -207,6 +207,21 @@ def has_hidden_values(x: Tensor) -> bool:
     return False
 
 
+def require_values(x: Tensor, need: str) -> None:
+    """Refuses a tensor whose values `torch.func.vmap` hides.
+
+    Arguments:
+        need: what needs the values, the beginning of the message.
+
+    Raises:
+        RuntimeError: with what to do.
+    """
+    if has_hidden_values(x):
+        raise RuntimeError(
+            f"{need}, which torch.func.vmap hides: solve all rows as one batch, without vmap"
+        )
+
+
 def is_in_forward_mode() -> bool:
     """Whether torch takes derivatives in forward mode."""
     return forward_ad._current_level >= 0

@@ -705,6 +705,26 @@ def test_the_variance_within_a_step_is_that_at_its_nearer_end(noise_type):
     assert abs(share - p) < 5 * math.sqrt(p * (1 - p) / n)
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # torch's, dual numbers
+def test_events_under_torch_func():
+    """In forward mode t = ln(1.2) / a has its derivative; the others are refused."""
+
+    def zero(a, located=True):
+        event = Event(lambda t, x: x[:, 0] - 1.2, located=located)
+        equation = ODE(lambda t, x: a * x)
+        ts = uniform(0.0, 1.0, 20)
+        return solve(equation, torch.ones(1, 1).double(), ts, solver=RK4(), event=event).events.t
+
+    a = torch.tensor(0.5, dtype=torch.float64)
+    derivative = torch.func.jacfwd(zero)(a)
+    assert float(derivative) == pytest.approx(-math.log(1.2) / 0.25, rel=1e-6)
+    with pytest.raises(RuntimeError, match="has derivatives by"):
+        torch.func.jacrev(zero)(a)
+    for located in (True, False):
+        with pytest.raises(RuntimeError, match="an event reads the sign of each sample, which"):
+            torch.func.vmap(functools.partial(zero, located=located))(torch.stack([a, 2 * a]))
+
+
 def test_second_derivatives():
     """Of t = sqrt(2 h / g): d/dh (h dt/dh) = dt/dh / 2."""
     h = torch.tensor([10.0], dtype=torch.float64, requires_grad=True)

@@ -670,6 +670,9 @@ def test_solves_under_torch_func(solver, kind):
     def every(x0, a=a):
         return states(with_parameters(solver, kind, a), x0, ts, solver=solver)
 
+    def with_noise(b):
+        return end(with_parameters(solver, kind, a, b), x0, ts, solver=solver)
+
     parameters = torch.tensor([0.5, 2.0], dtype=torch.float64)
     starts = torch.stack([x0, 2 * x0])
     # How states are collected has nothing to do with the kind of noise.
@@ -685,6 +688,8 @@ def test_solves_under_torch_func(solver, kind):
             vmap(functools.partial(solved, x0))(parameters),
             torch.stack([solved(x0, a) for a in parameters]),
         )
+        if kind != "none" and not solver.normals:
+            close(vmap(with_noise)(parameters), torch.stack([with_noise(b) for b in parameters]))
         close(jacfwd(solved)(x0), jacobian)
         value, along = jvp(solved, (x0,), (torch.cos(x0),))
         close(value, solved(x0))

@@ -377,6 +377,21 @@ def test_under_vmap_the_result_is_right():
     assert torch.equal(starts, torch.stack([x0(), 2 * x0()]))
 
 
+@pytest.mark.parametrize(
+    ("t", "changed"), [(0.5, "x"), (torch.full((3,), 0.5), "x"), (torch.full((3,), 0.5), "t")]
+)
+def test_the_score_of_a_reverse_equation_is_named(t, changed):
+    """By the equation itself, also outside of a solve."""
+    x = torch.ones(3, 2)
+
+    def score(t, x):
+        (x if changed == "x" else t).mul_(0.5)
+        return -x
+
+    with pytest.raises(ChangedError, match=r"score\(t, x\) changes its input in place"):
+        ReverseSDE(VPSDE(), score).drift(t, x)
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_under_jvp_gradients_work_and_in_place_is_refused():
     def end(start, f):

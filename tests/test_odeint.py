@@ -1655,6 +1655,8 @@ def test_transforms_of_torch_see_a_solve_by_fixed_steps():
     y = torch.rand(3, 2, generator=torch.Generator().manual_seed(0))
     mapped = torch.func.vmap(lambda y: last(y, "rk4"))(y)
     close(mapped, torch.stack([last(part, "rk4") for part in y]), 1e-6)
+    with pytest.raises(RuntimeError, match=r"adaptive steps read their error, which torch\.func"):
+        torch.func.vmap(lambda y: last(y, "dopri5"))(y)
     for method in ("rk4", "dopri5"):
         jacobian = torch.func.jacrev(lambda y, method=method: last(y, method))(y[0])
         by_hand = torch.autograd.functional.jacobian(lambda y, method=method: last(y, method), y[0])

@@ -66,8 +66,14 @@ def radau(rates, x0, end, **settings):
 def test_a_drift_that_autograd_does_not_see_is_refused_beside_a_linear_part():
     """The sum with the linear part has a derivative, but not that of the drift."""
     hidden = SemiLinear(-1.0, lambda t, x: torch.sin(x).detach())
-    with pytest.raises(ValueError, match="in a way that autograd can see"):
-        solve(hidden, torch.ones(2, 1), [0.0, 0.5], solver=Rodas4())
+    net = torch.nn.Linear(1, 1)
+    beside_time = SemiLinear(-1.0, lambda t, x: torch.sin(x.detach()) + torch.cos(t))
+    with_parameters = SemiLinear(-1.0, lambda t, x: net(x.detach()))
+    message = "in a way that autograd can see"
+    for equation in (hidden, beside_time, with_parameters):
+        for direct in (0, 64):
+            with pytest.raises(ValueError, match=message), torch.no_grad():
+                solve(equation, torch.ones(2, 1), [0.0, 0.5], solver=Rodas4(direct=direct))
     seen = SemiLinear(-1.0, lambda t, x: torch.sin(x))
     plain = ODE(lambda t, x: torch.sin(x) - x)
     x0 = torch.ones(2, 1, dtype=F64)
@@ -110,7 +116,8 @@ def test_jacobians_of_drifts_without_t_or_without_x(enabled):
         jacobian, rate = ODE(lambda t, x: -3 * x).jacobian(t, x)
         by_t = ODE(lambda t, x: (t + parameter).expand(x.shape)).jacobian(t, x)
         with pytest.raises(ValueError, match="does not depend on x in a way that autograd"):
-            ODE(lambda t, x: torch.zeros_like(x) + parameter).jacobian(t, x)
+            ODE(lambda t, x: x.detach() * parameter).jacobian(t, x)
+        constant = ODE(lambda t, x: torch.zeros_like(x) + parameter).jacobian(t, x)
     with torch.inference_mode():
         inferred, _ = ODE(lambda t, x: -3 * x).jacobian(t.clone(), x.clone())
     assert torch.equal(inferred, jacobian)
@@ -118,6 +125,8 @@ def test_jacobians_of_drifts_without_t_or_without_x(enabled):
     assert torch.equal(rate, torch.zeros_like(x))
     assert torch.equal(by_t[0], torch.zeros(4, 2, 2, dtype=F64))
     assert torch.equal(by_t[1], torch.ones_like(x))
+    assert torch.equal(constant[0], torch.zeros(4, 2, 2, dtype=F64))
+    assert torch.equal(constant[1], torch.zeros_like(x))
 
 
 class OwnJacobian(ODE):
@@ -402,11 +411,39 @@ def test_drifts_that_autograd_does_not_see_are_refused():
             return -100 * x
 
     x0 = torch.ones(2, 1, dtype=F64)
+    for drift in (hidden, lambda t, x: -100 * (x.detach() - torch.cos(t))):
+        for direct in (0, 64):
+            with pytest.raises(ValueError, match="in a way that autograd can see"):
+                solve(ODE(drift), x0, uniform(0.0, 1.0, 20), solver=Rodas4(direct=direct))
+
+    def last(rate):
+        equation = ODE(lambda t, x: rate * (torch.cos(t) - x.detach()))
+        return solve(equation, x0, uniform(0.0, 1.0, 20), solver=Rodas4()).x
+
     with pytest.raises(ValueError, match="in a way that autograd can see"):
-        solve(ODE(hidden), x0, uniform(0.0, 1.0, 20), solver=Rodas4())
+        torch.func.jacrev(last)(torch.tensor(2.0, dtype=F64))
     with pytest.raises(ValueError, match="cannot repeat them: leave out gradient"):
         solve(ODE(lambda t, x: -x), x0, uniform(0.0, 1.0, 20), solver=Rodas4(),
               gradient=Checkpointed())  # fmt: skip
+
+
+@pytest.mark.parametrize("direct", [0, 64])
+def test_drifts_that_do_not_depend_on_x(direct):
+    """Their Jacobian is 0, which is right, and not something that autograd does not see."""
+    x0 = torch.ones(2, 1, dtype=F64)
+    ts = uniform(0.0, 1.0, 10)
+
+    def last(equation, x0=x0):
+        return solve(equation, x0, ts, solver=Rodas4(direct=direct)).x
+
+    rate = torch.tensor(2.0, dtype=F64, requires_grad=True)
+    with torch.no_grad():
+        torch.testing.assert_close(last(ODE(lambda t, x: torch.full_like(x, 2.0))), x0 + 2)
+        torch.testing.assert_close(last(ODE(lambda t, x: rate.expand_as(x))), x0 + 2)
+    of_time = last(ODE(lambda t, x: torch.cos(3 * t).expand_as(x)))
+    torch.testing.assert_close(of_time, x0 + math.sin(3.0) / 3, rtol=1e-5, atol=0)
+    beside = last(SemiLinear(-1.0, lambda t, x: torch.ones_like(x)), 0 * x0)
+    torch.testing.assert_close(beside, x0 - math.exp(-1), rtol=1e-5, atol=0)
 
 
 def test_networks_in_inference_mode():
@@ -480,7 +517,7 @@ def test_a_graph_keeps_the_states_of_stages_alone():
 
     x0 = torch.ones(3, 2, dtype=F64, requires_grad=True)
     solve(ODE(drift), x0, [0.0, 0.1], solver=Rodas5P())
-    assert sizes == 8 * [3 * 2 * 8]
+    assert sizes == (1 + 8) * [3 * 2 * 8]  # the first asks whether autograd sees x
 
 
 def test_derivatives_with_gradients_are_not_kept():

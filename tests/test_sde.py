@@ -254,6 +254,17 @@ def test_the_diffusion_is_compared_once_in_a_solve():
     assert len(calls) == 2 * 5 + 3
 
 
+def test_the_diffusion_is_not_compared_where_vmap_hides_a_parameter_of_it():
+    x = torch.linspace(-1, 1, 4, dtype=torch.float64).reshape(2, 2)
+
+    def drift(b):
+        forward = SDE(lambda t, x: -x, lambda t, x: b * torch.ones_like(x), "diagonal")
+        return ReverseSDE(forward, lambda t, x: -x).drift(0.5, x)
+
+    b = torch.tensor([0.5, 2.0], dtype=torch.float64)
+    torch.testing.assert_close(torch.func.vmap(drift)(b), torch.stack([drift(one) for one in b]))
+
+
 def test_other_noise_is_refused_with_the_reason():
     cases = [
         (

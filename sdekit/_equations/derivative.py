@@ -62,18 +62,25 @@ def require_visible(name: str, need: str, function: Callable[[Tensor], Tensor], 
     Raises:
         RuntimeError: with what to do.
     """
+    if varies(function, x):
+        raise RuntimeError(
+            f"{name} depends on x, but returns a tensor through which no derivative passes, and "
+            f"{need} needs one: leave .detach(), torch.no_grad() and buffers out of it"
+        )
+
+
+def varies(function: Callable[[Tensor], Tensor], x: Tensor) -> bool:
+    """Whether the values of a function change next to x, other than by a jump; False where
+    `torch.compile` or `torch.func.vmap` hides them.
+    """
     if torch.compiler.is_compiling() or has_hidden_values(x) or not x.numel():
-        return
+        return False
     width = torch.finfo(x.dtype).eps ** 0.25 * (1 + x.abs())
     with torch.no_grad():
         a, b, c = (function(x + k * width) for k in (1, 2, 3))
         # Where it jumps, with a derivative of 0 on both sides, it changes once only.
         changes = ((b - a).abs() > 0) & ((c - b).abs() > 0)
-    if bool(changes.any()):
-        raise RuntimeError(
-            f"{name} depends on x, but returns a tensor through which no derivative passes, and "
-            f"{need} needs one: leave .detach(), torch.no_grad() and buffers out of it"
-        )
+    return not has_hidden_values(changes) and bool(changes.any())
 
 
 def _saved_tensors_have_hooks() -> bool:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.func import vjp, vmap
 
+from sdekit._equations.derivative import derivative, varies
 from sdekit._equations.quadrature import Panels, Rule
 from sdekit.calling import is_differentiating, is_transformed, leaf, recording
 from sdekit.elementary import Time, axpy, broadcast
@@ -104,8 +105,8 @@ class AbstractSDE(ABC):
         d vector-Jacobian products in one batched call. t is `(batch,)`.
 
         Raises:
-            ValueError: for a drift through which autograd finds no path to x: its derivatives
-                would be 0.
+            ValueError: for a drift that depends on x, but through which autograd finds no path to
+                it: its derivatives would be 0.
         """
         d = math.prod(x.shape[1:])
         basis = torch.eye(d, dtype=x.dtype, device=x.device).reshape(d, 1, *x.shape[1:])
@@ -115,7 +116,8 @@ class AbstractSDE(ABC):
             if plain:
                 by_t, by_x = self._products(t, x, basis)
             else:
-                value_and_vjp: Any = vjp(self._followed_drift, t, x)
+                self._require_followed(t, x)
+                value_and_vjp: Any = vjp(self.drift, t, x)
                 by_t, by_x = vmap(value_and_vjp[1])(basis)
         rate = torch.zeros_like(x) if by_t is None else by_t.T.to(x).reshape(x.shape)
         return by_x.reshape(d, len(x), d).transpose(0, 1), rate
@@ -127,12 +129,15 @@ class AbstractSDE(ABC):
         """
         time = leaf(t)
         point = leaf(x)
-        value = self._followed_drift(time, point)
-        by_t, by_x = torch.autograd.grad(
-            value, (time, point), basis, is_grads_batched=True, allow_unused=True
-        )
-        if by_t is None and by_x is None:  # its gradients are those of parameters alone
-            raise _unseen_by_autograd()
+        value = self.drift(time, point)
+        by_t = None
+        by_x = None
+        if value.requires_grad:
+            by_t, by_x = torch.autograd.grad(
+                value, (time, point), basis, is_grads_batched=True, allow_unused=True
+            )
+        if by_x is None:
+            self._require_constant(t, x)
         return by_t, torch.zeros_like(basis) if by_x is None else by_x
 
     def jacobian_product(self, t: Tensor, x: Tensor) -> tuple[Callable[[Tensor], Tensor], Tensor]:
@@ -143,20 +148,23 @@ class AbstractSDE(ABC):
         that the function does not call f.
 
         Raises:
-            ValueError: for a drift through which autograd finds no path to x: its derivatives
-                would be 0; by the function, for a drift whose derivative cannot be differentiated
-                again.
+            ValueError: for a drift that depends on x, but through which autograd finds no path to
+                it: its derivatives would be 0; by the function, for a drift whose derivative cannot
+                be differentiated again.
         """
         with recording():
             time = leaf(t)
             point = leaf(x)
-            value = self._followed_drift(time, point)
+            value = self.drift(time, point)
             u = torch.zeros_like(value, requires_grad=True)
-            by_x, by_t = torch.autograd.grad(
-                value, (point, time), u, create_graph=True, allow_unused=True
-            )
-        if by_x is None and by_t is None:  # its gradients are those of parameters alone
-            raise _unseen_by_autograd()
+            by_x = None
+            by_t = None
+            if value.requires_grad:
+                by_x, by_t = torch.autograd.grad(
+                    value, (point, time), u, create_graph=True, allow_unused=True
+                )
+        if by_x is None:
+            self._require_constant(t, x)
 
         def derivative(of: Tensor | None, along: Tensor) -> Tensor:
             if of is None or not of.requires_grad:  # it does not depend on u: it is 0
@@ -174,16 +182,36 @@ class AbstractSDE(ABC):
 
         return partial(derivative, by_x), derivative(by_t, torch.ones_like(time))
 
-    def _followed_drift(self, t: Tensor, x: Tensor) -> Tensor:
-        """The drift, if autograd has recorded it.
+    def _require_constant(self, t: Tensor, x: Tensor) -> None:
+        """Refuses a drift that depends on x although autograd finds no path to x. It compares
+        values, once for each equation.
 
         Raises:
-            ValueError: otherwise.
+            ValueError: with what to do.
         """
-        value = self.drift(t, x)
-        if not value.requires_grad:
-            raise _unseen_by_autograd()
-        return value
+        if not vars(self).get("_is_followed") and varies(partial(self.drift, t), x):
+            raise ValueError(
+                "f(t, x) does not depend on x in a way that autograd can see: remove "
+                "torch.no_grad() and detach() from it, or take a solver without its Jacobian"
+            )
+        vars(self)["_is_followed"] = True
+
+    def _require_followed(self, t: Tensor, x: Tensor) -> None:
+        """`_require_constant` where autograd finds no path from the drift to x, for derivatives of
+        a sum or in transforms, which do not show it.
+
+        Raises:
+            ValueError: with what to do.
+        """
+        if vars(self).get("_is_followed") or torch.compiler.is_compiling():
+            return
+        if is_transformed():
+            constant = partial(self._require_constant, t, x)
+            derivative(partial(self.drift, t), x, torch.ones_like, constant)
+        else:
+            with recording():
+                self._products(t, x, torch.ones_like(x).reshape(1, *x.shape))
+        vars(self)["_is_followed"] = True
 
     def advance(self, t: Time, x: Tensor, h: Time, onto: Tensor) -> Tensor:
         """onto + h f(t, x), for solvers that use this value of the drift only once."""
@@ -327,13 +355,6 @@ class AbstractSDE(ABC):
     def between(self, t0: np.ndarray, t1: np.ndarray, c: float) -> np.ndarray:
         """The times a fraction c of the way from t0 to t1, in the variable that rules receive."""
         return t0 + c * (t1 - t0)
-
-
-def _unseen_by_autograd() -> ValueError:
-    return ValueError(
-        "f(t, x) does not depend on x in a way that autograd can see: remove torch.no_grad() and "
-        "detach() from it, or take a solver without its Jacobian"
-    )
 
 
 def wrong_shape(name: str, value: Tensor, needed: str, x: Tensor) -> ValueError:

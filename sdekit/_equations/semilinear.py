@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,17 +62,19 @@ class SemiLinear(AbstractSDE):
         object.__setattr__(self, "rest", rest)
 
     def drift(self, t: Time, x: Tensor) -> Tensor:
-        return self._with_linear_part(self.rest.drift, t, x)
-
-    def _followed_drift(self, t: Tensor, x: Tensor) -> Tensor:
-        return self._with_linear_part(self.rest._followed_drift, t, x)
-
-    def _with_linear_part(self, f: Callable[[Any, Tensor], Tensor], t: Time, x: Tensor) -> Tensor:
-        """A x + f(t, x), after checks of f that the sum would hide."""
         linear = self.linear.to(x) if isinstance(self.linear, Tensor) else self.linear
-        rest = check_of(t, x)("f(t, x)", f, t, x)
+        # Checks that the sum would hide.
+        rest = check_of(t, x)("f(t, x)", self.rest.drift, t, x)
         require_derivative("f(t, x)", rest, x)
         return torch.add(rest, linear * x)
+
+    def jacobian(self, t: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        self.rest._require_followed(t, x)
+        return super().jacobian(t, x)
+
+    def jacobian_product(self, t: Tensor, x: Tensor) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+        self.rest._require_followed(t, x)
+        return super().jacobian_product(t, x)
 
     def diffusion(self, t: Time, x: Tensor) -> Time:
         return self.rest.diffusion(t, x)

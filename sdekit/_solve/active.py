@@ -15,7 +15,7 @@ from torch._C._functorch import is_functorch_wrapped_tensor
 
 from sdekit._solve.solution import Solution, Status
 from sdekit._solvers.contract import Tree
-from sdekit.calling import has_hidden_values
+from sdekit.calling import require_values
 from sdekit.elementary import broadcast
 
 Host = NDArray[np.float64]
@@ -85,11 +85,7 @@ def on_host(values: Tensor, kind: type[Number] = np.float64) -> NDArray[Number]:
     Raises:
         RuntimeError: under torch.func.vmap.
     """
-    if has_hidden_values(values):
-        raise RuntimeError(
-            "adaptive steps read the error of each sample, which torch.func.vmap hides: solve all "
-            "rows as one batch, without vmap"
-        )
+    require_values(values, "adaptive steps read the error of each sample")
     if is_functorch_wrapped_tensor(values):  # whose memory NumPy cannot read
         return np.array(values.tolist(), dtype=kind)
     return values.detach().cpu().numpy().astype(kind, copy=False)

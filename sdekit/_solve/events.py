@@ -12,7 +12,13 @@ from sdekit._noise.white import AbstractNoise, AbstractSeededNoise
 from sdekit._solve.active import called_for_some
 from sdekit._solve.passage import EventZeros, StepBatch, first_passage
 from sdekit._solve.solution import Events, Solution, finite
-from sdekit.calling import checked_call, checked_output, require_order
+from sdekit.calling import (
+    checked_call,
+    checked_output,
+    is_transformed,
+    require_order,
+    require_values,
+)
 
 _NAME = "an event's g(t, x)"
 _HALVINGS = 44
@@ -222,6 +228,11 @@ class EventSearch:
             theta = root(lambda theta: -side * value(t0 + theta * length), torch.zeros_like(t0))
             t = t0 + theta * length
         if torch.is_grad_enabled() and value(t).requires_grad:
+            if is_transformed():
+                raise RuntimeError(
+                    "the time of an event has derivatives by torch.func.jvp and jacfwd and by "
+                    "autograd, not by torch.func.grad, vjp and jacrev"
+                )
             t = _differentiable(value, t, length)
         return EventZeros(rows, t, state((t - t0) / length))
 
@@ -284,7 +295,9 @@ def _require_numbers(t: Tensor, value: Tensor, samples: Tensor, searched: Tensor
 
     Raises:
         ValueError: with a time and the first of the samples.
+        RuntimeError: under torch.func.vmap.
     """
+    require_values(value, "an event reads the sign of each sample")
     rows = (searched & value.isnan()).nonzero().flatten()
     if len(rows):
         raise ValueError(

@@ -140,7 +140,8 @@ def solve(
             the others.
         RuntimeError: when the drift, the diffusion or an event changes its input in place, the
             drift or the diffusion an earlier result, or the callback what it receives; x0 is not
-            changed.
+            changed. Changes that torch does not count, through `.data` or an array of NumPy that
+            shares the memory, are not seen.
         TypeError: when x0 is not a floating-point tensor with a batch dimension, an argument is of
             another kind, or adaptive steps or save="dense" are used with noise that cannot be read
             twice.

@@ -17,7 +17,7 @@ from sdekit._solvers.linear_systems import (
     require_no_gradients,
     solved,
 )
-from sdekit.calling import has_hidden_values, is_differentiating
+from sdekit.calling import is_differentiating, require_values
 from sdekit.elementary import Time, broadcast
 
 _ATTEMPTS = 50  # evaluations of the drift in a step
@@ -123,11 +123,7 @@ def _residual(problem: AbstractSDE, t: Tensor, h: Tensor, base: Tensor, x: Tenso
     """
     wide = (base - x).to(torch.promote_types(x.dtype, torch.float32))
     residual = wide / broadcast(h, wide) + problem.drift(t, x)
-    if has_hidden_values(residual):
-        raise RuntimeError(
-            "implicit steps iterate until each sample has converged, which torch.func.vmap hides: "
-            "solve all rows as one batch, without vmap"
-        )
+    require_values(residual, "implicit steps iterate until each sample has converged")
     return residual
 
 

@@ -22,6 +22,7 @@ from sdekit._solve.solution import (
 )
 from sdekit._solvers import AbstractSolver
 from sdekit._solvers.contract import Tree
+from sdekit.calling import require_values
 from sdekit.elementary import Time, broadcast
 from sdekit.interop._system import System
 
@@ -93,7 +94,12 @@ class Control:
         )
 
     def error(self, error: Tensor, x0: Tensor, x1: Tensor) -> float:
-        """q, the error relative to the tolerance; infinite where anything is not finite."""
+        """q, the error relative to the tolerance; infinite where anything is not finite.
+
+        Raises:
+            RuntimeError: under torch.func.vmap.
+        """
+        require_values(error, "adaptive steps read their error")
         if self.plain:
             sizes = self.system.sizes
             if len(sizes) == 1:

@@ -240,7 +240,9 @@ class Blur(AbstractOperator):
         except (TypeError, ValueError, RuntimeError):  # not a number
             valid = False
         if not valid:
-            raise ValueError(f"std is in pixels, a positive number such as 1.0; not {self.std!r:.60}")
+            raise ValueError(
+                f"std is in pixels, a positive number such as 1.0; not {self.std!r:.60}"
+            )
 
     def __call__(self, x: Tensor) -> Tensor:
         _require_image(x, self)
