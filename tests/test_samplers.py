@@ -446,6 +446,8 @@ def test_which_models_are_networks_and_predict_the_noise():
         for exact in (lambda x, t: -x, torch.nn.Tanh(), lambda x, t: tanh(x)):
             function = ScoreModel(exact, "vp", predicts)
             assert not function.learned
+            assert function.with_network(net).learned
+            assert not network.with_network(lambda x, t: 0.5 * x).learned
             assert not function.predicts_noise
     assert from_edm(lambda x, sigma: net(x, sigma), shape=(1,), data_range=None).learned
     assert not from_edm(lambda x, sigma: 0.5 * x, shape=(1,), data_range=None).learned

@@ -357,6 +357,7 @@ class ScoreModel(nn.Module, AbstractModel):
         model._modules = {name: module for name, module in self._modules.items() if name != "net"}
         model._recorded = replace(self._recorded)
         model.net = net
+        model._learned = has_parameters(net)
         return model
 
     def rows(self, index: Tensor) -> Self:
