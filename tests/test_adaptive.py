@@ -18,6 +18,7 @@ from sdekit import (
     SRA1,
     SRID2,
     AbstractEmbeddedRungeKutta,
+    AbstractSDE,
     Bosh3,
     BrownianPath,
     Clocked,
@@ -917,3 +918,80 @@ def test_adaptive_steps_under_vmap_are_refused():
         in_dims = 0, 0 if arguments[1].ndim == 3 else None
         with pytest.raises(RuntimeError, match="hides: solve all rows as one batch"):
             torch.func.vmap(end, in_dims=in_dims)(*arguments)
+
+
+class Pulse(AbstractSDE):
+    """dx = -x dt + 1000 dt for t from 0.3 to 0.31, which steps may overlook."""
+
+    noise_type = "none"
+
+    def __init__(self, *jumps, noise=0.0):
+        self.jumps = jumps
+        self.noise = noise
+        if noise:
+            self.noise_type = "additive"
+
+    def drift(self, t, x):
+        t = torch.as_tensor(t, dtype=torch.float64).reshape(-1, *[1] * (x.ndim - 1))
+        return 1000.0 * ((t >= 0.3) & (t <= 0.31)).to(x) - x
+
+    def diffusion(self, t, x):
+        return self.noise
+
+    @staticmethod
+    def exact(t):
+        return math.exp(-t) + 1000 * (math.exp(min(0.0, 0.31 - t)) - math.exp(min(0.0, 0.3 - t)))
+
+
+@pytest.mark.parametrize("solver", [*ALL_PAIRS, Rodas5P()], ids=str)
+def test_steps_end_at_jumps_of_the_drift(solver):
+    x0 = torch.ones(3, 1, dtype=torch.float64)
+    settings = {"solver": solver, "control": PIDController(1e-8, 1e-8)}
+    at_zero = torch.tensor([[1.0], [0.5], [2.0]], dtype=torch.float64)
+    solution = solve(Pulse(0.31, 0.3), at_zero, [0.0, 1.0], save=[0.3, 0.305, 1.0], **settings)
+    exact = torch.tensor([Pulse.exact(t) for t in (0.3, 0.305, 1.0)], dtype=torch.float64)
+    torch.testing.assert_close(solution.xs[:, 0, 0], exact, rtol=2e-6, atol=0)
+    alone = solve(Pulse(0.31, 0.3), at_zero[2:], [0.0, 1.0], **settings)
+    assert torch.equal(alone.x, solution.x[2:])
+    # Interpolation at the outputs takes evaluations of its own with some solvers.
+    assert alone.evaluations <= solution.evaluations[2]
+    back = solve(Pulse(0.3, 0.31), x0 * Pulse.exact(1.0), [1.0, 0.0], **settings)
+    torch.testing.assert_close(back.x, x0, rtol=0, atol=2e-5)
+    outside = solve(Pulse(-1.0, 0.0, 1.0, 5.0), x0, [0.0, 1.0], **settings)
+    assert torch.equal(outside.x, solve(Pulse(), x0, [0.0, 1.0], **settings).x)
+
+
+def test_jumps_in_single_precision_are_not_met_by_rounding():
+    """A function that receives t in float32 is on its own side of the jump too."""
+    seen = []
+
+    class Rounded(Pulse):
+        def drift(self, t, x):
+            seen.append(torch.as_tensor(t).to(torch.float32))
+            return super().drift(t.to(torch.float32), x)
+
+    jump = float(torch.tensor(0.3, dtype=torch.float32))
+    solve(Rounded(jump), torch.ones(2, 1), [0.0, 1.0], solver=Dopri5(),
+          control=PIDController(1e-3, 1e-3))  # fmt: skip
+    assert not any((t == jump).any() for t in seen)
+
+
+def test_gradients_and_events_across_a_jump():
+    x0 = torch.ones(1, 1, dtype=torch.float64, requires_grad=True)
+    settings = {"solver": Dopri5(), "control": PIDController(1e-8, 1e-8)}
+    solution = solve(Pulse(0.3, 0.31), x0, [0.0, 1.0], **settings)
+    (slope,) = torch.autograd.grad(solution.x.sum(), x0)
+    assert float(slope) == pytest.approx(math.exp(-1), rel=1e-6)
+    event = Event(lambda t, x: x[:, 0] - 8.0, direction=-1)
+    stopped = solve(Pulse(0.3, 0.31), x0.detach(), [0.0, 1.0], event=event, **settings)
+    assert Pulse.exact(float(stopped.events.t)) == pytest.approx(8.0, rel=1e-6)
+
+
+def test_noise_is_read_up_to_the_jumps():
+    """With them the steps of a path do not overlook the pulse."""
+    x0 = torch.ones(8, 1, dtype=torch.float64)
+    settings = {"solver": SRA1(), "noise": BrownianPath(0), "control": PIDController(1e-3, 1e-3)}
+    found = solve(Pulse(0.3, 0.31, noise=1e-3), x0, [0.0, 1.0], **settings)
+    torch.testing.assert_close(found.x, Pulse.exact(1.0) + 0 * x0, rtol=0.0, atol=0.02)
+    overlooked = solve(Pulse(noise=1e-3), x0, [0.0, 1.0], **settings)
+    assert float(overlooked.x.max()) < 0.5 * Pulse.exact(1.0)

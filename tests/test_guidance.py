@@ -9,8 +9,16 @@ from torch import nn
 
 import sdekit
 import sdekit_diffusion as sd
-from sdekit_diffusion import ClassifierGuided, GaussianMixture, Guided, ScoreModel, nets
+from sdekit_diffusion import (
+    ClassifierGuided,
+    GaussianMixture,
+    Guided,
+    Inpainted,
+    ScoreModel,
+    nets,
+)
 from sdekit_diffusion._models.model import noise_scale, signal_scale
+from sdekit_diffusion._sampling.coordinates import Standardised
 
 WEIGHTS = [0.3, 0.7]
 MEANS = [[-1.0], [1.5]]
@@ -340,6 +348,39 @@ def test_the_guided_flow_of_exact_scores(method, steps, tolerance):
     few = None if steps is None else 50
     plain = sd.sample(SECOND, sde="vp", method=method, x_T=x_T, steps=few)
     assert float((plain - exact).abs().max()) > 0.1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_adaptive_steps_do_not_skip_an_interval(dtype):
+    """Outside of it the flow of the conditional model is trivial, so that steps grow beyond it."""
+    own = GaussianMixture([1.0], torch.tensor([[1.0]], dtype=dtype), [0.05])
+    modes = torch.tensor([[-1.0], [1.0]], dtype=dtype)
+    guided = Guided(
+        own, 3.0, by=GaussianMixture([0.5, 0.5], modes, [0.05, 0.05]), interval=(0.3, 1)
+    )
+    x = torch.linspace(-4, 4, 801, dtype=dtype)[:, None]
+    for model in (guided, Inpainted(guided, torch.zeros(1), torch.zeros(1).bool())):
+        density = sd.log_likelihood(model, x, sde="vp").value.exp()
+        assert float(torch.trapezoid(density, x[:, 0].double())) == pytest.approx(1.0, abs=2e-4)
+    z = torch.tensor([[-2.0], [0.5]], dtype=dtype)
+    exact = sd.sample(guided, x_T=z, sde="vp", steps=2000)
+    torch.testing.assert_close(sd.decode(guided, z, sde="vp"), exact, rtol=0, atol=5e-4)
+    torch.testing.assert_close(
+        sd.sample(guided, x_T=z, sde="vp", method="ode"), exact, rtol=0, atol=5e-4
+    )
+    latent = sd.encode(guided, sd.decode(guided, z, sde="vp"), sde="vp")
+    torch.testing.assert_close(latent, z, rtol=0, atol=1e-3)
+
+
+def test_the_ends_of_an_interval_are_jumps_of_every_model_made_from_it():
+    own = GaussianMixture([1.0], [[1.0]], [0.05])
+    inner = Guided(own, 3.0, by=own, interval=(0.5, 2.0))
+    outer = Guided(inner, 2.0, by=own, interval=(0.0, 4.0))
+    expected = (math.log(2.0), -math.log(2.0), -math.log(4.0))
+    assert sorted(outer.jumps) == pytest.approx(sorted(expected))
+    standardised = Standardised(outer, 0.0, math.e)
+    assert sorted(standardised.jumps) == pytest.approx(sorted(l + 1 for l in expected))
+    assert own.jumps == Guided(own, 3.0, by=own).jumps == ()
 
 
 def test_the_likelihood_of_a_guided_model():

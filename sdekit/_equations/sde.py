@@ -57,6 +57,7 @@ class AbstractSDE(ABC):
             `solve` does not check them.
         plans: a cache of the plans of multistep rules on this equation; None makes a new plan in
             each solve.
+        jumps: times at which the drift jumps; adaptive steps end at each of them.
         checks_shapes: whether `drift` and `diffusion` refuse values of other shapes themselves, so
             that `solve` need not.
 
@@ -80,6 +81,7 @@ class AbstractSDE(ABC):
     sde_type: SDEType = "ito"
     slopes: Mapping[float, Slope] = {}
     plans: MutableMapping[Hashable, Any] | None = None
+    jumps: Sequence[float] = ()
     checks_shapes: bool = False
 
     @abstractmethod

@@ -31,6 +31,7 @@ from sdekit._solve.active import (
     take,
     tensors,
     to_device,
+    where,
 )
 from sdekit._solve.control import PIDController
 from sdekit._solve.counted import Counted
@@ -79,9 +80,9 @@ class AdaptiveSolve:
         self.device = x0.device
         self.outputs = np.array(ts, dtype=np.float64)
         if noise is None:
-            self.intervals = FreeIntervals.of(ts, control)
+            self.intervals = FreeIntervals.of(ts, control, problem.jumps, x0.dtype)
         else:
-            self.intervals = DyadicIntervals.of(ts, noise.tree)
+            self.intervals = DyadicIntervals.of(ts, noise.tree, problem.jumps, x0.dtype)
         self.results = Results.of(x0, ts, save=save)
         self.active = self._initial_samples(x0, ts)
         self.reader = self._reader(noise, x0)
@@ -144,6 +145,8 @@ class AdaptiveSolve:
         q, accept = self._accept(interval, start, stop, step)
         if step.x.requires_grad and not accept.all():
             step = self._accepted_step(interval.t1, increment, accept)
+        crossed = self.intervals.crossed(interval) & accept
+        interval = self.intervals.beyond(interval)
         ended, x = self._stopped(start, stop, interval, accept, step)
         if self.callback is not None and accept.any():
             (end,) = to_device(self.device, ended.t1)
@@ -153,9 +156,26 @@ class AdaptiveSolve:
         if self.results.xs is not None and len(self.outputs) > 2:
             self._output(self.results.xs, interval.t1, accept, step, increment)
         active.advance(ended.t1, ended.remaining, accept, x, (step.state, retried))
+        if crossed.any():
+            self._restart(crossed)
         self.rounds += 1
         if self.rounds == self.control.max_steps or self.intervals.may_end(active):
             self._record_ended(interval, q, accept)
+
+    def _restart(self, crossed: Flags) -> None:
+        """What the solver passes from step to step, computed anew beyond a jump of the drift."""
+        active = self.active
+        crossed_rows = crossed.nonzero()[0]
+        index, start, rows, there = to_device(
+            self.device, active.index[crossed_rows], active.t[crossed_rows], crossed_rows, crossed
+        )
+        problem = Counted(self.full_problem.problem.rows(index), self.full_problem.copies)
+        with self._evaluating(len(rows)):
+            state = self.solver.init(problem, start, active.x[rows])
+        active.state = where(there, scatter_rows(state, rows, len(crossed)), active.state)
+        more = np.zeros_like(active.index)
+        more[crossed_rows] = problem.evaluations
+        active.output_evaluations = active.output_evaluations + more
 
     def _stopped(
         self, start: Tensor, stop: Tensor, interval: Interval, accept: Flags, step: Step

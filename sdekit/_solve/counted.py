@@ -69,6 +69,10 @@ class Counted(AbstractSDE):
     def sde_type(self) -> SDEType:
         return self.problem.sde_type
 
+    @computed
+    def jumps(self) -> Sequence[float]:
+        return self.problem.jumps
+
     @property
     def evaluations(self) -> int:
         return self.calls[0]

@@ -99,6 +99,10 @@ class AbstractDerivedModel(AbstractModel):
     def starts_at_mean(self) -> bool:
         return self.model.starts_at_mean
 
+    @computed
+    def jumps(self) -> tuple[float, ...]:
+        return tuple(l for model in self._models().values() for l in model.jumps)
+
     def rows(self, index: Tensor) -> Self:
         selected: dict[str, Any] = {
             name: model.rows(index) for name, model in self._models().items()

@@ -85,6 +85,13 @@ class Guided(AbstractDerivedModel):
     def stiffness(self) -> float:
         return max(self.model.stiffness, _stiffness(self.scale))
 
+    @computed
+    def jumps(self) -> tuple[float, ...]:
+        if self.interval is None:
+            return super().jumps
+        ends = (-math.log(ratio) for ratio in self.interval if 0 < ratio < math.inf)
+        return (*super().jumps, *ends)
+
     def diffusions(self) -> list[AbstractDiffusion]:
         unused = self.scale == 1
         if self.interval is not None:  # elsewhere the reference is not evaluated

@@ -91,6 +91,8 @@ class AbstractModel(ABC):
         starts_at_mean: whether draws from the prior are shifted to the mean that D has at the noisy
             end, by one more evaluation; for laws whose mean is not `data_mean`, such as that of
             data given an observation.
+        jumps: the levels l at which predictions jump, such as the ends of an interval of guidance;
+            adaptive steps end there.
 
     Example:
         >>> from sdekit.elementary import scaled
@@ -113,6 +115,7 @@ class AbstractModel(ABC):
     predicts_noise: bool = False
     stiffness: float = 0.0
     starts_at_mean: bool = False
+    jumps: tuple[float, ...] = ()
 
     def __init_subclass__(cls, **settings: Any) -> None:  # noqa: ANN401 - of other base classes
         """Gives a class that defines `predict_data` alone the noise of these data: that of its base

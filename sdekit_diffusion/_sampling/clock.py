@@ -10,7 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sdekit import AbstractClocked, AngleClocked, Clocked, PiecewiseClocked, geometric
+from sdekit import (
+    AbstractClocked,
+    AngleClocked,
+    Clocked,
+    PiecewiseClocked,
+    computed,
+    geometric,
+)
 from sdekit.elementary import Time, axpy, exp, scaled, sqrt
 from sdekit_diffusion._diffusions.piecewise import PiecewiseLinear
 from sdekit_diffusion._models.affine import Affine, Function, prepared
@@ -37,6 +44,10 @@ class DenoiserClocked(Clocked):
     """
 
     model: AbstractModel = field(kw_only=True)
+
+    @computed
+    def jumps(self) -> list[float]:
+        return [float(self.time(l)) for l in self.model.jumps]
 
     def rows(self, index: Tensor) -> Self:
         model = self.model.rows(index)

@@ -43,6 +43,10 @@ class Standardised(AbstractDerivedModel):
     def shape(self) -> tuple[int, ...] | None:
         return self.model.shape if self.event is None else self.event
 
+    @computed
+    def jumps(self) -> tuple[float, ...]:
+        return tuple(l + math.log(self.std) for l in self.model.jumps)
+
     def model_input(self, l: Time, u: Tensor) -> tuple[Time, Tensor]:
         """l_0 and u_0, with which the model of x_0 is evaluated."""
         level = l - math.log(self.std)

@@ -15,6 +15,7 @@ from sdekit import (
     Solution,
     Status,
     UnfinishedError,
+    computed,
     solve,
 )
 from sdekit.elementary import Time, broadcast, clip, expm1, log, sqrt
@@ -48,6 +49,10 @@ class ProbabilityFlowOnClock(AbstractSDE):
     noise_type = "none"
 
     model: AbstractModel
+
+    @computed
+    def jumps(self) -> list[float]:
+        return [self.clock(l) for l in self.model.jumps]
 
     @staticmethod
     def clock(l: float) -> float:
