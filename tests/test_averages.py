@@ -2,6 +2,7 @@
 
 import itertools
 import shutil
+import warnings
 
 import numpy as np
 import pytest
@@ -11,7 +12,13 @@ from torch import nn
 from sdekit_diffusion import Log, Recipe, ScoreModel, Training, fit, load, nets, save
 from sdekit_diffusion._models.checkpoint import CheckpointError
 from sdekit_diffusion._training.clear import clear
-from sdekit_diffusion._training.profiles import LARGEST_WIDTH, Profile, combination, exponent
+from sdekit_diffusion._training.profiles import (
+    LARGEST_WIDTH,
+    Profile,
+    combination,
+    exponent,
+    misfit,
+)
 from sdekit_diffusion._training.snapshots import FOLDER
 
 DATA = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
@@ -100,6 +107,8 @@ def test_combinations_of_averages():
             difference = sum(c * density(p) for c, p in zip(x, profiles, strict=True))
             difference = difference - density(target)
             errors.append(np.abs(difference).mean() * 1000)  # of an integral of 1
+            size = np.sqrt((difference**2).mean() / (density(target) ** 2).mean())
+            assert misfit(profiles, x, target) == pytest.approx(size, rel=0.02)
     assert errors[2] < 0.1 * errors[0]
     assert errors[3] < 0.1 * errors[1]
     assert max(errors[2:]) < 3e-3
@@ -125,6 +134,17 @@ def test_an_average_of_any_width_after_the_run(finished):
         found = flat(load(run, width=width))
         assert (found - direct).norm() < bound * (last - direct).norm(), width
         assert (found - direct).norm() < 0.2 * (flat(load(run)) - direct).norm()
+
+
+def test_a_width_that_the_snapshots_do_not_represent_is_warned_of(finished):
+    """At a width of 0.01 the error is about as large as the effect of averaging."""
+    run, _ = finished
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load(run, width=0.03)
+    with pytest.warns(UserWarning, match=r"is near that of width 0\.01: the") as caught:
+        load(run, width=0.01)
+    assert caught[0].filename == __file__
 
 
 class Stop(BaseException):

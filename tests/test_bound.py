@@ -94,7 +94,7 @@ def test_the_levels_of_ncsn_are_its_sigmas():
     assert [sde.sigma(t) for t in sde.levels.tolist()] == pytest.approx([0.05, 0.1, 0.5, 1.0])
     with pytest.raises(
         ValueError,
-        match=r"VPSDE.* has no discrete noise levels; give times, or "
+        match=r"VPSDE.* has no discrete noise levels: leave discrete out, or give times, or "
         r"take DDPM",
     ):
         VPSDE().levels  # noqa: B018

@@ -18,6 +18,7 @@ from sdekit_diffusion import (
     nets,
 )
 from sdekit_diffusion._models.model import noise_scale, signal_scale
+from sdekit_diffusion._sampling.clock import on_clock
 from sdekit_diffusion._sampling.coordinates import Standardised
 
 WEIGHTS = [0.3, 0.7]
@@ -381,6 +382,9 @@ def test_the_ends_of_an_interval_are_jumps_of_every_model_made_from_it():
     standardised = Standardised(outer, 0.0, math.e)
     assert sorted(standardised.jumps) == pytest.approx(sorted(l + 1 for l in expected))
     assert own.jumps == Guided(own, 3.0, by=own).jumps == ()
+    # A reference with an interval of its own, and the clock of the reverse SDE.
+    assert Guided(own, 2.0, by=inner).jumps == inner.jumps
+    assert on_clock(inner, 1.0).jumps == [math.exp(2 * l) for l in inner.jumps]
 
 
 def test_the_likelihood_of_a_guided_model():

@@ -547,6 +547,8 @@ def test_features_take_one_label_for_each_sample(train, count):
     pytest.importorskip("sklearn")
     with pytest.raises(ValueError, match="for 30 samples; give one label for each"):
         train(bars(30, 0)[0], bars(count, 0)[1])
+    with pytest.raises(ValueError, match="labels are whole numbers, one for each class"):
+        train(bars(30, 0)[0], np.linspace(0.0, 1.0, 30))
 
 
 def test_images_without_features():

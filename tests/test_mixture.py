@@ -129,6 +129,11 @@ def test_times_outside_are_refused(t):
             call(t, X[:2], "vp")
 
 
+def test_weights_of_a_list_keep_their_digits():
+    mixture = GaussianMixture([0.1, 0.9], torch.zeros(2, 1, dtype=torch.float64), [1.0, 2.0])
+    assert mixture.weights.tolist() == [0.1, 0.9]
+
+
 @pytest.mark.parametrize(
     ("weights", "means", "covariances", "message"),
     [

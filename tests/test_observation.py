@@ -118,6 +118,8 @@ def test_any_likelihood():
     batch = Observation(torch.ones(4, 2), lambda x, y: -(x - y).square().sum(1))
     with pytest.raises(ValueError, match="if y has one entry per sample, pass each=True"):
         batch.log_prob(torch.zeros(3, 2)[:1])
+    with pytest.raises(ValueError, match=r"failed for x of shape \(3, 2\) .*pass each=True"):
+        batch.bound((2,))
     with pytest.raises(TypeError, match="one whole number for all samples"):
         LinearObservation(torch.eye(2), x[0], 1.0).simulate(x, seed=1.5)
 

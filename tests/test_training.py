@@ -233,7 +233,7 @@ def test_dequantisation_is_drawn_anew_each_time():
         seen.append(u)
         return (rows + u).float()
 
-    list(Training(model(), torch.zeros(4, 2, dtype=torch.int64), TINY, transform=transform))
+    list(Training(model(), torch.arange(8).reshape(4, 2) % 3, TINY, transform=transform))
     assert (seen[0] == 0.5).all()  # to find mean and standard deviation
     noise = torch.cat(seen[1:])
     assert noise.unique().numel() == noise.numel()
@@ -309,7 +309,7 @@ def test_flips_are_from_left_to_right():
 
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
 def test_training_without_gradients_is_refused(context, tmp_path):
-    data = torch.zeros(4, 2)
+    data = torch.randn(4, 2, generator=torch.Generator().manual_seed(0))
     training = Training(model(), data, TINY)
     with context(), pytest.raises(RuntimeError, match="gradients are not recorded here"):
         next(training)
@@ -348,7 +348,10 @@ def test_training_refuses():
     for bad in ({"end": 0.0}, {"weighting": "snr"}):
         with pytest.raises(ValueError, match=r"must be one of|end = .* must be positive"):
             Recipe(**bad)
-    for bad in ({"steps": 0}, {"lr": -1.0}, {"ema": 1.0}, {"clip": 0.0}):
+    unlimited = Recipe(clip=math.inf)
+    assert unlimited.clip == math.inf
+    numbers = ({"lr": -1.0}, {"lr": math.inf}, {"end": math.inf}, {"clip": 0.0})
+    for bad in ({"steps": 0}, {"ema": 1.0}, *numbers):
         with pytest.raises(ValueError, match=r"must be positive|must be"):
             Recipe(**bad)
 
@@ -376,6 +379,11 @@ def test_sources_yield_as_many_samples_as_they_are_asked_for(times, count):
     with pytest.raises(ValueError, match=f"source gave {count} samples where 8 were asked for"):
         next(training)
     next(Training(model, Other(1), recipe))
+
+
+def test_a_transform_that_changes_the_shape_is_refused():
+    with pytest.raises(ValueError, match=r"transform returned shape \(\d+, 1\) for rows of shape"):
+        fit(model(), torch.randn(50, 2), Recipe(steps=1), transform=lambda rows, u: rows[:, :1])
 
 
 def test_a_model_has_the_scale_of_a_data_set_unless_another_transform_is_given():

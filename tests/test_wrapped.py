@@ -205,6 +205,12 @@ def test_methods_of_a_model_are_refused():
             sample(method, 4, sde="vp", shape=(2,), steps=4)
 
 
+@pytest.mark.parametrize("given", [nn.Linear(2, 2), torch.randn(8, 2)], ids=["network", "data"])
+def test_training_asks_for_a_model_made_of_the_network(given):
+    with pytest.raises(TypeError, match=r"make one of a network, as in ScoreModel\(net, 'vp', "):
+        fit(given, torch.randn(8, 2), progress=False)
+
+
 @pytest.mark.parametrize(
     "wrapper", [DataParallel, lambda m: torch.compile(m, backend="eager"), Holder]
 )

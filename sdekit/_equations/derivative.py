@@ -77,7 +77,8 @@ def varies(function: Callable[[Tensor], Tensor], x: Tensor) -> bool:
         return False
     width = torch.finfo(x.dtype).eps ** 0.25 * (1 + x.abs())
     with torch.no_grad():
-        a, b, c = (function(x + k * width) for k in (1, 2, 3))
+        # Copies, since the function may return one buffer each time.
+        a, b, c = (function(x + k * width).clone() for k in (1, 2, 3))
         # Where it jumps, with a derivative of 0 on both sides, it changes once only.
         changes = ((b - a).abs() > 0) & ((c - b).abs() > 0)
     return not has_hidden_values(changes) and bool(changes.any())

@@ -163,7 +163,7 @@ class AdaptiveSolve:
             self._record_ended(interval, q, accept)
 
     def _restart(self, crossed: Flags) -> None:
-        """What the solver passes from step to step, computed anew beyond a jump of the drift."""
+        """What the solver passes from step to step, computed again beyond a jump of the drift."""
         active = self.active
         crossed_rows = crossed.nonzero()[0]
         index, start, rows, there = to_device(

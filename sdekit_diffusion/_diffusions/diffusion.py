@@ -170,8 +170,8 @@ class AbstractDiffusion(AbstractSDE):
             ValueError: for a diffusion that has none.
         """
         raise ValueError(
-            f"{self} has no discrete noise levels; give times, or take DDPM(betas) or "
-            "NCSN(sigmas), which have"
+            f"{self} has no discrete noise levels: leave discrete out, or give times, or take "
+            "DDPM(betas) or NCSN(sigmas), which have"
         )
 
     def latest(self, data_std: float = 1.0) -> float:

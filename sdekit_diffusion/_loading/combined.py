@@ -1,5 +1,6 @@
 """Averages of any relative width from the snapshots of a training run."""
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,11 @@ import torch
 from torch import Tensor
 
 from sdekit_diffusion._models.checkpoint import CheckpointError
-from sdekit_diffusion._training.profiles import Profile, combination, exponent
+from sdekit_diffusion._training.profiles import Profile, combination, exponent, misfit
 from sdekit_diffusion._training.snapshots import FOLDER, read_snapshot, snapshots
 
 _NET = "net."
+_LARGEST_MISFIT = 0.05  # of profiles; above, errors are about as large as the effect of averaging
 
 
 def combined(run: Path, width: float, notes: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -22,6 +24,8 @@ def combined(run: Path, width: float, notes: Mapping[str, Any]) -> dict[str, Ten
         run: the folder of the run.
         width: the relative width.
         notes: the notes of the run, with the widths of its recipe.
+
+    A warning is raised where this combination is not near to it.
 
     Raises:
         ValueError: for a width that no average has.
@@ -36,7 +40,17 @@ def combined(run: Path, width: float, notes: Mapping[str, Any]) -> dict[str, Ten
             "in a folder, and give that folder"
         )
     profiles = [Profile(exponent(one), step) for step in files for one in widths]
-    coefficients = iter(combination(profiles, Profile(gamma, max(files))))
+    target = Profile(gamma, max(files))
+    factors = combination(profiles, target)
+    if (difference := misfit(profiles, factors, target)) > _LARGEST_MISFIT:
+        warnings.warn(
+            f"no combination of the {len(files)} snapshots of averages of width "
+            f"{', '.join(map(str, widths))} is near that of width {width}: the profile of the "
+            f"nearest differs by {difference:.0%}; train with more snapshots, or with a width "
+            "nearer to it",
+            stacklevel=3,  # the caller of load
+        )
+    coefficients = iter(factors)
     total: dict[str, Tensor] = {}
     dtypes: dict[str, torch.dtype] = {}
     for path in files.values():

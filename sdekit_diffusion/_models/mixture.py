@@ -206,7 +206,8 @@ class GaussianMixture(AbstractMixture):
                 f"means must have shape (K, *event), one for each of K components, not "
                 f"{tuple(means.shape)}"
             )
-        weights = torch.as_tensor(weights)
+        if not isinstance(weights, Tensor):
+            weights = torch.as_tensor(weights, dtype=torch.float64)
         self.weights = weights.to(means)
         covariances = torch.as_tensor(covariances, dtype=torch.float64).to(means.device)
         for name, values in (("means", means), ("covariances", covariances.to(means))):

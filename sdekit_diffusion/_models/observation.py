@@ -148,7 +148,14 @@ class Observation(AbstractObservation):
             n = len(self.y) if self.each else 3
             levels = torch.arange(n).remainder(3).to(like).reshape(n, *[1] * len(event))
             x = levels.expand(n, *event).clone().requires_grad_()
-            values = self.log_prob(x)
+            try:
+                values = self.log_prob(x)
+            except RuntimeError as error:
+                raise ValueError(
+                    f"log_likelihood(x, y) failed for x of shape {tuple(x.shape)} and y of shape "
+                    f"{tuple(self.y.shape)} ({error}): it must take any number of samples x; if y "
+                    "has one entry per sample, pass each=True"
+                ) from error
             alone = self.rows(torch.tensor([n - 1])).log_prob(x[n - 1 :])
         if not values.requires_grad:
             raise ValueError(

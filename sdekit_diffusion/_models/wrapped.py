@@ -196,6 +196,10 @@ def require_own(model: object, kind: type, remedy: str) -> None:
     if not isinstance(model, kind):
         if isinstance(getattr(model, "model", None), kind):
             remedy = "pass the model that it was made from, its attribute model"
+        elif not isinstance(model, nn.Module) or not any(
+            isinstance(part, kind) for part in model.modules()
+        ):
+            remedy = f"make one of a network, as in {kind.__name__}(net, 'vp', 'velocity')"
         raise TypeError(
             f"the model must be a {kind.__name__}, not {type(model).__name__}; {remedy}"
         )

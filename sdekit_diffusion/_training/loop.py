@@ -169,6 +169,9 @@ class Training(Iterator[Record]):
     def _encoded(self, rows: Tensor) -> Tensor:
         """Rows as inputs of the model, dequantised with u = 1/2, computed as in training: on the
         model's device, and with torch's generators seeded.
+
+        Raises:
+            ValueError: for a transform that changes the shape of samples.
         """
         if self._transform is None:
             return rows
@@ -176,7 +179,13 @@ class Training(Iterator[Record]):
         rows = _to_device(rows, device)
         middle = torch.full(rows.shape, 0.5, dtype=torch.float64, device=device)
         with seeded_dropout(self.recipe.seed, 0, device):
-            return self._transform(rows, middle)
+            encoded = self._transform(rows, middle)
+        if self.model.shape not in (None, tuple(encoded.shape[1:])):
+            raise ValueError(
+                f"transform returned shape {tuple(encoded.shape)} for rows of shape "
+                f"{tuple(rows.shape)}, and samples of the model have shape {self.model.shape}"
+            )
+        return encoded
 
     def moments_of_few(self) -> tuple[Tensor, float]:
         """Mean and standard deviation of 1024 samples, as earlier versions estimated those of

@@ -59,6 +59,19 @@ def combination(profiles: Sequence[Profile], target: Profile) -> NDArray[np.floa
     return solution[:n] / norms
 
 
+def misfit(
+    profiles: Sequence[Profile], coefficients: NDArray[np.float64], target: Profile
+) -> float:
+    """The root mean square difference between a combination of profiles and that of a target, over
+    the root mean square of the latter.
+    """
+    gram = np.array([[_inner(first, second) for first in profiles] for second in profiles])
+    products = np.array([_inner(profile, target) for profile in profiles])
+    size = _inner(target, target)
+    square = coefficients @ gram @ coefficients - 2 * coefficients @ products + size
+    return float(np.sqrt(max(0.0, square) / size))
+
+
 def _inner(first: Profile, second: Profile) -> float:
     """The integral of the product of two profiles."""
     a = first.gamma + 1

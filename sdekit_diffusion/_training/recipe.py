@@ -114,7 +114,8 @@ class Recipe:
             raise ValueError(f"seed = {self.seed!r} must be a whole number")
         for name in ("lr", "clip", "end"):
             value = getattr(self, name)
-            if not (is_number(value) and value > 0):
+            finite = is_number(value) and (value < math.inf or name == "clip")
+            if not (finite and value > 0):
                 raise ValueError(f"{name} = {value!r} must be positive, a number such as 1e-3")
         require_huber(self.huber, exact=True)
         weighting = "plain" if self.weighting is None else self.weighting

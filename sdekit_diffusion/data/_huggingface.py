@@ -73,7 +73,8 @@ def from_datasets(
 
     Example:
         >>> import datasets
-        >>> table = datasets.Dataset.from_dict({"x": [[0.0, 1.0]] * 50, "label": [0, 1] * 25})
+        >>> rows = {"x": [[0.0, 1.0], [1.0, 0.0]] * 25, "label": [0, 1] * 25}
+        >>> table = datasets.Dataset.from_dict(rows)
         >>> data = sd.data.from_datasets(table.with_format("torch"))
         >>> data.train.shape, data.test.shape
         (torch.Size([45, 2]), torch.Size([5, 2]))

@@ -62,9 +62,11 @@ def one_label_each(labels: ArrayLike, n: int) -> np.ndarray:
     """The labels of n samples, (n,) or (n, 1), as (n,).
 
     Raises:
-        ValueError: for another number of labels.
+        ValueError: for another number of labels, or numbers that are not whole.
     """
     given = np.asarray(labels)
+    if given.dtype.kind == "f" and bool((given != given.round()).any()):
+        raise ValueError("labels are whole numbers, one for each class; some are fractions or NaN")
     if given.size != n:
         raise ValueError(
             f"labels have shape {given.shape} for {n} samples; give one label for each, ({n},)"
