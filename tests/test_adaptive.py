@@ -29,7 +29,10 @@ from sdekit import (
     Fehlberg2,
     HeunEuler,
     PIDController,
+    ProbabilityFlow,
+    ReverseSDE,
     Rodas5P,
+    SemiLinear,
     SPaRK,
     Status,
     Tsit5,
@@ -955,25 +958,50 @@ def test_steps_end_at_jumps_of_the_drift(solver):
     assert torch.equal(alone.x, solution.x[2:])
     # Interpolation at the outputs takes evaluations of its own with some solvers.
     assert alone.evaluations <= solution.evaluations[2]
+    together = solve(Pulse(0.31, 0.3), at_zero, [0.0, 1.0], **settings)
+    assert alone.evaluations == together.evaluations[2]
     back = solve(Pulse(0.3, 0.31), x0 * Pulse.exact(1.0), [1.0, 0.0], **settings)
     torch.testing.assert_close(back.x, x0, rtol=0, atol=2e-5)
     outside = solve(Pulse(-1.0, 0.0, 1.0, 5.0), x0, [0.0, 1.0], **settings)
     assert torch.equal(outside.x, solve(Pulse(), x0, [0.0, 1.0], **settings).x)
 
 
-def test_jumps_in_single_precision_are_not_met_by_rounding():
-    """A function that receives t in float32 is on its own side of the jump too."""
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("start", [0.0, 1000.0])
+def test_steps_at_a_jump_stay_on_their_side_and_lose_no_time(dtype, start):
+    """Also in single precision, in which times far from 0 are rounded by much."""
+    ends = [start, start + 1.0]
+    jumps = (start + 0.3, start + 0.300001, start + 0.5)
     seen = []
 
-    class Rounded(Pulse):
-        def drift(self, t, x):
-            seen.append(torch.as_tensor(t).to(torch.float32))
-            return super().drift(t.to(torch.float32), x)
+    def f(t, x):
+        seen.append(t.double().flatten())
+        return torch.ones_like(x)
 
-    jump = float(torch.tensor(0.3, dtype=torch.float32))
-    solve(Rounded(jump), torch.ones(2, 1), [0.0, 1.0], solver=Dopri5(),
-          control=PIDController(1e-3, 1e-3))  # fmt: skip
-    assert not any((t == jump).any() for t in seen)
+    settings = {"solver": Dopri5(), "control": PIDController(1e-5, 1e-5)}
+    solution = solve(ODE(f, jumps=jumps), torch.zeros(2, 1, dtype=dtype), ends, **settings)
+    torch.testing.assert_close(solution.x, torch.ones(2, 1, dtype=dtype), rtol=0, atol=1e-5)
+    assert len(seen) == solution.evaluations[0]
+    if start == 0.0:
+        at_jumps = torch.tensor(jumps, dtype=dtype).double()
+        assert not torch.isin(torch.cat(seen), at_jumps).any()
+
+
+def test_every_kind_of_equation_has_jumps():
+    def f(t, x):
+        return 1000.0 * ((t >= 0.3) & (t <= 0.31)).to(x) - x
+
+    x0 = torch.ones(2, 1, dtype=torch.float64)
+    settings = {"solver": Dopri5(), "control": PIDController(1e-8, 1e-8)}
+    forward = Pulse(0.3, 0.31, noise=1.0)
+    for equation in (
+        ODE(f, jumps=(0.3, 0.31)),
+        SemiLinear(-1.0, lambda t, x: f(t, x) + x, jumps=[0.3, 0.31]),
+        ReverseSDE(forward, lambda t, x: 0 * x, eta=0.0),
+        ProbabilityFlow(forward, lambda t, x: 0 * x),
+    ):
+        x = solve(equation, x0, [0.0, 1.0], **settings).x
+        torch.testing.assert_close(x, Pulse.exact(1.0) + 0 * x0, rtol=1e-6, atol=0)
 
 
 def test_gradients_and_events_across_a_jump():
@@ -995,3 +1023,8 @@ def test_noise_is_read_up_to_the_jumps():
     torch.testing.assert_close(found.x, Pulse.exact(1.0) + 0 * x0, rtol=0.0, atol=0.02)
     overlooked = solve(Pulse(noise=1e-3), x0, [0.0, 1.0], **settings)
     assert float(overlooked.x.max()) < 0.5 * Pulse.exact(1.0)
+    for knots in ((0.0, 1.0), (0.0, 0.3, 1.0), (0.0, 0.3000001, 1.0)):
+        for ends in ([0.0, 1.0], [1.0, 0.0]):
+            settings["noise"] = BrownianPath(0, knots=knots)
+            pulse = Pulse(0.0, 0.3, 0.31, 1.0, noise=1e-3)
+            assert solve(pulse, x0, ends, **settings).x.isfinite().all()

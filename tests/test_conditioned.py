@@ -514,6 +514,24 @@ def test_the_standard_deviation_is_that_of_the_model_now():
     assert (posterior.std, rows.std, rows.rows(torch.arange(1)).std) == (0.5, 2.0, 2.0)
 
 
+def test_an_estimate_of_the_standard_deviation_is_kept_until_the_model_has_one():
+    calls = []
+
+    def net(x, t):
+        calls.append(len(x))
+        return 0.5 * x
+
+    model = ScoreModel(net, "vp", "data", shape=(2,))
+    posterior = MomentMatched(model, LinearObservation(torch.ones(1, 2), torch.ones(1), 0.1))
+    posterior.predict_data(0.0, torch.ones(3, 2))
+    estimate = posterior.std
+    calls.clear()
+    posterior.predict_data(0.0, torch.ones(3, 2))
+    assert calls == [3]
+    model.data_std = 0.5
+    assert (estimate, posterior.std) == (pytest.approx(estimate), 0.5)
+
+
 def test_derivatives_of_what_autograd_does_not_see_are_refused():
     """Of a denoiser, and of a network that a multiple of x is added to: its derivative would be
     taken as 0.

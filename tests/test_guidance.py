@@ -373,6 +373,15 @@ def test_adaptive_steps_do_not_skip_an_interval(dtype):
     torch.testing.assert_close(latent, z, rtol=0, atol=1e-3)
 
 
+@pytest.mark.parametrize("method", ["ode", "adaptive_sde"])
+def test_an_interval_of_all_levels(method):
+    own = GaussianMixture([1.0], [[1.0]], [0.05])
+    both = GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.05, 0.05])
+    settings = {"sde": "vp", "method": method, "seed": 0}
+    x = sd.sample(Guided(own, 3.0, by=both, interval=(1e-308, 1e308)), 3, **settings)
+    torch.testing.assert_close(x, sd.sample(Guided(own, 3.0, by=both), 3, **settings))
+
+
 def test_the_ends_of_an_interval_are_jumps_of_every_model_made_from_it():
     own = GaussianMixture([1.0], [[1.0]], [0.05])
     inner = Guided(own, 3.0, by=own, interval=(0.5, 2.0))

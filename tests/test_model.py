@@ -349,6 +349,45 @@ def test_a_class_that_changes_both_predictions_keeps_both():
     assert torch.equal(Both([1.0], [[0.0, 0.0]], [1.0]).predict_noise(0.0, X), 2 * X)
 
 
+def test_the_noise_of_a_mixin_is_kept_and_data_of_one_change_the_noise():
+    class Noise:
+        def predict_noise(self, l, u):
+            return 7 + 0 * u
+
+    class Clamped:
+        def predict_data(self, l, u):
+            return super().predict_data(l, u).clamp(-0.1, 0.1)
+
+    class Zero(Noise, AbstractModel):
+        shape, sde, data_std = (2,), None, 1.0
+
+        def predict_data(self, l, u):
+            return 0 * u
+
+    class Mixed(Clamped, GaussianMixture):
+        pass
+
+    assert torch.equal(Zero().predict_noise(0.0, X), 7 + 0 * X)
+    mixed = Mixed([1.0], [[1.0, 2.0]], [0.3])
+    noise = (X - signal_scale(0.5) * mixed.predict_data(0.5, X)) / noise_scale(0.5)
+    torch.testing.assert_close(mixed.predict_noise(0.5, X), noise)
+
+
+def test_a_diffusion_that_is_a_module():
+    class Learned(nn.Module, VPSDE):
+        def __init__(self):
+            nn.Module.__init__(self)
+            self.rate = nn.Parameter(torch.ones(()))
+
+        __setattr__ = nn.Module.__setattr__
+        __hash__ = nn.Module.__hash__
+
+    sde = Learned()
+    assert ScoreModel(lambda x, t: x, sde, shape=(2,)).sde is sde
+    with pytest.raises(AttributeError, match="predicts"):
+        ScoreModel.__new__(ScoreModel).predicts  # noqa: B018
+
+
 def test_attributes_are_checked_and_converted_when_they_are_set():
     model = ScoreModel(lambda x, t: x, "vp", shape=(2,))
     model.sde = "ve"

@@ -427,6 +427,18 @@ def test_drifts_that_autograd_does_not_see_are_refused():
               gradient=Checkpointed())  # fmt: skip
 
 
+@pytest.mark.parametrize("linear", [None, -1.0])
+def test_a_drift_that_is_constant_at_one_point_is_asked_again_at_another(linear):
+    def f(t, x):
+        return torch.relu(x - 0.5).detach() * -10
+
+    equation = ODE(f) if linear is None else SemiLinear(linear, f)
+    at = torch.ones(1, 1, dtype=F64)
+    solve(equation, 0.1 * at, [0.0, 0.1], solver=Rodas4())
+    with pytest.raises(ValueError, match="in a way that autograd can see"):
+        solve(equation, at, [0.0, 0.1], solver=Rodas4())
+
+
 @pytest.mark.parametrize("direct", [0, 64])
 def test_drifts_that_do_not_depend_on_x(direct):
     """Their Jacobian is 0, which is right, and not something that autograd does not see."""

@@ -1,7 +1,7 @@
 """Equations made of plain functions."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import get_args
 
 import torch
@@ -68,6 +68,7 @@ class SDE(AbstractSDE):
             g that depends on x, solvers that rely on it converge to another law.
         sde_type: the calculus, "ito" or "stratonovich".
         noise_size: m, the number of Brownian motions of general noise; None for other noise.
+        jumps: times at which f jumps, at which adaptive steps end.
 
     Raises:
         ValueError: for an unknown noise type or calculus, noise_size without general noise, or
@@ -92,6 +93,7 @@ class SDE(AbstractSDE):
     noise_type: NoiseType = "diagonal"
     sde_type: SDEType = "ito"
     noise_size: int | None = None
+    jumps: Sequence[float] = field(default=(), kw_only=True)
 
     def __post_init__(self) -> None:
         if self.noise_type not in _NOISE_TYPES:
@@ -140,6 +142,7 @@ class ODE(AbstractSDE):
     Arguments:
         f: `f(t, x)`, shaped like x; t is a 0-dim tensor, or `(batch, 1, ...)` where samples have
             their own times, rounded as for `SDE`.
+        jumps: times at which f jumps, at which adaptive steps end.
 
     Raises:
         TypeError: for an f that is not a function, or a function whose arguments are named in the
@@ -157,6 +160,7 @@ class ODE(AbstractSDE):
     checks_shapes = True
 
     f: Callable[[Tensor, Tensor], Tensor]
+    jumps: Sequence[float] = field(default=(), kw_only=True)
 
     def __post_init__(self) -> None:
         _require_function("f", self.f)

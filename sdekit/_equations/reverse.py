@@ -11,6 +11,7 @@ from weakref import WeakSet
 import torch
 from torch import Tensor
 
+from sdekit._common.computed import computed
 from sdekit._equations.derivative import derivative, require_visible
 from sdekit._equations.sde import AbstractSDE, NoiseType, Slope
 from sdekit.calling import ChangedError, accepts_swapped, check_of, require_order, require_real
@@ -148,8 +149,8 @@ class ReverseSDE(AbstractSDE):
     noise_type: NoiseType = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        noise_type = self.forward.noise_type if self.eta else "none"
-        object.__setattr__(self, "noise_type", noise_type)
+        # A subclass may have a property of this name.
+        vars(self)["noise_type"] = self.forward.noise_type if self.eta else "none"
         if self.slopes:  # of an equation that was checked
             return
         _require_elementwise(self.forward)
@@ -159,6 +160,10 @@ class ReverseSDE(AbstractSDE):
                 "eta must be a number from 0 (probability flow) on, 1 being Anderson's equation; "
                 f"not {self.eta}"
             )
+
+    @computed
+    def jumps(self) -> Sequence[float]:
+        return self.forward.jumps
 
     def drift(self, t: Time, x: Tensor) -> Tensor:
         return _reverse_drift(self, 0.5 * (1 + self.eta**2), t, x)
@@ -224,6 +229,10 @@ class ProbabilityFlow(AbstractSDE):
     def __post_init__(self) -> None:
         _require_elementwise(self.forward)
         require_order(self.score, "t, x")
+
+    @computed
+    def jumps(self) -> Sequence[float]:
+        return self.forward.jumps
 
     def drift(self, t: Time, x: Tensor) -> Tensor:
         return _reverse_drift(self, 0.5, t, x)

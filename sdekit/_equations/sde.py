@@ -83,6 +83,7 @@ class AbstractSDE(ABC):
     plans: MutableMapping[Hashable, Any] | None = None
     jumps: Sequence[float] = ()
     checks_shapes: bool = False
+    _is_followed: bool = False  # whether autograd was found to follow the drift to x
 
     @abstractmethod
     def drift(self, t: Time, x: Tensor) -> Tensor:
@@ -185,35 +186,40 @@ class AbstractSDE(ABC):
         return partial(derivative, by_x), derivative(by_t, torch.ones_like(time))
 
     def _require_constant(self, t: Tensor, x: Tensor) -> None:
-        """Refuses a drift that depends on x although autograd finds no path to x. It compares
-        values, once for each equation.
+        """Refuses a drift that depends on x although autograd finds no path to x, by its values.
 
         Raises:
             ValueError: with what to do.
         """
-        if not vars(self).get("_is_followed") and varies(partial(self.drift, t), x):
+        if varies(partial(self.drift, t), x):
             raise ValueError(
                 "f(t, x) does not depend on x in a way that autograd can see: remove "
                 "torch.no_grad() and detach() from it, or take a solver without its Jacobian"
             )
-        vars(self)["_is_followed"] = True
 
     def _require_followed(self, t: Tensor, x: Tensor) -> None:
         """`_require_constant` where autograd finds no path from the drift to x, for derivatives of
-        a sum or in transforms, which do not show it.
+        a sum or in transforms, which do not show it. A path that was found is not sought again.
 
         Raises:
             ValueError: with what to do.
         """
-        if vars(self).get("_is_followed") or torch.compiler.is_compiling():
+        if self._is_followed or torch.compiler.is_compiling():
             return
+        unseen: list[None] = []
+
+        def constant() -> None:
+            unseen.append(self._require_constant(t, x))
+
         if is_transformed():
-            constant = partial(self._require_constant, t, x)
             derivative(partial(self.drift, t), x, torch.ones_like, constant)
         else:
             with recording():
-                self._products(t, x, torch.ones_like(x).reshape(1, *x.shape))
-        vars(self)["_is_followed"] = True
+                point = leaf(x)
+                value = self.drift(t, point)
+                if not _reaches(value, point):
+                    constant()
+        vars(self)["_is_followed"] = not unseen
 
     def advance(self, t: Time, x: Tensor, h: Time, onto: Tensor) -> Tensor:
         """onto + h f(t, x), for solvers that use this value of the drift only once."""
@@ -357,6 +363,14 @@ class AbstractSDE(ABC):
     def between(self, t0: np.ndarray, t1: np.ndarray, c: float) -> np.ndarray:
         """The times a fraction c of the way from t0 to t1, in the variable that rules receive."""
         return t0 + c * (t1 - t0)
+
+
+def _reaches(value: Tensor, point: Tensor) -> bool:
+    """Whether autograd finds a path from a value to a leaf."""
+    if not value.requires_grad:
+        return False
+    (gradient,) = torch.autograd.grad(value, point, torch.ones_like(value), allow_unused=True)
+    return gradient is not None
 
 
 def wrong_shape(name: str, value: Tensor, needed: str, x: Tensor) -> ValueError:

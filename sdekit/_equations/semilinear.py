@@ -1,6 +1,6 @@
 """Equations with a known linear part."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -26,6 +26,7 @@ class SemiLinear(AbstractSDE):
         noise_type: "none", "additive", "diagonal", "scalar" or "general".
         sde_type: "ito" or "stratonovich".
         noise_size: m, the number of Brownian motions of general noise.
+        jumps: times at which f jumps, at which adaptive steps end.
 
     Raises:
         ValueError: for an unknown noise type or calculus, noise without g or g without noise,
@@ -46,6 +47,7 @@ class SemiLinear(AbstractSDE):
     noise_type: NoiseType = "none"
     sde_type: SDEType = "ito"
     noise_size: int | None = None
+    jumps: Sequence[float] = field(default=(), kw_only=True)
     rest: AbstractSDE = field(init=False, repr=False)
 
     def __post_init__(self) -> None:

@@ -37,7 +37,7 @@ from sdekit._solve.control import PIDController
 from sdekit._solve.counted import Counted
 from sdekit._solve.dense import Dense, Piece, cubic, cubic_data
 from sdekit._solve.events import EventSearch
-from sdekit._solve.intervals import DyadicIntervals, FreeIntervals, Interval
+from sdekit._solve.intervals import DyadicIntervals, FreeIntervals, Interval, inner_jumps
 from sdekit._solve.passage import StepBatch
 from sdekit._solve.solution import Solution, Status
 from sdekit._solvers import AbstractSolver
@@ -80,9 +80,10 @@ class AdaptiveSolve:
         self.device = x0.device
         self.outputs = np.array(ts, dtype=np.float64)
         if noise is None:
-            self.intervals = FreeIntervals.of(ts, control, problem.jumps, x0.dtype)
+            self.intervals = FreeIntervals.of(ts, control, problem.jumps)
         else:
-            self.intervals = DyadicIntervals.of(ts, noise.tree, problem.jumps, x0.dtype)
+            self.intervals = DyadicIntervals.of(ts, noise.tree, problem.jumps)
+        self.jumps = np.array([*inner_jumps(ts, problem.jumps)])
         self.results = Results.of(x0, ts, save=save)
         self.active = self._initial_samples(x0, ts)
         self.reader = self._reader(noise, x0)
@@ -139,14 +140,13 @@ class AdaptiveSolve:
         start, stop = (t.to(self.device, non_blocking=True) for t in times)
         # A solver that keeps Jacobians computes those of some samples only.
         some = self.solver.differentiates and self.rounds > 0
+        problem = self._between_jumps(self.problem, active.t, interval.t1)
         with self._evaluating(0 if some else start.shape[0]):
-            step = self.solver.step(self.problem, start, stop, active.x, increment, active.state)
+            step = self.solver.step(problem, start, stop, active.x, increment, active.state)
         retried = self.solver.retried(active.state, step.state)
         q, accept = self._accept(interval, start, stop, step)
         if step.x.requires_grad and not accept.all():
             step = self._accepted_step(interval.t1, increment, accept)
-        crossed = self.intervals.crossed(interval) & accept
-        interval = self.intervals.beyond(interval)
         ended, x = self._stopped(start, stop, interval, accept, step)
         if self.callback is not None and accept.any():
             (end,) = to_device(self.device, ended.t1)
@@ -156,25 +156,41 @@ class AdaptiveSolve:
         if self.results.xs is not None and len(self.outputs) > 2:
             self._output(self.results.xs, interval.t1, accept, step, increment)
         active.advance(ended.t1, ended.remaining, accept, x, (step.state, retried))
-        if crossed.any():
+        if len(self.jumps) and (crossed := accept & np.isin(active.t, self.jumps)).any():
             self._restart(crossed)
         self.rounds += 1
         if self.rounds == self.control.max_steps or self.intervals.may_end(active):
             self._record_ended(interval, q, accept)
 
+    def _between_jumps(self, problem: Counted, t0: Host, t1: Host) -> Counted:
+        """The problem for steps from t0 to t1, with times at a jump of the drift moved to the side
+        of the step, in spite of the rounding of times for states in single precision.
+        """
+        if not len(self.jumps):
+            return problem
+        dtype = torch.float64 if self.results.x.dtype == torch.float64 else torch.float32
+        eps = torch.finfo(dtype).eps
+        largest = np.abs(self.outputs).max()
+        gap = 4 * eps * np.maximum(np.abs((t0, t1)), eps * largest)
+        gap = np.minimum(gap, np.abs(t1 - t0) / 4) * np.isin((t0, t1), self.jumps)
+        direction = np.sign(t1 - t0)
+        ends = t0 + direction * gap[0], t1 - direction * gap[1]
+        low, high = to_device(self.device, np.minimum(*ends), np.maximum(*ends))
+        return problem.limited(low, high)
+
     def _restart(self, crossed: Flags) -> None:
         """What the solver passes from step to step, computed again beyond a jump of the drift."""
         active = self.active
-        crossed_rows = crossed.nonzero()[0]
-        index, start, rows, there = to_device(
-            self.device, active.index[crossed_rows], active.t[crossed_rows], crossed_rows, crossed
-        )
+        rows = crossed.nonzero()[0]
+        t = active.t[rows]
+        index, start, own, there = to_device(self.device, active.index[rows], t, rows, crossed)
         problem = Counted(self.full_problem.problem.rows(index), self.full_problem.copies)
+        beyond = t + math.copysign(1.0, self.outputs[-1] - self.outputs[0]) * active.h[rows]
         with self._evaluating(len(rows)):
-            state = self.solver.init(problem, start, active.x[rows])
-        active.state = where(there, scatter_rows(state, rows, len(crossed)), active.state)
+            state = self.solver.init(self._between_jumps(problem, t, beyond), start, active.x[own])
+        active.state = where(there, scatter_rows(state, own, len(crossed)), active.state)
         more = np.zeros_like(active.index)
-        more[crossed_rows] = problem.evaluations
+        more[rows] = problem.evaluations
         active.output_evaluations = active.output_evaluations + more
 
     def _stopped(
@@ -246,7 +262,8 @@ class AdaptiveSolve:
         index, start, stop, rows = to_device(
             self.device, active.index[accepted], active.t[accepted], t1[accepted], accepted
         )
-        problem = self.full_problem.problem.rows(index)
+        problem = Counted(self.full_problem.problem.rows(index), self.full_problem.copies)
+        problem = self._between_jumps(problem, active.t[accepted], t1[accepted])
         noise = Increment(*(None if part is None else part[rows] for part in increment))
         state = take(active.state, rows)
         with self._evaluating(len(rows)):
@@ -329,11 +346,12 @@ class AdaptiveSolve:
             self.device, active.index[rows], active.t[rows], t1[rows], rows, inverse
         )
         problem = Counted(self.full_problem.problem.rows(index), self.full_problem.copies)
+        limited = self._between_jumps(problem, active.t[rows], t1[rows])
         with self._evaluating(len(rows)):
             if step.dense is None:
-                dense = cubic_data(problem, start, stop, active.x[samples], step.x[samples])
+                dense = cubic_data(limited, start, stop, active.x[samples], step.x[samples])
             else:
-                dense = self.solver.dense(problem, start, stop, take(step.dense, samples))
+                dense = self.solver.dense(limited, start, stop, take(step.dense, samples))
         more = np.zeros_like(active.index)
         more[rows] = problem.evaluations
         active.output_evaluations = active.output_evaluations + more

@@ -53,6 +53,7 @@ class Counted(AbstractSDE):
 
     slopes: Mapping[float, Slope] = field(default_factory=dict)
     plans: MutableMapping[Hashable, Any] | None = None
+    limits: tuple[Tensor, Tensor] | None = None  # of the times of each sample
 
     @staticmethod
     def of(problem: AbstractSDE, x: Tensor) -> "Counted":
@@ -60,6 +61,13 @@ class Counted(AbstractSDE):
         return Counted(
             problem, has_no_version_counter(x), slopes=problem.slopes, plans=problem.plans
         )
+
+    def limited(self, low: Tensor, high: Tensor) -> "Counted":
+        """The problem, with the same counts, at times limited to [low, high], `(batch,)`."""
+        return replace(self, limits=(low, high))
+
+    def _within_limits(self, t: Time) -> Time:
+        return t.clamp(*self.limits) if self.limits and isinstance(t, Tensor) else t
 
     @computed
     def noise_type(self) -> NoiseType:
@@ -103,6 +111,9 @@ class Counted(AbstractSDE):
         self, method: Callable[[Tensor, Tensor], Result], t: Tensor, x: Tensor
     ) -> Result:
         """What a method of the equation returns that differentiates the drift."""
+        limited = self._within_limits(t)
+        assert isinstance(limited, Tensor)
+        t = limited
         if may_be_inferring():
             enabled = torch.is_grad_enabled()
             # Leaving inference mode alone would enable gradients.
@@ -122,6 +133,8 @@ class Counted(AbstractSDE):
     def drifts(
         self, times: Sequence[Tensor], x: Tensor
     ) -> Sequence[Callable[[Tensor], Tensor]] | None:
+        if self.limits is not None:
+            times = [t.clamp(*self.limits) for t in times]
         functions = self.problem.drifts(times, x)
         return functions and [partial(self._counted, function) for function in functions]
 
@@ -151,6 +164,7 @@ class Counted(AbstractSDE):
     ) -> Any:  # noqa: ANN401
         """function(t, x, *arguments), refused if it changes t, x or what it returned before."""
         self.calls[kind] += 1
+        t = t if self.limits is None else self._within_limits(t)
         if (self.copies and has_no_version_counter(x)) or x.is_inference():
             value = function(t.clone() if isinstance(t, Tensor) else t, x.clone(), *arguments)
             return value.clone() if isinstance(value, Tensor) else value

@@ -16,6 +16,7 @@ from sdekit._solve.active import ActiveSamples, Flags, Host, on_host
 from sdekit._solve.control import PIDController
 
 _ROUNDING = float(np.finfo(np.float64).eps)
+_SMALLEST_CELL = 2.0**-10  # between a knot of a path and a jump, over the span of the solve
 
 
 class Interval(NamedTuple):
@@ -38,14 +39,6 @@ class AbstractIntervals(ABC):
     def after(self, active: ActiveSamples) -> Interval:
         """The next interval of each sample, of about the length h that the controller allows."""
 
-    def crossed(self, interval: Interval) -> Flags:
-        """Whether an interval ends just before a jump of the drift, `(batch,)`."""
-        return np.zeros(len(interval.t1), dtype=bool)
-
-    def beyond(self, interval: Interval) -> Interval:
-        """The intervals, those that end just before a jump as far as just after it."""
-        return interval
-
     @abstractmethod
     def allowed(self, active: ActiveSamples, interval: Interval, factor: Host) -> Host:
         """The length that the controller's factor multiplies."""
@@ -66,14 +59,10 @@ class FreeIntervals(AbstractIntervals):
     In the first half times are counted from the start and then back from the end, so that both ends
     may be resolved far below the span, as where one of them is 0.
 
-    A step ends just before a jump of the drift, and the next begins just after it with the same
-    state, so that each evaluates the drift on its own side.
-
     start, end: the first and the last time. direction: 1 or -1. stretch: the factor by which the
     last step may be longer than allowed, to avoid a tiny last step; smaller than the factor by
     which a rejection shortens it. shortest_length: below this a step at time 0 is too short.
-    stops: the times before the jumps at which steps end, in the order of the solve. gap: their
-    distance from the jumps.
+    stops: the jumps of the drift, at which steps end, in the order of the solve.
     """
 
     start: float
@@ -82,23 +71,15 @@ class FreeIntervals(AbstractIntervals):
     stretch: float
     shortest_length: float
     stops: Host
-    gap: float
 
     @staticmethod
-    def of(
-        ts: list[float], control: PIDController, jumps: Sequence[float], dtype: torch.dtype
-    ) -> "FreeIntervals":
-        """Those of a solve with output at ts, of a drift with jumps, for states of a dtype, to
-        which functions may round times.
-        """
+    def of(ts: list[float], control: PIDController, jumps: Sequence[float]) -> "FreeIntervals":
+        """Those of a solve with output at ts, of a drift with jumps."""
         stretch = control.safety**-0.9
         shortest_length = _ROUNDING**1.5 * max(map(abs, ts))
         direction = 1 if ts[-1] > ts[0] else -1
-        gap = _gap(ts, dtype)
-        inner = {t for t in jumps if min(abs(t - ts[0]), abs(ts[-1] - t)) > 4 * gap}
-        inner = {t for t in inner if (t - ts[0]) * (ts[-1] - t) > 0}
-        stops = np.array([t - direction * gap for t in sorted(inner, reverse=direction < 0)])
-        return FreeIntervals(ts[0], ts[-1], direction, stretch, shortest_length, stops, gap)
+        stops = np.array(sorted(inner_jumps(ts, jumps), reverse=direction < 0))
+        return FreeIntervals(ts[0], ts[-1], direction, stretch, shortest_length, stops)
 
     def after(self, active: ActiveSamples) -> Interval:
         left = active.remaining
@@ -122,14 +103,6 @@ class FreeIntervals(AbstractIntervals):
             np.where(there, np.abs(self.end - stop), interval.remaining),
             np.where(there, length, interval.length),
         )
-
-    def crossed(self, interval: Interval) -> Flags:
-        return np.isin(interval.t1, self.stops)
-
-    def beyond(self, interval: Interval) -> Interval:
-        gap = 2 * self.gap * self.crossed(interval)
-        t1 = interval.t1 + self.direction * gap
-        return interval._replace(t1=t1, remaining=interval.remaining - gap)
 
     def allowed(self, active: ActiveSamples, interval: Interval, factor: Host) -> Host:
         return interval.length
@@ -168,11 +141,9 @@ class DyadicIntervals(AbstractIntervals):
     direction: int
 
     @staticmethod
-    def of(
-        ts: list[float], path: Dyadic, jumps: Sequence[float], dtype: torch.dtype
-    ) -> "DyadicIntervals":
+    def of(ts: list[float], path: Dyadic, jumps: Sequence[float]) -> "DyadicIntervals":
         """Those of a solve with output at ts on a path with the dyadic times of a tree. Cells end
-        just after the jumps of the drift.
+        at the jumps of the drift.
 
         The cells are those of the path between the ends of the solve. If an end cuts a cell, the
         dyadic times of its rest are not those of the path, and intervals are at least 32 ticks of
@@ -184,8 +155,8 @@ class DyadicIntervals(AbstractIntervals):
         low = min(ts[0], ts[-1])
         high = max(ts[0], ts[-1])
         cells = [(a, b) for a, b in pairwise(path.knots) if a < high and b > low]
-        direction = 1 if ts[-1] > ts[0] else -1
-        stops = [t + direction * _gap(ts, dtype) for t in jumps]
+        nearest = (high - low) * _SMALLEST_CELL
+        stops = [t for t in inner_jumps(ts, jumps) if min(abs(t - k) for k in path.knots) > nearest]
         parts = [(a, b) for a, b in pairwise(sorted({*path.knots, *stops})) if a < high and b > low]
         knots = (low, *_inner_knots(parts, low, high), high)
         unused_bits = [_unused_bits(start, stop, cells) for start, stop in pairwise(knots)]
@@ -196,6 +167,7 @@ class DyadicIntervals(AbstractIntervals):
                 "the solve"
             )
         tree = Dyadic(knots, path.depth)
+        direction = 1 if ts[-1] > ts[0] else -1
         return DyadicIntervals(tree, torch.tensor(unused_bits), ts[-1], direction)
 
     def after(self, active: ActiveSamples) -> Interval:
@@ -218,12 +190,9 @@ class DyadicIntervals(AbstractIntervals):
         return True
 
 
-def _gap(ts: list[float], dtype: torch.dtype) -> float:
-    """A distance from a jump that is seen in spite of the rounding of times for states of a dtype,
-    to float32 or float64.
-    """
-    rounded = torch.float64 if dtype == torch.float64 else torch.float32
-    return 4 * torch.finfo(rounded).eps * max(map(abs, ts))
+def inner_jumps(ts: list[float], jumps: Sequence[float]) -> set[float]:
+    """The jumps strictly between the ends of a solve."""
+    return {float(t) for t in jumps if min(ts[0], ts[-1]) < t < max(ts[0], ts[-1])}
 
 
 def _inner_knots(cells: list[tuple[float, float]], low: float, high: float) -> list[float]:

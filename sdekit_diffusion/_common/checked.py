@@ -1,7 +1,7 @@
 """Attributes that are checked when they are set."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 Given = TypeVar("Given")
 Value = TypeVar("Value")
@@ -10,7 +10,7 @@ Value = TypeVar("Value")
 class Checked(Generic[Given, Value]):
     """An attribute of a class whose objects hold check(value) for each value that is set.
 
-    Without `__get__` at run time, reading it is as fast as reading any other attribute.
+    In a module of torch, a value that is a module itself is one of its submodules, unchecked.
 
     Example:
         >>> class Point:
@@ -30,6 +30,7 @@ class Checked(Generic[Given, Value]):
     def __set__(self, instance: object, value: Given) -> None:
         vars(instance)[self.name] = self.check(value)
 
-    if TYPE_CHECKING:
-
-        def __get__(self, instance: object, owner: type | None = None) -> Value: ...
+    def __get__(self, instance: Any, owner: type | None = None) -> Value:  # noqa: ANN401
+        if self.name in vars(instance):
+            return vars(instance)[self.name]
+        return instance.__getattr__(self.name)

@@ -102,7 +102,9 @@ class AbstractPosterior(AbstractDerivedModel):
 
     def rows(self, index: Tensor) -> Self:
         selected = replace(super().rows(index), observation=self.observation.rows(index))
-        vars(selected)["_std"] = self.std
+        # That of all samples of a solve, found once.
+        known = vars(self).get("_std")
+        vars(selected)["_std"] = data_scale(self.model, self.shape).std if known is None else known
         return selected
 
     def entries(self) -> dict[str, Tensor]:
@@ -113,11 +115,17 @@ class AbstractPosterior(AbstractDerivedModel):
 
     @property
     def std(self) -> float:
-        """The standard deviation of the data of the model; of the rows of a solve that of all its
-        samples, which is found once.
+        """The standard deviation of the data of the model; where it is estimated, the estimate is
+        kept until the model has one.
         """
         known = vars(self).get("_std")
-        return data_scale(self.model, self.shape).std if known is None else known
+        if known is not None:
+            return known
+        if self.model.data_std is not None:
+            return self.model.data_std
+        if "_estimate" not in vars(self):
+            vars(self)["_estimate"] = data_scale(self.model, self.shape).std
+        return vars(self)["_estimate"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -66,8 +66,8 @@ class AbstractModel(ABC):
     likelihoods convert x_t to u.
 
     A subclass defines `predict_data`, and `predict_noise` if it predicts the noise more accurately
-    than from the data. One that defines `predict_data` alone has the noise of these data, whatever
-    its base class predicts.
+    than from the data. One that replaces `predict_data` of its base class alone has the noise of
+    these data, by a division by b, which in float32 has few digits where the noise is small.
 
     Attributes:
         shape: the shape of one sample; None if it is not known.
@@ -118,11 +118,16 @@ class AbstractModel(ABC):
     jumps: tuple[float, ...] = ()
 
     def __init_subclass__(cls, **settings: Any) -> None:  # noqa: ANN401 - of other base classes
-        """Gives a class that defines `predict_data` alone the noise of these data: that of its base
-        class would be the noise of other data.
+        """Gives a class whose `predict_data` replaces that of a base class the noise of these data,
+        unless `predict_noise` is replaced too: that of the base class is the noise of other data.
         """
         super().__init_subclass__(**settings)
-        if "predict_data" in vars(cls) and "predict_noise" not in vars(cls):
+        data, noise = (
+            next(base for base in cls.__mro__ if name in vars(base))
+            for name in ("predict_data", "predict_noise")
+        )
+        replaced = cls.__mro__.index(data) < cls.__mro__.index(noise)
+        if replaced and "predict_data" in vars(noise):
             cls.predict_noise = AbstractModel.predict_noise
 
     @abstractmethod

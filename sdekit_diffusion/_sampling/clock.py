@@ -47,7 +47,7 @@ class DenoiserClocked(Clocked):
 
     @computed
     def jumps(self) -> list[float]:
-        return [float(self.time(l)) for l in self.model.jumps]
+        return [float(self.time(torch.tensor(l, dtype=torch.float64))) for l in self.model.jumps]
 
     def rows(self, index: Tensor) -> Self:
         model = self.model.rows(index)

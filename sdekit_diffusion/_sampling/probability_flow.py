@@ -27,6 +27,7 @@ from sdekit_diffusion._models.model import AbstractModel
 _SHARPNESS = 5.0
 # Of k - (e^v - 1): where v is rounded in float32, y may run off to infinity.
 _SMALLEST_DIFFERENCE = 1e-6
+_LARGEST_LEVEL = 300.0  # of |l| that its exponential holds
 ADVICE = (
     "look at what the model returns there, or leave these rows out; see `.solution` of this error"
 )
@@ -52,7 +53,7 @@ class ProbabilityFlowOnClock(AbstractSDE):
 
     @computed
     def jumps(self) -> list[float]:
-        return [self.clock(l) for l in self.model.jumps]
+        return [self.clock(max(l, -_LARGEST_LEVEL)) for l in self.model.jumps]
 
     @staticmethod
     def clock(l: float) -> float:
