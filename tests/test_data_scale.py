@@ -302,14 +302,6 @@ def test_data_in_another_scale_than_that_of_networks_are_warned_of(mean, std, wa
         )
 
 
-def test_constant_data_are_warned_of():
-    model = fresh()
-    data = torch.full((100, 2), 5.0)
-    with pytest.warns(UserWarning, match="a mean of 5 .* standard deviation of 0; networks expect"):
-        fit(model, data, Recipe(steps=1, batch_size=16), progress=False)
-    assert model.data_std == 1.0
-
-
 def normals(mean, std):
     draws = torch.randn(500, 2, generator=torch.Generator().manual_seed(0))
     return draws * torch.tensor(std) + torch.tensor(mean)

@@ -583,7 +583,7 @@ def test_noise_levels_are_those_of_the_data_whatever_the_diffusion():
         ([None, 1.0], "two or more positive"),
         ([math.inf, 1.0], "two or more positive"),
         ([[2.0, 1.0]], "two or more positive"),
-        ([51.0, 1.0], "levels run from 51 to 1, and sigma / alpha under VESDE.* from 50 to"),
+        ([51.0, 1.0], "levels run from 51 to 1, and sigma / alpha under VESDE.* from 50 "),
         ([2.0, 5e-3], "levels run from 2 to 0.005, .* to 0.01: take levels between them"),
     ],
     ids=str,

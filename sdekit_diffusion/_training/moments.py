@@ -75,9 +75,8 @@ def data_moments(
     if not math.isfinite(variance):  # the first loss is refused
         return torch.zeros_like(offset, dtype=torch.float32), 1.0
     mean = centre + offset
-    std = math.sqrt(max(variance, 0.0))
+    std = math.sqrt(max(variance, 0.0)) or 1.0
     _warn_of_scale(float(mean.square().mean().sqrt()), std)
-    std = std or 1.0
     if sde is not None and not bytes_given:
         _warn_of_little_noise(std, estimated_principal_std(torch.cat(read)), sde)
     return mean.to(torch.float32), std
