@@ -962,8 +962,44 @@ def test_steps_end_at_jumps_of_the_drift(solver):
     assert alone.evaluations == together.evaluations[2]
     back = solve(Pulse(0.3, 0.31), x0 * Pulse.exact(1.0), [1.0, 0.0], **settings)
     torch.testing.assert_close(back.x, x0, rtol=0, atol=2e-5)
-    outside = solve(Pulse(-1.0, 0.0, 1.0, 5.0), x0, [0.0, 1.0], **settings)
+    outside = solve(Pulse(-1.0, 5.0), x0, [0.0, 1.0], **settings)
     assert torch.equal(outside.x, solve(Pulse(), x0, [0.0, 1.0], **settings).x)
+
+
+@pytest.mark.parametrize("ends", [[0.0, 1.0], [1.0, 0.0]])
+def test_a_jump_at_an_end_is_not_met(ends):
+    def f(t, x):
+        return 1000.0 * ((t >= 1.0) | (t <= 0.0)).to(x) - x
+
+    settings = {"solver": Dopri5(), "control": PIDController(1e-8, 1e-8)}
+    x0 = torch.ones(1, 1, dtype=torch.float64)
+    solution = solve(ODE(f, jumps=(1.0, 0.0)), x0, ends, **settings)
+    torch.testing.assert_close(solution.x, x0 * math.exp(ends[0] - ends[1]), rtol=1e-6, atol=0)
+    assert solution.evaluations < 150  # 867 where it is met at the end
+
+
+@pytest.mark.parametrize("solver", [Rodas5P(), Dopri8()], ids=str)
+def test_samples_across_a_jump_do_not_know_their_batch(solver):
+    def f(t, x):
+        return torch.where(t > 0.5, -1e3 * (x - 0.5 * torch.sin(x)), -(x**3))
+
+    x0 = torch.tensor([[1e-3], [20.0], [-1.0], [300.0]], dtype=torch.float64)
+    settings = {"solver": solver, "control": PIDController(1e-6, 1e-6)}
+    together = solve(ODE(f, jumps=(0.5,)), x0, [0.0, 0.7], **settings)
+    for i in range(4):
+        alone = solve(ODE(f, jumps=(0.5,)), x0[i : i + 1], [0.0, 0.7], **settings)
+        assert torch.equal(alone.x, together.x[i : i + 1])
+        assert alone.evaluations == together.evaluations[i]
+
+
+@pytest.mark.parametrize("jumps", [0.3, ("a",), [None]])
+def test_jumps_are_times(jumps):
+    with pytest.raises(TypeError, match="jumps are times, such as"):
+        ODE(f, jumps=jumps)
+    with pytest.raises(TypeError, match="jumps are times, such as"):
+        SDE(f, g, jumps=jumps)
+    with pytest.raises(TypeError, match="jumps are times, such as"):
+        SemiLinear(-1.0, f, jumps=jumps)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -1026,5 +1062,19 @@ def test_noise_is_read_up_to_the_jumps():
     for knots in ((0.0, 1.0), (0.0, 0.3, 1.0), (0.0, 0.3000001, 1.0)):
         for ends in ([0.0, 1.0], [1.0, 0.0]):
             settings["noise"] = BrownianPath(0, knots=knots)
-            pulse = Pulse(0.0, 0.3, 0.31, 1.0, noise=1e-3)
+            pulse = Pulse(0.0, 0.3, 0.300001, 0.31, 1.0, noise=1e-3)
             assert solve(pulse, x0, ends, **settings).x.isfinite().all()
+
+
+def test_jumps_near_the_ends_of_a_path():
+    class Early(Pulse):
+        def drift(self, t, x):
+            t = torch.as_tensor(t, dtype=torch.float64).reshape(-1, 1)
+            low, high = self.jumps
+            return 1e4 * ((low <= t) & (t < high)).to(x)
+
+    settings = {"solver": SRA1(), "control": PIDController(1e-2, 1e-2)}
+    for jumps in ((0.0002, 0.0009), (0.9992, 0.9999)):
+        x = solve(Early(*jumps, noise=1e-6), torch.zeros(1, 1, dtype=torch.float64), [0.0, 1.0],
+                  noise=BrownianPath(0, knots=(0.0, 1.0)), **settings).x  # fmt: skip
+        assert float(x) == pytest.approx(7.0, abs=0.02)

@@ -367,6 +367,18 @@ def test_the_noise_of_a_mixin_is_kept_and_data_of_one_change_the_noise():
     class Mixed(Clamped, GaussianMixture):
         pass
 
+    class Noisy(GaussianMixture):
+        def predict_noise(self, l, u):
+            return 7 + 0 * u
+
+    class Zeros(Noisy):
+        def predict_data(self, l, u):
+            return 0 * u
+
+    zeros = Zeros([1.0], [[1.0, 2.0]], [0.3])
+    torch.testing.assert_close(zeros.predict_noise(0.5, X), X / noise_scale(0.5))
+    assert torch.equal(Noisy([1.0], [[1.0, 2.0]], [0.3]).predict_noise(0.5, X), 7 + 0 * X)
+
     assert torch.equal(Zero().predict_noise(0.0, X), 7 + 0 * X)
     mixed = Mixed([1.0], [[1.0, 2.0]], [0.3])
     noise = (X - signal_scale(0.5) * mixed.predict_data(0.5, X)) / noise_scale(0.5)
@@ -386,6 +398,7 @@ def test_a_diffusion_that_is_a_module():
     assert ScoreModel(lambda x, t: x, sde, shape=(2,)).sde is sde
     with pytest.raises(AttributeError, match="predicts"):
         ScoreModel.__new__(ScoreModel).predicts  # noqa: B018
+    assert hasattr(ScoreModel, "sde")
 
 
 def test_attributes_are_checked_and_converted_when_they_are_set():

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -52,6 +52,18 @@ def _require_function(name: str, function: Callable[[Tensor, Tensor], Tensor]) -
     if not callable(function):
         raise TypeError(f"{name} is a function of (t, x), not {function!r:.60}")
     require_order(function, "t, x")
+
+
+def require_jumps(jumps: Any) -> None:  # noqa: ANN401 - what a user gives
+    """Refuses anything but a sequence of numbers.
+
+    Raises:
+        TypeError: with an example.
+    """
+    try:
+        _ = [float(t) for t in jumps]
+    except (TypeError, ValueError):
+        raise TypeError(f"jumps are times, such as (0.5,), not {jumps!r:.60}") from None
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,6 +120,7 @@ class SDE(AbstractSDE):
             )
         _require_function("f", self.f)
         _require_function("g", self.g)
+        require_jumps(self.jumps)
         if self.noise_type == "general" and self.noise_size is None:
             raise ValueError(
                 "noise_type='general' needs noise_size=m, the number of Brownian motions"
@@ -164,6 +177,7 @@ class ODE(AbstractSDE):
 
     def __post_init__(self) -> None:
         _require_function("f", self.f)
+        require_jumps(self.jumps)
 
     def drift(self, t: Time, x: Tensor) -> Tensor:
         return checked_output("f(t, x)", _call("f", self.f, _as_tensor(t, x), x), x.shape, x)

@@ -57,7 +57,8 @@ class AbstractSDE(ABC):
             `solve` does not check them.
         plans: a cache of the plans of multistep rules on this equation; None makes a new plan in
             each solve.
-        jumps: times at which the drift jumps; adaptive steps end at each of them.
+        jumps: times at which the drift jumps; adaptive steps end at each of them, on a path at
+            those that its ticks resolve.
         checks_shapes: whether `drift` and `diffusion` refuse values of other shapes themselves, so
             that `solve` need not.
 
@@ -206,10 +207,12 @@ class AbstractSDE(ABC):
         """
         if self._is_followed or torch.compiler.is_compiling():
             return
-        unseen: list[None] = []
+        followed = True
 
         def constant() -> None:
-            unseen.append(self._require_constant(t, x))
+            nonlocal followed
+            followed = False
+            self._require_constant(t, x)
 
         if is_transformed():
             derivative(partial(self.drift, t), x, torch.ones_like, constant)
@@ -219,7 +222,7 @@ class AbstractSDE(ABC):
                 value = self.drift(t, point)
                 if not _reaches(value, point):
                     constant()
-        vars(self)["_is_followed"] = not unseen
+        vars(self)["_is_followed"] = followed
 
     def advance(self, t: Time, x: Tensor, h: Time, onto: Tensor) -> Tensor:
         """onto + h f(t, x), for solvers that use this value of the drift only once."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from sdekit._equations.functions import ODE, SDE
+from sdekit._equations.functions import ODE, SDE, require_jumps
 from sdekit._equations.sde import AbstractSDE, NoiseType, SDEType
 from sdekit.calling import check_of, require_derivative
 from sdekit.elementary import Time
@@ -62,6 +62,7 @@ class SemiLinear(AbstractSDE):
             else SDE(self.f, self.g, self.noise_type, self.sde_type, self.noise_size)
         )
         object.__setattr__(self, "rest", rest)
+        require_jumps(self.jumps)
 
     def drift(self, t: Time, x: Tensor) -> Tensor:
         linear = self.linear.to(x) if isinstance(self.linear, Tensor) else self.linear

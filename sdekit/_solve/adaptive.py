@@ -37,7 +37,7 @@ from sdekit._solve.control import PIDController
 from sdekit._solve.counted import Counted
 from sdekit._solve.dense import Dense, Piece, cubic, cubic_data
 from sdekit._solve.events import EventSearch
-from sdekit._solve.intervals import DyadicIntervals, FreeIntervals, Interval, inner_jumps
+from sdekit._solve.intervals import DyadicIntervals, FreeIntervals, Interval
 from sdekit._solve.passage import StepBatch
 from sdekit._solve.solution import Solution, Status
 from sdekit._solvers import AbstractSolver
@@ -83,7 +83,7 @@ class AdaptiveSolve:
             self.intervals = FreeIntervals.of(ts, control, problem.jumps)
         else:
             self.intervals = DyadicIntervals.of(ts, noise.tree, problem.jumps)
-        self.jumps = np.array([*inner_jumps(ts, problem.jumps)])
+        self.jumps = np.array([float(t) for t in problem.jumps])
         self.results = Results.of(x0, ts, save=save)
         self.active = self._initial_samples(x0, ts)
         self.reader = self._reader(noise, x0)
@@ -115,14 +115,15 @@ class AdaptiveSolve:
         first = self.control.first
         t = np.full(len(x0), ts[0])
         (start,) = to_device(self.device, t)
+        problem = self._between_jumps(self.problem, t, np.full_like(t, ts[-1]))
         if first is None and self.noise is None:
             end = torch.full_like(start, ts[-1])
-            h = on_host(_first_step(self.problem, start, x0, self.control, self.power, end))
+            h = on_host(_first_step(problem, start, x0, self.control, self.power, end))
         else:
             h = np.full_like(t, min(first or 0.1 * span, span))
         # Values that are not finite are replaced by 0: they would make the gradients of their
         # factors NaN.
-        state = self.solver.init(self.problem, start, torch.nan_to_num(x0, 0.0, 0.0, 0.0))
+        state = self.solver.init(problem, start, torch.nan_to_num(x0, 0.0, 0.0, 0.0))
         return ActiveSamples.of(x0, t, np.full_like(t, span), h, state)
 
     def _reader(self, noise: AbstractNoise | None, x: Tensor) -> Reader | None:
@@ -156,8 +157,10 @@ class AdaptiveSolve:
         if self.results.xs is not None and len(self.outputs) > 2:
             self._output(self.results.xs, interval.t1, accept, step, increment)
         active.advance(ended.t1, ended.remaining, accept, x, (step.state, retried))
-        if len(self.jumps) and (crossed := accept & np.isin(active.t, self.jumps)).any():
-            self._restart(crossed)
+        if len(self.jumps):
+            crossed = accept & np.isin(active.t, self.jumps) & (active.remaining > 0)
+            if crossed.any():
+                self._restart(crossed)
         self.rounds += 1
         if self.rounds == self.control.max_steps or self.intervals.may_end(active):
             self._record_ended(interval, q, accept)

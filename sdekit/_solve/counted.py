@@ -66,8 +66,8 @@ class Counted(AbstractSDE):
         """The problem, with the same counts, at times limited to [low, high], `(batch,)`."""
         return replace(self, limits=(low, high))
 
-    def _within_limits(self, t: Time) -> Time:
-        return t.clamp(*self.limits) if self.limits and isinstance(t, Tensor) else t
+    def _within_limits(self, t: Tensor) -> Tensor:
+        return t if self.limits is None else t.clamp(*self.limits)
 
     @computed
     def noise_type(self) -> NoiseType:
@@ -111,9 +111,7 @@ class Counted(AbstractSDE):
         self, method: Callable[[Tensor, Tensor], Result], t: Tensor, x: Tensor
     ) -> Result:
         """What a method of the equation returns that differentiates the drift."""
-        limited = self._within_limits(t)
-        assert isinstance(limited, Tensor)
-        t = limited
+        t = self._within_limits(t)
         if may_be_inferring():
             enabled = torch.is_grad_enabled()
             # Leaving inference mode alone would enable gradients.
@@ -133,9 +131,7 @@ class Counted(AbstractSDE):
     def drifts(
         self, times: Sequence[Tensor], x: Tensor
     ) -> Sequence[Callable[[Tensor], Tensor]] | None:
-        if self.limits is not None:
-            times = [t.clamp(*self.limits) for t in times]
-        functions = self.problem.drifts(times, x)
+        functions = self.problem.drifts([*map(self._within_limits, times)], x)
         return functions and [partial(self._counted, function) for function in functions]
 
     def _counted(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -164,7 +160,7 @@ class Counted(AbstractSDE):
     ) -> Any:  # noqa: ANN401
         """function(t, x, *arguments), refused if it changes t, x or what it returned before."""
         self.calls[kind] += 1
-        t = t if self.limits is None else self._within_limits(t)
+        t = self._within_limits(t) if isinstance(t, Tensor) else t
         if (self.copies and has_no_version_counter(x)) or x.is_inference():
             value = function(t.clone() if isinstance(t, Tensor) else t, x.clone(), *arguments)
             return value.clone() if isinstance(value, Tensor) else value
@@ -212,8 +208,9 @@ class Counted(AbstractSDE):
 
     def rows(self, index: Tensor) -> Self:
         problem = self.problem.rows(index)  # dataclasses.replace takes longer
+        limits = self.limits and (self.limits[0][index], self.limits[1][index])
         return type(self)(
-            problem, self.copies, self.calls, self.returned, self.slopes, self.plans
+            problem, self.copies, self.calls, self.returned, self.slopes, self.plans, limits
         )  # fmt: skip
 
     def within(self, t0: float, t1: float) -> Self:

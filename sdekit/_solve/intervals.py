@@ -16,7 +16,6 @@ from sdekit._solve.active import ActiveSamples, Flags, Host, on_host
 from sdekit._solve.control import PIDController
 
 _ROUNDING = float(np.finfo(np.float64).eps)
-_SMALLEST_CELL = 2.0**-10  # between a knot of a path and a jump, over the span of the solve
 
 
 class Interval(NamedTuple):
@@ -155,8 +154,12 @@ class DyadicIntervals(AbstractIntervals):
         low = min(ts[0], ts[-1])
         high = max(ts[0], ts[-1])
         cells = [(a, b) for a, b in pairwise(path.knots) if a < high and b > low]
-        nearest = (high - low) * _SMALLEST_CELL
-        stops = [t for t in inner_jumps(ts, jumps) if min(abs(t - k) for k in path.knots) > nearest]
+        # Nearer to each other than this, the path does not resolve what is between two times.
+        nearest = 64 * max(b - a for a, b in cells) * 2.0**-path.depth
+        stops: list[float] = []
+        for t in sorted(inner_jumps(ts, jumps)):
+            if min(abs(t - other) for other in (*path.knots, *stops)) > nearest:
+                stops.append(t)
         parts = [(a, b) for a, b in pairwise(sorted({*path.knots, *stops})) if a < high and b > low]
         knots = (low, *_inner_knots(parts, low, high), high)
         unused_bits = [_unused_bits(start, stop, cells) for start, stop in pairwise(knots)]

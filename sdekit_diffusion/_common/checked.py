@@ -31,6 +31,10 @@ class Checked(Generic[Given, Value]):
         vars(instance)[self.name] = self.check(value)
 
     def __get__(self, instance: Any, owner: type | None = None) -> Value:  # noqa: ANN401
+        if instance is None:
+            return self  # pyright: ignore[reportReturnType]
         if self.name in vars(instance):
             return vars(instance)[self.name]
+        if not hasattr(type(instance), "__getattr__"):
+            raise AttributeError(f"{type(instance).__name__} has no {self.name} yet")
         return instance.__getattr__(self.name)

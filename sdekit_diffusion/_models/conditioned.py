@@ -102,9 +102,8 @@ class AbstractPosterior(AbstractDerivedModel):
 
     def rows(self, index: Tensor) -> Self:
         selected = replace(super().rows(index), observation=self.observation.rows(index))
-        # That of all samples of a solve, found once.
-        known = vars(self).get("_std")
-        vars(selected)["_std"] = data_scale(self.model, self.shape).std if known is None else known
+        vars(self).pop("_estimate", None)  # the weights may have changed since the last solve
+        vars(selected)["_std"] = self.std
         return selected
 
     def entries(self) -> dict[str, Tensor]:

@@ -127,7 +127,7 @@ class AbstractModel(ABC):
             for name in ("predict_data", "predict_noise")
         )
         replaced = cls.__mro__.index(data) < cls.__mro__.index(noise)
-        if replaced and "predict_data" in vars(noise):
+        if replaced and issubclass(noise, AbstractModel):
             cls.predict_noise = AbstractModel.predict_noise
 
     @abstractmethod
