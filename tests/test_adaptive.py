@@ -43,6 +43,7 @@ from sdekit import (
     solve,
     uniform,
 )
+from sdekit._solve.counted import Counted
 from sdekit.elementary import broadcast, exp
 
 START = torch.randn(64, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -966,6 +967,16 @@ def test_steps_end_at_jumps_of_the_drift(solver):
     assert torch.equal(outside.x, solve(Pulse(), x0, [0.0, 1.0], **settings).x)
 
 
+@pytest.mark.parametrize("solver", [*ALL_PAIRS, Rodas5P()], ids=str)
+def test_the_slope_after_a_jump_is_that_beyond_it(solver):
+    """The solution is a straight line on both sides, so that no step is rejected."""
+    equation = ODE(lambda t, x: (t > 0.5).to(x).expand_as(x), jumps=(0.5,))
+    settings = {"solver": solver, "control": PIDController(1e-8, 1e-8)}
+    solution = solve(equation, torch.zeros(2, 1, dtype=torch.float64), [0.0, 1.0], **settings)
+    torch.testing.assert_close(solution.x, torch.full_like(solution.x, 0.5), rtol=1e-10, atol=0)
+    assert solution.rejected.tolist() == [0, 0]
+
+
 @pytest.mark.parametrize("ends", [[0.0, 1.0], [1.0, 0.0]])
 def test_a_jump_at_an_end_is_not_met(ends):
     def f(t, x):
@@ -990,6 +1001,21 @@ def test_samples_across_a_jump_do_not_know_their_batch(solver):
         alone = solve(ODE(f, jumps=(0.5,)), x0[i : i + 1], [0.0, 0.7], **settings)
         assert torch.equal(alone.x, together.x[i : i + 1])
         assert alone.evaluations == together.evaluations[i]
+
+
+def test_stages_that_are_prepared_together_are_limited_too():
+    seen = []
+
+    class Prepared(Pulse):
+        def drifts(self, times, x):
+            seen.extend(times)
+            return [lambda x: x for _ in times]
+
+    x = torch.ones(2, 1, dtype=torch.float64)
+    low, high = torch.tensor([0.1, 0.2]).double(), torch.tensor([0.4, 0.5]).double()
+    problem = Counted.of(Prepared(), x).limited(low, high)
+    problem.drifts([low - 0.1, low + 0.1, high + 0.1], x)
+    assert torch.equal(torch.stack(seen), torch.stack([low, low + 0.1, high]))
 
 
 @pytest.mark.parametrize("jumps", [0.3, ("a",), [None]])
