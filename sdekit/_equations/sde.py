@@ -134,12 +134,7 @@ class AbstractSDE(ABC):
         time = leaf(t)
         point = leaf(x)
         value = self.drift(time, point)
-        by_t = None
-        by_x = None
-        if value.requires_grad:
-            by_t, by_x = torch.autograd.grad(
-                value, (time, point), basis, is_grads_batched=True, allow_unused=True
-            )
+        by_t, by_x = _gradients(value, (time, point), basis, is_grads_batched=True)
         if by_x is None:
             self._require_constant(t, x)
         return by_t, torch.zeros_like(basis) if by_x is None else by_x
@@ -161,12 +156,7 @@ class AbstractSDE(ABC):
             point = leaf(x)
             value = self.drift(time, point)
             u = torch.zeros_like(value, requires_grad=True)
-            by_x = None
-            by_t = None
-            if value.requires_grad:
-                by_x, by_t = torch.autograd.grad(
-                    value, (point, time), u, create_graph=True, allow_unused=True
-                )
+            by_x, by_t = _gradients(value, (point, time), u, create_graph=True)
         if by_x is None:
             self._require_constant(t, x)
 
@@ -220,7 +210,7 @@ class AbstractSDE(ABC):
             with recording():
                 point = leaf(x)
                 value = self.drift(t, point)
-                if not _reaches(value, point):
+                if _gradients(value, (point,), torch.ones_like(value))[0] is None:
                     constant()
         vars(self)["_is_followed"] = followed
 
@@ -368,12 +358,15 @@ class AbstractSDE(ABC):
         return t0 + c * (t1 - t0)
 
 
-def _reaches(value: Tensor, point: Tensor) -> bool:
-    """Whether autograd finds a path from a value to a leaf."""
+def _gradients(
+    value: Tensor, points: tuple[Tensor, ...], cotangent: Tensor, **settings: bool
+) -> tuple[Tensor | None, ...]:
+    """The products of a cotangent with the derivatives of a value with respect to leaves; None for
+    each to which autograd finds no path.
+    """
     if not value.requires_grad:
-        return False
-    (gradient,) = torch.autograd.grad(value, point, torch.ones_like(value), allow_unused=True)
-    return gradient is not None
+        return (None,) * len(points)
+    return torch.autograd.grad(value, points, cotangent, allow_unused=True, **settings)
 
 
 def wrong_shape(name: str, value: Tensor, needed: str, x: Tensor) -> ValueError:
