@@ -13,16 +13,17 @@ Example:
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol, cast, overload
 
 import torch
 from torch import Tensor
+from torch._C._functorch import peek_interpreter_stack
 
 __all__ = [
-    "ZERO", "Time", "adder", "asinh", "atan", "axpy", "broadcast", "clip", "exp", "expm1", "log",
-    "log1p", "norm", "reciprocal", "scaled", "sigmoid", "sin", "softplus", "sqrt", "sum_of_sample",
-    "tan",
+    "ZERO", "Time", "adder", "asinh", "atan", "axpy", "broadcast", "clip", "combined", "exp",
+    "expm1", "log", "log1p", "norm", "reciprocal", "scaled", "sigmoid", "sin", "softplus", "sqrt",
+    "sum_of_sample", "tan",
 ]  # fmt: skip
 
 Time = float | Tensor
@@ -171,6 +172,29 @@ def adder(x: Tensor) -> Callable[..., Tensor]:
 def _add_rounded(y: Tensor, x: Tensor, *, alpha: float) -> Tensor:
     """y + alpha x, with a rounding of the product."""
     return y + alpha * x
+
+
+def combined(x: Tensor, weights: Sequence[float], values: Sequence[Tensor]) -> Tensor:
+    """x + sum_j w_j v_j over the first values, as many as there are weights, all shaped like x and
+    of its dtype.
+
+    Values of weight 0 are not added, even if they are not finite.
+    """
+    if x.dtype.itemsize < 4:
+        for weight, value in zip(weights, values, strict=False):
+            x = x + weight * value if weight else x
+        return x
+    # In place after the first sum, which is new. torch.func.vmap refuses that where only a later
+    # value differs between its calls.
+    in_place = peek_interpreter_stack() is None
+    is_new = False
+    for weight, value in zip(weights, values, strict=False):
+        if is_new and weight:
+            x.add_(value, alpha=weight)
+        elif weight:
+            x = torch.add(x, value, alpha=weight)
+            is_new = in_place
+    return x
 
 
 def scaled(a: Time, x: Tensor) -> Tensor:

@@ -127,3 +127,37 @@ def test_sigmoid(dtype):
     assert slopes.tolist() == [0.0, 0.0, 0.25, 0.0, 0.0]
     for i, j in [(0, 1), (3, 10), (5, 500), (994, 1001)]:
         assert torch.equal(sigmoid(v)[i:j], sigmoid(v[i:j]))
+
+
+WEIGHTS = (0.5, 0.0, -0.3, 0.25)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_combined_is_the_sum(dtype):
+    """Of the first values, with the roundings of sums one by one, and without changing any."""
+    generator = torch.Generator().manual_seed(0)
+    x, *values = torch.randn(6, 3, 5, generator=generator).to(dtype)
+    values[1] = torch.full_like(x, math.inf)
+    before = [value.clone() for value in (x, *values)]
+    expected = x
+    for weight, value in zip(WEIGHTS, values, strict=False):
+        expected = elementary.axpy(weight, value, expected) if weight else expected
+    assert torch.equal(elementary.combined(x, WEIGHTS, values), expected)
+    assert all(torch.equal(a, b) for a, b in zip((x, *values), before, strict=True))
+    fewer = elementary.combined(x, WEIGHTS, values[:1])
+    assert torch.equal(fewer, elementary.axpy(0.5, values[0], x))
+    assert elementary.combined(x, (0.0,), values) is x
+
+
+def test_combined_has_gradients_and_is_mapped_where_a_later_value_differs():
+    x = torch.ones(2, requires_grad=True)
+    first = torch.tensor([1.0, 2.0], requires_grad=True)
+    later = torch.tensor([3.0, -1.0], requires_grad=True)
+    total = elementary.combined(x, (0.5, 2.0), [first, later]).square().sum()
+    gradients = torch.autograd.grad(total, (x, first, later))
+    slope = 2 * (x + 0.5 * first + 2 * later).detach()
+    for gradient, factor in zip(gradients, (1, 0.5, 2), strict=True):
+        torch.testing.assert_close(gradient, factor * slope)
+    many = torch.randn(3, 2)
+    mapped = torch.func.vmap(lambda value: elementary.combined(x, (0.5, 2.0), [first, value]))(many)
+    torch.testing.assert_close(mapped, x + 0.5 * first + 2 * many)

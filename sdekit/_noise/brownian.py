@@ -137,11 +137,7 @@ class BrownianPath(AbstractSeededNoise):
             yield from self._with_areas(key, times, readings, x)
             return
         for i, j in blocks(start, len(ts) - 1, normals * x.numel(), x.device):
-            z = (
-                self.extra_normals(key, torch.arange(i, j, device=x.device), normals, x)
-                if normals
-                else repeat(None)
-            )
+            z = self.extra_normals(key, range(i, j), normals, x) if normals else repeat(None)
             yield from (
                 Increment(w, h, normal)
                 for normal, (w, h) in zip(z, islice(readings, j - i), strict=False)
@@ -158,13 +154,14 @@ class BrownianPath(AbstractSeededNoise):
         so the areas of two halves do not add up to that of the whole interval.
         """
         ticks = self.ticks(ts)
-        zero = torch.zeros(1, dtype=torch.int64, device=x.device)
         for first, last, (w, h) in zip(ticks[:-1], ticks[1:], readings, strict=True):
             assert w is not None
             assert h is not None
             low, high = sorted((int(first), int(last)))
             # A counter has too few bits for both ends of an interval, so the key depends on them.
-            (normal,) = self.draw(key ^ generator.salt(low, high), zero, 0, (w.shape[1],) * 2, x)
+            (normal,) = self.draw(
+                key ^ generator.salt(low, high), range(1), 0, (w.shape[1],) * 2, x
+            )
             normal = normal if bool(first < last) else -normal  # the area of the reversed path
             dt = (self.tree.times(last[None]) - self.tree.times(first[None])).abs().to(x)
             yield Increment(w, h, a=areas_given(w, h, dt, normal))

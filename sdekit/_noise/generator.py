@@ -46,6 +46,7 @@ _SHIFTS = {
 # The same for numpy, as arrays without dimensions: numpy makes an array of a number in each call.
 # Its integers have no sign.
 _MIX_WORDS = tuple(np.array(mix % 2**64, np.uint64) for mix in (_MIX_1, _MIX_2))
+_STRIDE_WORD = np.array(_STRIDE % 2**64, np.uint64)
 _COUNTS = {bits: np.array(bits, np.uint64) for bits in (27, 30, 31, 32)}
 _GOLDEN_WORD = np.array(GOLDEN % 2**64, np.uint64)
 _NUMBERS = (0.5, 2.0**-31, -2.0, math.pi * 2.0**-31)
@@ -252,16 +253,22 @@ def _fill_blocks(
             )
 
 
-def standard_normal(key: Tensor, counters: Tensor, size: int) -> Tensor:
+def standard_normal(key: Tensor, counters: range, size: int) -> Tensor:
     """Standard normals in float32, shape `(counters, batch, size)`.
 
     Arguments:
         key: from `keys`, shape `(batch,)`.
-        counters: the draws, int64, shape `(counters,)`.
+        counters: the draws, from 0 on.
         size: the number of normals per sample and draw.
     """
-    rows = (key + (counters * _STRIDE_TENSOR).unsqueeze(-1)).reshape(-1)
-    return _drawn(rows, size).reshape(counters.numel(), key.numel(), size)
+    ends = counters.start, counters.stop, counters.step
+    shape = (len(counters), key.shape[0], size)
+    if _is_array(key):
+        offsets = np.arange(*ends, dtype=np.uint64) * _STRIDE_WORD
+        words = _words(key) + offsets[:, np.newaxis]
+        return torch.from_numpy(_drawn_array(words.reshape(-1), size)).reshape(shape)
+    offsets = torch.arange(*ends, device=key.device) * _STRIDE_TENSOR
+    return _drawn((key + offsets.unsqueeze(-1)).reshape(-1), size).reshape(shape)
 
 
 def _drawn(rows: Tensor, size: int) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -245,12 +246,13 @@ class AbstractSeededNoise(AbstractNoise):
         return generator.keys(self.seed, index)
 
     @staticmethod
-    def draw(key: Tensor, steps: Tensor, kind: int, event: tuple[int, ...], x: Tensor) -> Tensor:
+    def draw(key: Tensor, steps: range, kind: int, event: tuple[int, ...], x: Tensor) -> Tensor:
         """Fresh normals of some steps, `(steps, batch, *event)`."""
-        numbers = generator.standard_normal(key, steps * _DRAWS + kind, math.prod(event))
+        counters = range(steps.start * _DRAWS + kind, steps.stop * _DRAWS + kind, _DRAWS)
+        numbers = generator.standard_normal(key, counters, math.prod(event))
         return numbers.to(x.dtype).reshape(len(steps), len(x), *event)
 
-    def extra_normals(self, key: Tensor, steps: Tensor, normals: int, x: Tensor) -> Tensor:
+    def extra_normals(self, key: Tensor, steps: range, normals: int, x: Tensor) -> Tensor:
         """The normals of steps besides the increments of W, `(steps, normals, batch, *event)`.
 
         Raises:
@@ -325,29 +327,25 @@ class WhiteNoise(AbstractSeededNoise):
         key = self.keys(x)
         steps = len(ts) - 1
         numbers = max(1, math.prod(shape or ()), math.prod(x.shape[1:]))
+        times = np.array(ts[start:])
+        scales = np.sqrt(np.abs(times[1:] - times[:-1]))
         # Copied once, without waiting for the queued work of the device.
-        scales = (
-            torch.tensor(ts[start:], dtype=torch.float64)
-            .diff()
-            .abs_()
-            .sqrt_()
-            .to(x, non_blocking=True)
-        )
+        scales = torch.tensor(scales).to(x, non_blocking=True)
         for i, j in blocks(start, steps, len(x) * numbers, x.device):
-            counters = torch.arange(i, j, device=x.device)
+            block = range(i, j)
             w: Sequence[Tensor | None] = [None] * (j - i)
             h = w
             z = w
             a = w
             if shape is not None:
                 scale = scales[i - start : j - start].reshape(-1, *[1] * (1 + len(shape)))
-                w = self.draw(key, counters, 0, shape, x).mul_(scale).unbind(0)
+                w = self.draw(key, block, 0, shape, x).mul_(scale).unbind(0)
                 if levy or areas:
-                    h = self.draw(key, counters, 1, shape, x).mul_(scale / math.sqrt(12)).unbind(0)
+                    h = self.draw(key, block, 1, shape, x).mul_(scale / math.sqrt(12)).unbind(0)
                     if areas:
                         widths = scale.square().reshape(-1).unbind()
-                        normal = self.draw(key, counters, _DRAWS - 1, shape * 2, x)
+                        normal = self.draw(key, block, _DRAWS - 1, shape * 2, x)
                         a = list(map(areas_given, w, h, widths, normal.unbind(0)))
             if normals:
-                z = self.extra_normals(key, counters, normals, x).unbind(0)
+                z = self.extra_normals(key, block, normals, x).unbind(0)
             yield from map(Increment, w, h, z, a)

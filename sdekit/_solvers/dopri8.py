@@ -11,8 +11,8 @@ from torch import Tensor
 from sdekit._equations.sde import AbstractSDE
 from sdekit._noise.white import Increment
 from sdekit._solvers.contract import Order, Step, Tree
-from sdekit._solvers.runge_kutta import AbstractEmbeddedRungeKutta, Tableau, combine, stage_times
-from sdekit.elementary import Time, broadcast
+from sdekit._solvers.runge_kutta import AbstractEmbeddedRungeKutta, Tableau, stage_times
+from sdekit.elementary import Time, broadcast, combined
 
 # Hairer, Norsett and Wanner 1993, section II.10, and the Fortran program DOP853. _A, _B, _C: the
 # method. _E5: its b minus that of order five. _B3: the b of order three. _OUTPUT_STAGES: the stages
@@ -302,7 +302,7 @@ class Dopri8(AbstractEmbeddedRungeKutta):
         _, _, *increments = step.dense
         return Step(
             step.x,
-            (step.error, combine(torch.zeros_like(x), _E3, increments)),
+            (step.error, combined(torch.zeros_like(x), _E3, increments)),
             step.dense,
             step.state,
         )
@@ -325,9 +325,9 @@ class Dopri8(AbstractEmbeddedRungeKutta):
         for t, row in zip(
             stage_times(_OUTPUT_TIMES, t0, t1, start)[:-1], _OUTPUT_STAGES, strict=True
         ):
-            increments.append(width * problem.drift(t, combine(start, row, increments)))
+            increments.append(width * problem.drift(t, combined(start, row, increments)))
         change = end - start
-        rest = (combine(torch.zeros_like(start), row, increments) for row in _DENSE)
+        rest = (combined(torch.zeros_like(start), row, increments) for row in _DENSE)
         return start, change, first - change, 2 * change - first - last, *rest
 
     def interpolate(self, dense: Tree, theta: Tensor) -> Tensor:

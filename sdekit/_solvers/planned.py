@@ -9,7 +9,7 @@ from torch import Tensor
 from sdekit._equations.sde import AbstractSDE
 from sdekit._noise.white import Increment
 from sdekit._solvers.contract import AbstractSolver, Step, Tree
-from sdekit.elementary import Time, adder
+from sdekit.elementary import Time, combined
 
 
 class Row(NamedTuple):
@@ -51,8 +51,8 @@ class AbstractPlanned(AbstractSolver):
             return Step(problem.advance(t0, x, weights[0], noisy))
         slopes = state if slope_known else (problem.drift(t0, x), *state)
         for t, stage_weights in stages:
-            slopes = (problem.drift(t, _advance(noisy, stage_weights, slopes)), *slopes)
-        end = _advance(noisy, weights, slopes)
+            slopes = (problem.drift(t, combined(noisy, stage_weights, slopes)), *slopes)
+        end = combined(noisy, weights, slopes)
         if correction:
             slopes = (problem.drift(t1, end), *slopes)
         return Step(end, None, None, tuple([slopes[i] for i in kept_slopes]))
@@ -66,12 +66,4 @@ class AbstractPlanned(AbstractSolver):
         return super().mean_weights(t0, t1) if row.stages else row.weights
 
     def output(self, t0: float, x: Tensor, state: Tree) -> Tensor:
-        return _advance(x, self.planned[t0].correction, state)
-
-
-def _advance(x: Tensor, weights: Sequence[float], slopes: Sequence[Tensor]) -> Tensor:
-    """x + sum_j w_j f_j over the newest values, as many as there are weights."""
-    add = adder(x)
-    for weight, slope in zip(weights, slopes, strict=False):
-        x = add(x, slope, alpha=weight)
-    return x
+        return combined(x, self.planned[t0].correction, state)

@@ -16,9 +16,9 @@ from sdekit._equations.sde import AbstractSDE
 from sdekit._noise.white import Increment
 from sdekit._solvers.contract import AbstractSolver, Order, Step, Tree
 from sdekit._solvers.linear_systems import fits, linear_solver, no_derivatives, per_sample
-from sdekit._solvers.runge_kutta import combine, stage_times
+from sdekit._solvers.runge_kutta import stage_times
 from sdekit.calling import is_differentiated
-from sdekit.elementary import Time, axpy, broadcast
+from sdekit.elementary import Time, axpy, broadcast, combined
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ class AbstractRosenbrock(AbstractSolver, ABC):
     def dense(self, problem: AbstractSDE, t0: Time, t1: Time, dense: Tree) -> Tree:
         start, end, *increments = dense
         zero = torch.zeros_like(start)
-        return start, end, *(combine(zero, row, increments) for row in self.tableau.dense)
+        return start, end, *(combined(zero, row, increments) for row in self.tableau.dense)
 
     def interpolate(self, dense: Tree, theta: Tensor) -> Tensor:
         """(1 - s) x_0 + s (x_1 + (1 - s) (d_1 + s d_2 + s^2 d_3 ...)), from what `dense`

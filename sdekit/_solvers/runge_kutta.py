@@ -12,7 +12,7 @@ from torch import Tensor
 from sdekit._equations.sde import AbstractSDE
 from sdekit._noise.white import Increment
 from sdekit._solvers.contract import AbstractSolver, Order, Step, Tree
-from sdekit.elementary import Time, axpy, broadcast, scaled
+from sdekit.elementary import Time, broadcast, combined, scaled
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class AbstractRungeKutta(AbstractSolver, ABC):
         increments = []
         times = stage_times(tableau.c, t0, t1, x)
         for t, row in zip(times[:-1], tableau.a, strict=True):
-            increments.append(dt * problem.drift(t, combine(x, row, increments)))
+            increments.append(dt * problem.drift(t, combined(x, row, increments)))
         return Step(x + weighted(tableau.b, increments))
 
 
@@ -107,7 +107,7 @@ class AbstractEmbeddedRungeKutta(AbstractRungeKutta, ABC):
         increments = [dt * state[0]]
         *drifts, last = drifts_at(problem, stage_times(tableau.c, t0, t1, x)[1:], x)
         for drift, row in zip(drifts, tableau.a[1:], strict=True):
-            increments.append(dt * drift(combine(x, row, increments)))
+            increments.append(dt * drift(combined(x, row, increments)))
         end = x + weighted(tableau.b, increments)
         slope = last(end)
         increments.append(dt * slope)
@@ -125,7 +125,7 @@ class AbstractEmbeddedRungeKutta(AbstractRungeKutta, ABC):
             # A quartic that is 0 at both ends, as is its slope, corrects the cubic in the middle.
             cubic = 0.5 * (start + end) + 0.125 * (increments[0] - increments[-1])
             correction = correction + 16 * s * (s - 1) * (
-                combine(start, self.tableau.middle, increments) - cubic
+                combined(start, self.tableau.middle, increments) - cubic
             )
         return torch.lerp(start, end, s) + s * (s - 1) * correction
 
@@ -154,20 +154,9 @@ def _node_tensor(c: tuple[float, ...], device: torch.device) -> Tensor:
     return torch.tensor([*c, 1.0], dtype=torch.float64, device=device)
 
 
-def combine(x: Tensor, weights: Sequence[float], increments: Sequence[Tensor]) -> Tensor:
-    """x + sum_j w_j k_j."""
-    if x.dtype.itemsize < 4:
-        for weight, increment in zip(weights[: len(increments)], increments, strict=True):
-            x = axpy(weight, increment, x) if weight else x
-        return x
-    for weight, increment in zip(weights[: len(increments)], increments, strict=True):
-        x = torch.add(x, increment, alpha=weight) if weight else x
-    return x
-
-
 def weighted(weights: Sequence[float], increments: Sequence[Tensor]) -> Tensor:
     """sum_j w_j k_j, summed before it is added to the larger state: this rounds the state once."""
-    return combine(scaled(weights[0], increments[0]), weights[1:], increments[1:])
+    return combined(scaled(weights[0], increments[0]), weights[1:], increments[1:])
 
 
 @dataclass(frozen=True, eq=False)
