@@ -475,7 +475,7 @@ def sampler_overhead(repeats: int = 31) -> dict[str, dict[str, float]]:
     rows = {}
     for name, evaluations in itertools.product(LOOPS, (50, 1000)):
         cases = sampler_cases(name, evaluations)
-        seconds = interleaved(cases, repeats if evaluations < 100 else 15)
+        seconds = interleaved(cases, repeats)
         median = {case: statistics.median(values) for case, values in seconds.items()}
         beyond = {case: value - median["network"] for case, value in median.items()}
         row = {

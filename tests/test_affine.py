@@ -1,7 +1,7 @@
 """What is computed at once for a grid is what the model predicts level by level."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 import pytest
@@ -12,13 +12,11 @@ from sdekit import ReverseSDE
 from sdekit._solve.counted import Counted
 from sdekit.elementary import softplus, sqrt
 from sdekit_diffusion import (
-    DDPM,
     DIFFUSIONS,
     VPSDE,
     AbstractModel,
     GaussianMixture,
     ScoreModel,
-    linear_betas,
     sample,
 )
 from sdekit_diffusion._models import affine
@@ -75,6 +73,14 @@ def test_functions_of_a_grid_are_the_predictions(sde, predicts):
                     same(function(U), predict(l, U), (conditioning, what))
 
 
+def test_points_that_differ_from_the_state_by_rounding_are_the_state():
+    """And others are not: the factor is exactly 1, or what it was."""
+    eps = torch.finfo(torch.float64).eps
+    factors = torch.tensor([1 + eps, 1 - eps, 1 + 100 * eps, 1.0, 0.5], dtype=torch.float64)
+    one = affine.Affine(torch.zeros(5), factors, 0.0, 1.0)
+    assert [row[1] for row in one.rows(5)] == [1.0, 1.0, 1 + 100 * eps, 1.0, 0.5]
+
+
 def test_labels_are_those_of_each_batch():
     """Also where functions of one grid are called with batches of other sizes and dtypes."""
     seen = []
@@ -91,6 +97,23 @@ def test_labels_are_those_of_each_batch():
             given, expected = seen[-2:]
             assert given.dtype == u.dtype
             torch.testing.assert_close(given, expected.to(u.dtype))
+
+
+def test_labels_are_numbers_of_their_own_in_any_order_and_mode(monkeypatch):
+    """Not views of one number, whose functions round in another way; in blocks of levels; and a
+    solve may go on outside the inference mode in which it began.
+    """
+    monkeypatch.setattr(affine, "_BLOCK", 8)  # two levels of four samples
+    values = [0.5, 0.25, 0.75, -1.0, 3.0]
+    labels = affine._Labels(values, torch.float32, U.device)
+    for i in (0, 1, 2, 4, 3, 0, 4):
+        label = labels.at(i, U)
+        assert label.tolist() == [values[i]] * 4
+        assert label.is_contiguous()
+    with torch.inference_mode():
+        assert labels.at(1, U).is_inference()
+    assert not labels.at(1, U).is_inference()
+    assert labels.at(1, U[:0]).shape == (0,)
 
 
 @pytest.mark.parametrize("predicts", ["noise", "data", "velocity"])
@@ -217,43 +240,6 @@ def test_hooks_of_a_model_are_called():
     own.register_forward_hook(lambda *_: calls.append(1))
     sample(own, 2, method="ddim", steps=4, seed=0)
     assert len(calls) == 4
-
-
-def test_what_may_be_a_key():
-    class Other(VPSDE):  # may hold more than the fields of VPSDE
-        pass
-
-    assert affine.is_immutable(VPSDE())
-    assert not affine.is_immutable(Other())
-    assert affine.is_immutable(DDPM(linear_betas(10)))
-
-    @dataclass(frozen=True)
-    class Held:
-        value: object
-
-    assert affine.is_immutable(Held(1.0))
-    assert not affine.is_immutable(Held(torch.tensor(1.0)))
-    assert not affine.is_immutable(Held([1.0]))
-    assert affine.is_immutable(Held((1, ("a", None), VPSDE())))
-    assert not affine.is_immutable(Held((1.0, [])))
-    assert not affine.is_immutable(Held(nn.Linear(1, 1)))  # is hashed by its identity
-    assert not affine.is_immutable(Held(Held(object())))
-
-    @dataclass(frozen=True)
-    class HeldApart:
-        value: object = field(compare=False)
-
-    assert not affine.is_immutable(HeldApart(1.0))
-
-    @dataclass(frozen=True, slots=True)
-    class Slotted:
-        value: object
-
-    assert affine.is_immutable(Slotted(1.0))
-    held = Held(1.0)
-    object.__setattr__(held, "other", 1.0)
-    assert not affine.is_immutable(held)
-    assert affine.is_immutable(VPSDE().tabulated([0.5, 1.0]))
 
 
 def test_models_that_are_no_such_function_are_asked_as_they_are():

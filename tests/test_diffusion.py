@@ -40,10 +40,12 @@ from sdekit_diffusion import (
     AbstractDiffusion,
     CosineVPSDE,
     RectifiedFlow,
+    ScoreModel,
     SubVPSDE,
     cosine_betas,
     linear_betas,
 )
+from sdekit_diffusion._diffusions.diffusion import _cached_table
 from sdekit_diffusion._diffusions.names import diffusion
 
 hypothesis.settings.register_profile("kernels", deadline=None, derandomize=True, max_examples=100)
@@ -461,3 +463,76 @@ def test_tables_hold_constants_in_double_precision():
     sde = OrnsteinUhlenbeck().tabulated([0.25, 0.5])
     assert float(sde.drift(0.5, x)) == -5.1
     assert sde.diffusion(0.25, x) == 10.2**0.5
+
+
+@pytest.mark.parametrize("name", DIFFUSIONS)
+def test_what_is_said_to_preserve_the_variance_does(name):
+    sde = DIFFUSIONS[name]()
+    t = torch.linspace(0.01, 0.99, 50, dtype=torch.float64) * sde.T
+    deviation = float((torch.as_tensor(sde.size(t)) - 1).abs().max())
+    assert sde.preserves_variance == (name in ("vp", "cosine", "ddpm"))
+    assert (deviation < 1e-14) == sde.preserves_variance
+
+
+class Louder:
+    def sigma(self, t):
+        return 2 * super().sigma(t)
+
+
+def test_a_diffusion_with_another_sigma_preserves_the_variance_only_if_it_is_set():
+    class Own(Louder, VPSDE):
+        pass
+
+    class Inherited(Own):
+        pass
+
+    class Derived(VPSDE):
+        sigma = Louder.sigma
+
+    class Steeper(VPSDE):
+        def integral(self, t):
+            return t**3
+
+    class Another(VPSDE):
+        preserves_variance = True
+
+        def alpha(self, t):
+            return VPSDE.alpha(self, t)
+
+    kinds = (Own, Inherited, Derived, Steeper, Another)
+    assert [kind.preserves_variance for kind in kinds] == [False, False, False, True, True]
+    assert Own(0.1, 20.0) == Own(beta_max=20.0)
+    point = ScoreModel(lambda x, t: x, Own(), "data", shape=(1,), data_std=1.0)._levels(0.0)[0]
+    assert point == Own().size(Own().time(0.0))
+    assert point > 1.1
+
+
+def test_the_table_of_a_grid_is_computed_once():
+    """But not of a diffusion that can change, nor of one that does not check its times."""
+    x = torch.ones(1, 1)
+    ts = [0.25, 0.5]
+    _cached_table.cache_clear()
+    for _ in range(3):
+        table = VPSDE().tabulated(ts)
+        assert table.diffusion(0.5, x) == pytest.approx(VPSDE().g(0.5))
+    assert _cached_table.cache_info().misses == 1
+    gentle = VPSDE(beta_max=10.0)
+    assert gentle.tabulated(ts).diffusion(0.5, x) == pytest.approx(gentle.g(0.5))
+    late = VPSDE().unchecked().tabulated([0.5, 3.0])
+    assert late.diffusion(3.0, x) == pytest.approx(VPSDE().unchecked().g(3.0))
+    with pytest.raises(ValueError, match="outside the range"):
+        VPSDE().tabulated([0.5, 3.0])
+    with pytest.raises(ValueError, match="outside the range"):
+        VPSDE().tabulated(ts).drift(torch.tensor([5.0]), x)
+    VPSDE().unchecked().tabulated(ts).drift(torch.tensor([5.0]), x)
+
+    class Changing(VPSDE):
+        rate = 1.0
+
+        def f(self, t):
+            return self.rate * super().f(t)
+
+    sde = Changing()
+    before = float(sde.tabulated(ts).drift(0.5, x))
+    Changing.rate = 2.0
+    assert float(sde.tabulated(ts).drift(0.5, x)) == pytest.approx(2 * before)

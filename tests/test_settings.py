@@ -41,10 +41,13 @@ from sdekit_diffusion import (
     AdaptiveSDE,
     BitsPerDim,
     EmpiricalMixture,
+    Focused,
     GaussianMixture,
     Given,
     InTime,
+    Native,
     ScoreModel,
+    SubVPSDE,
     bits_per_dim,
     decode,
     encode,
@@ -58,6 +61,8 @@ from sdekit_diffusion._app.held_out import measured
 from sdekit_diffusion._app.options import Estimate
 from sdekit_diffusion._inference.encoding import slerp
 from sdekit_diffusion._sampling.coordinates import Coordinates
+from sdekit_diffusion._sampling.in_time import _native_points
+from sdekit_diffusion._sampling.method import ReverseProblem
 from sdekit_diffusion._sampling.probability_flow import solve_flow
 from sdekit_diffusion.data import Scale
 
@@ -596,6 +601,105 @@ def test_a_method_is_an_object():
         sample(MIXTURE, 2, sde="vp", method=DDIM)
 
 
+def test_the_native_grid_is_computed_once_for_all_calls():
+    """Of a diffusion that cannot change; and what callers do to the points does not reach it."""
+
+    def model(std=1.0):
+        return ScoreModel(lambda x, t: -x, "vp", "score", shape=(1,), data_std=std)
+
+    def times(law, sde, grid):
+        method = InTime(Heun(), 0.0, steps=30, grid=grid)
+        return sample(law, 2, sde=sde, method=method, seed=0, return_solution=True).ts
+
+    def expected(law, sde, grid):
+        coordinates = Coordinates.of(law, sde)
+        points = grid.points(coordinates, coordinates.span(law, 1e-3), 30)
+        return torch.as_tensor(coordinates.time(points))
+
+    _native_points.cache_clear()
+    usual = (model(), VPSDE(), Native())
+    times(*usual).zero_()
+    coordinates = Coordinates.of(usual[0], VPSDE())
+    span = coordinates.span(usual[0], 1e-3)
+    problem = ReverseProblem(usual[0], coordinates, torch.zeros(1, 1), span)
+    method = InTime(Heun(), 0.0, steps=30)
+    points = method.points(problem)
+    method.transformed(problem, points).times.zero_()
+    points.zero_()
+    assert torch.equal(times(*usual), expected(*usual))
+    assert _native_points.cache_info().misses == 1
+    cases = [
+        usual,
+        (model(), SubVPSDE(), Native()),
+        (model(), VPSDE(beta_max=10.0), Native()),
+        (model(2.0), VPSDE(), Native()),
+        (model(), VPSDE(), Focused()),
+    ]
+    assert len({tuple(times(*case).tolist()) for case in cases}) == len(cases)
+    for case in cases:
+        assert torch.equal(times(*case), expected(*case))
+
+
+def test_a_native_grid_after_calls_with_other_modes():
+    """Nothing of the mode of the first call is kept."""
+    law = ScoreModel(lambda x, t: -x, "vp", "score", shape=(1,), data_std=1.0)
+    method = InTime(Heun(), 0.0, steps=10)
+    expected = sample(law, 2, method=method, seed=0)
+    _native_points.cache_clear()
+    with torch.inference_mode():
+        sample(law, 2, method=method, seed=0)
+    coordinates = Coordinates.of(law, VPSDE())
+    problem = ReverseProblem(law, coordinates, torch.zeros(1, 1), coordinates.span(law, 1e-3))
+    assert not method.points(problem).is_inference()
+    assert not method.transformed(problem, method.points(problem)).times.is_inference()
+    assert torch.equal(sample(law, 2, method=method, seed=0), expected)
+
+
+def test_the_times_of_a_method_are_those_of_the_points_that_it_receives():
+    law = ScoreModel(lambda x, t: -x, "vp", "score", shape=(1,), data_std=1.0)
+    coordinates = Coordinates.of(law, VPSDE())
+    problem = ReverseProblem(law, coordinates, torch.zeros(1, 1), (-2.0, 2.0))
+    method = InTime(Heun(), 0.0, steps=4)
+    method.points(problem)
+    for points in (torch.linspace(-2, 2, 5), torch.tensor([-2.0, 0.5, 1.0, 1.5, 2.0])):
+        times = method.transformed(problem, points.double()).times
+        assert torch.equal(times, torch.as_tensor(coordinates.time(points.double())))
+
+
+def test_the_native_grid_of_a_diffusion_that_can_change_is_what_it_is_in_each_call():
+    class Changing(VPSDE):
+        power = 1.0
+
+        def spaced(self, t0, t1, u):
+            return t0 + (t1 - t0) * u**self.power
+
+    sde = Changing()
+    law = ScoreModel(lambda x, t: -x, sde, "score", shape=(1,), data_std=1.0)
+
+    def times():
+        method = InTime(Heun(), 0.0, steps=10)
+        return sample(law, 2, method=method, seed=0, return_solution=True).ts
+
+    first = times()
+    sde.power = 2.0
+    assert not torch.equal(times(), first)
+
+
+def test_a_grid_that_can_change_is_what_it_is_in_each_call():
+    class Held(AbstractGrid):
+        power = 1.0
+
+        def points(self, coordinates, span, steps):
+            return span[0] + (span[1] - span[0]) * uniform(0.0, 1.0, steps) ** self.power
+
+    grid = Held()
+    law = ScoreModel(lambda x, t: -x, "vp", "score", shape=(1,), data_std=1.0)
+    method = InTime(Heun(), 0.0, steps=4, grid=grid)
+    first = sample(law, 2, method=method, seed=0, return_solution=True).ts
+    grid.power = 2.0
+    assert not torch.equal(sample(law, 2, method=method, seed=0, return_solution=True).ts, first)
+
+
 def test_a_grid_in_time_is_computed_once_in_a_call():
     """And each grid of a call has its own points, at each number of steps."""
     computed = []
@@ -625,6 +729,6 @@ def test_a_grid_in_time_is_computed_once_in_a_call():
     for method in methods:
         expected = method.grid.points(coordinates, span, method.steps)
         points, times = method._points(coordinates, span)
-        assert torch.equal(points, expected)
-        assert torch.equal(times, coordinates.time(expected))
-    assert float(noisy._points(coordinates, (-1.0, 2.0))[0][-1]) == 2.0
+        assert points == expected.tolist()
+        assert times == coordinates.time(expected).tolist()
+    assert noisy._points(coordinates, (-1.0, 2.0))[0][-1] == 2.0

@@ -33,6 +33,8 @@ class CosineVPSDE(AbstractDiffusion):
         Nichol and Dhariwal 2021, arXiv 2102.09672, equation 17.
     """
 
+    preserves_variance = True
+
     s: float = 0.008
 
     def __post_init__(self) -> None:

@@ -86,6 +86,7 @@ class DDPM(AbstractDiffusion):
     """
 
     largest = "betas"
+    preserves_variance = True
 
     betas: Sequence[float] = linear_betas()
 

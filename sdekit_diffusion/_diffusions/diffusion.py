@@ -5,7 +5,8 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from functools import lru_cache
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from sdekit.elementary import (
     sqrt,
     sum_of_sample,
 )
+from sdekit_diffusion._common.immutable import is_immutable
 from sdekit_diffusion._common.inputs import available_device
 
 # sigma / alpha, in standard deviations of the data, where solves start if they cannot start at T.
@@ -45,6 +47,13 @@ class AbstractDiffusion(AbstractSDE):
     of t. A subclass defines `alpha`, `sigma`, `time`, which is the inverse of l(t), and the
     coefficients `f` and `g`. Times are floats or `(batch,)` tensors.
 
+    A frozen dataclass whose fields are numbers is compared by them, and what depends on it is kept
+    from call to call: its methods must not depend on anything that changes.
+
+    Attributes:
+        preserves_variance: whether alpha^2 + sigma^2 = 1 at all times, so that the state itself is
+            the argument of a network for standardised data; False unless a class sets it.
+
     Raises:
         ValueError: in its methods, for times outside [0, T].
 
@@ -65,8 +74,21 @@ class AbstractDiffusion(AbstractSDE):
 
     noise_type = "additive"
     largest: ClassVar[str] = ""  # the parameter that says how much noise there is at T
+    preserves_variance: ClassVar[bool] = False
     _table: ClassVar[Mapping[float, tuple[float, float]]] = {}  # f and g at the times of a grid
     _reads_times = True  # whether `checked` reads times that are tensors
+
+    def __init_subclass__(cls, **arguments: Any) -> None:  # noqa: ANN401 - of other classes
+        """Where alpha or sigma is that of another class than preserves_variance, and earlier in the
+        order of inheritance, the variance is not known to be preserved.
+        """
+        super().__init_subclass__(**arguments)
+        alpha, sigma, preserves = (
+            next(i for i, kind in enumerate(cls.__mro__) if name in vars(kind))
+            for name in ("alpha", "sigma", "preserves_variance")
+        )
+        if min(alpha, sigma) < preserves:
+            cls.preserves_variance = False
 
     @property
     def T(self) -> float:
@@ -110,13 +132,11 @@ class AbstractDiffusion(AbstractSDE):
         return self.f(t), self.g(t)
 
     def tabulated(self, ts: Sequence[float]) -> Self:
-        t = self.checked(torch.tensor(ts, dtype=torch.float64))
-        columns = (
-            torch.as_tensor(column, dtype=torch.float64).expand(len(ts)).tolist()
-            for column in (self.f(t), self.g(t))
-        )
+        # An unchecked copy is equal to this diffusion, but not the same.
+        kept = self._reads_times and len(ts) <= _MOST_TIMES and is_immutable(self)
+        table = (_cached_table if kept else _table)(self, tuple(ts))
         copied = copy.copy(self)
-        object.__setattr__(copied, "_table", dict(zip(ts, zip(*columns, strict=True), strict=True)))
+        object.__setattr__(copied, "_table", table)
         return copied
 
     def kernel(self, t: float) -> tuple[float, float]:
@@ -327,6 +347,20 @@ class AbstractDiffusion(AbstractSDE):
                 "(noise)"
             )
         return clip(t, 0.0, self.T)
+
+
+def _table(sde: AbstractDiffusion, ts: tuple[float, ...]) -> Mapping[float, tuple[float, float]]:
+    """f and g at the times of a grid."""
+    t = sde.checked(torch.tensor(ts, dtype=torch.float64))
+    columns = (
+        torch.as_tensor(column, dtype=torch.float64).expand(len(ts)).tolist()
+        for column in (sde.f(t), sde.g(t))
+    )
+    return dict(zip(ts, zip(*columns, strict=True), strict=True))
+
+
+_MOST_TIMES = 2000  # of grids whose tables are kept
+_cached_table = lru_cache(maxsize=32)(_table)
 
 
 @dataclass(frozen=True)

@@ -77,6 +77,8 @@ class VPSDE(AbstractLinearBeta):
         Song et al. 2021, arXiv 2011.13456, equation 11; Ho et al. 2020, arXiv 2006.11239.
     """
 
+    preserves_variance = True
+
     def sigma(self, t: Time) -> Time:
         return sqrt(-expm1(-self.integral(t)))
 

@@ -2,16 +2,15 @@
 computed once.
 """
 
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, fields
-from enum import Enum
-from functools import cache, partial
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from sdekit.elementary import ZERO, Time, adder, scaled
+from sdekit.elementary import ZERO, Time, adder
 
 Network = Callable[
     [Tensor, Tensor], Tensor
@@ -19,7 +18,10 @@ Network = Callable[
 Function = Callable[..., Tensor]  # f(u), or of (u, h, onto): onto + h f(u)
 Row = tuple[float, float, float, float, float, float]
 
+_ROUNDING = 2.0**-49  # the most by which products and roots of float64 differ from an exact 1
 _CACHE_SIZE = 64  # grids whose coefficients are kept
+_MOST_LEVELS = 2000  # of each of them
+_BLOCK = 1 << 16  # labels made together
 _CACHE: dict[Hashable, list[Row]] = {}
 
 
@@ -64,8 +66,12 @@ class Affine:
         )
 
     def rows(self, levels: int) -> list[Row]:
-        """Label, point, skip, out, shift and mean of each level."""
-        parts = (self.label, self.point, self.skip, self.out, self.shift, self.mean)
+        """Label, point, skip, out, shift and mean of each level; point is exactly 1 where it
+        differs from 1 by rounding, so that the product is saved.
+        """
+        point = torch.as_tensor(self.point, dtype=torch.float64)
+        point = torch.where((point - 1).abs() < _ROUNDING, 1.0, point)
+        parts = (self.label, point, self.skip, self.out, self.shift, self.mean)
         columns = [
             torch.as_tensor(part, dtype=torch.float64).expand(levels).tolist() for part in parts
         ]
@@ -89,13 +95,9 @@ class NetworkCall(NamedTuple):
 
     def functions(self, rows: list[Row]) -> list[Function]:
         """The prediction at each level, as a function of u."""
-        labels: Sequence[Tensor | None] = [None] * len(rows)
-        if self.dtype is not None:
-            column = torch.tensor([row[0] for row in rows], dtype=torch.float64)
-            labels = column.to(self.device, self.dtype, non_blocking=True).unbind()
+        labels = _Labels([row[0] for row in rows], self.dtype, self.device)
         return [
-            partial(_predict, self.network, self.m, label, row)
-            for label, row in zip(labels, rows, strict=True)
+            partial(_predict, self.network, self.m, labels, i, row) for i, row in enumerate(rows)
         ]
 
     def in_rows(self, affine: Affine, stages: int, x: Tensor) -> list[Function]:
@@ -120,6 +122,36 @@ class NetworkCall(NamedTuple):
         ]
 
 
+class _Labels:
+    """The labels of several levels, one per sample of a batch, made for a block of levels together
+    and kept for batches of the same kind.
+    """
+
+    def __init__(
+        self, values: list[float], dtype: torch.dtype | None, device: torch.device | None
+    ) -> None:
+        self.values = values
+        self.dtype = dtype
+        self.device = device
+        self._kind: Hashable = None
+        self._block: dict[int, Tensor] = {}
+
+    def at(self, i: int, x: Tensor) -> Tensor:
+        """The labels of level i for the samples of a batch x."""
+        kind = x.shape[0], x.dtype, x.device, torch.is_inference_mode_enabled()
+        if kind != self._kind or i not in self._block:
+            n, dtype, device, _ = kind
+            levels = range(i, min(i + max(1, _BLOCK // max(1, n)), len(self.values)))
+            column = torch.tensor([self.values[j] for j in levels], dtype=torch.float64)
+            column = column.to(self.device or device, self.dtype or dtype, non_blocking=True)
+            # Not expanded: the rounding of functions of numbers that share their memory depends on
+            # the size of the batch.
+            rows = column.unsqueeze(1).repeat(1, n).unbind()
+            self._block = dict(zip(levels, rows, strict=True))
+            self._kind = kind
+        return self._block[i]
+
+
 class Model(Protocol):
     """A model that may have a network."""
 
@@ -140,7 +172,7 @@ def prepared(
     network_call = model.network_call()
     if network_call is None:
         return None
-    if key is None or network_call.key is None:
+    if key is None or network_call.key is None or levels > _MOST_LEVELS:
         return network_call.functions(numbers().rows(levels))
     full_key = network_call.key, key
     rows = _CACHE.get(full_key)
@@ -152,69 +184,23 @@ def prepared(
     return network_call.functions(rows)
 
 
-def is_immutable(value: object) -> bool:
-    """Whether an object can be a key of a cache: whether its class is a frozen dataclass that is
-    compared by the values of all fields, and these are constants: numbers, strings, and tuples and
-    such objects of them.
-
-    A subclass of such a dataclass that is not itself declared as one is refused, since it may have
-    more attributes than the fields; so is an object with attributes that its class does not have.
-    """
-    kind = type(value)
-    names = _compared_fields(kind)
-    if names is None:
-        return False
-    attributes = getattr(value, "__dict__", {})
-    if attributes.keys() == names:  # without recursion, if the values are simple
-        if {*map(type, attributes.values())} <= _SIMPLE_TYPES:
-            return True
-    elif not all(name in names or hasattr(kind, name) for name in attributes):
-        return False
-    return all(_is_constant(getattr(value, name)) for name in names)
-
-
-@cache
-def _compared_fields(kind: Any) -> frozenset[str] | None:  # noqa: ANN401 - a class
-    """The names of the fields of a frozen dataclass, if it is compared by all of them; None for
-    other classes.
-    """
-    parameters = vars(kind).get("__dataclass_params__")
-    if parameters is None or not (parameters.frozen and parameters.eq):
-        return None
-    parts = fields(kind)
-    if not all(part.compare for part in parts):
-        return None
-    return frozenset(part.name for part in parts)
-
-
-_SIMPLE_TYPES = {bool, int, float, str, type(None)}  # found without recursion
-
-
-def _is_constant(value: object) -> bool:
-    """Whether a field of a dataclass cannot change."""
-    if isinstance(value, tuple):
-        simple = {*map(type, value)} <= _SIMPLE_TYPES
-        return simple or all(map(_is_constant, value))
-    return type(value) in _SIMPLE_TYPES or isinstance(value, float | Enum) or is_immutable(value)
-
-
 def _predict(
     network: Network,
     m: Tensor | float,
-    label: Tensor | None,
+    labels: _Labels,
+    i: int,
     row: Row,
     u: Tensor,
     h: float = 1.0,
     onto: Tensor | None = None,
 ) -> Tensor:
-    """onto + h times the prediction at u."""
-    value, point, skip, out, shift, mean = row
-    x = u if point == 1 else scaled(point, u)
+    """onto + h times the prediction at level i and u."""
+    _, point, skip, out, shift, mean = row
+    add = adder(u)
+    x = u if point == 1 else add(ZERO, u, alpha=point)
     if shift:
         x = _add_multiple(shift, m, x)
-    n = u.shape[0]
-    output = network(x, x.new_full((n,), value) if label is None else label.expand(n))
-    add = adder(output)
+    output = network(x, labels.at(i, x))
     # A new tensor, even if the network returns the same buffer in each call.
     result = add(ZERO if onto is None else onto, output, alpha=h * out)
     if skip:
@@ -234,7 +220,7 @@ def _predict_in_rows(
     u: Tensor,
 ) -> Tensor:
     """The prediction at u, with coefficients per sample in shapes that multiply u."""
-    x = u * point
+    x = u * point if isinstance(point, Tensor) or point != 1 else u
     if isinstance(shift, Tensor):
         x = x + shift * (m.to(x) if isinstance(m, Tensor) else m)
     result = torch.addcmul(u * skip, network(x, label), out)

@@ -28,10 +28,11 @@ from sdekit.calling import (
 )
 from sdekit.elementary import Time, axpy, broadcast, clip, reciprocal, scaled, sqrt
 from sdekit_diffusion._common.checked import Checked
+from sdekit_diffusion._common.immutable import is_immutable
 from sdekit_diffusion._common.inputs import require_tensor, shape_given
 from sdekit_diffusion._diffusions.diffusion import LARGEST, AbstractDiffusion
 from sdekit_diffusion._diffusions.names import diffusion
-from sdekit_diffusion._models.affine import Affine, NetworkCall, is_immutable
+from sdekit_diffusion._models.affine import Affine, NetworkCall
 from sdekit_diffusion._models.condition_values import (
     Null,
     expanded,
@@ -587,7 +588,8 @@ class ScoreModel(nn.Module, AbstractModel):
         t = self.sde.time(l)
         alpha = self.sde.alpha(t)
         sigma = self.sde.sigma(t)
-        size = sqrt(alpha * alpha + sigma * sigma)
+        unchanged = self.sde.preserves_variance
+        size = 1.0 if unchanged else sqrt(alpha * alpha + sigma * sigma)
         return size, self._label(t, sigma), alpha, sigma
 
     def _label(self, t: Time, sigma: Time) -> Time:

@@ -3,7 +3,7 @@ of any scale.
 """
 
 import math
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from numbers import Real
@@ -14,8 +14,9 @@ from torch import Tensor
 
 from sdekit import NotFiniteError, Point, Solution, UnfinishedError, computed
 from sdekit.elementary import Time, broadcast, scaled, sqrt, sum_of_sample
+from sdekit_diffusion._common.immutable import is_immutable
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
-from sdekit_diffusion._models.affine import Affine, NetworkCall, is_immutable
+from sdekit_diffusion._models.affine import Affine, NetworkCall
 from sdekit_diffusion._models.data_scale import data_scale
 from sdekit_diffusion._models.derived import AbstractDerivedModel
 from sdekit_diffusion._models.model import AbstractModel, noise_scale, signal_scale
@@ -139,7 +140,7 @@ class Coordinates:
     event: tuple[int, ...] = ()
     extent: float = 1.0
     trained_under: AbstractDiffusion | None = None
-    grids: dict[Hashable, tuple[object, Tensor, Tensor]] = field(
+    grids: dict[Hashable, tuple[object, Sequence[float], Sequence[float]]] = field(
         default_factory=dict, init=False, repr=False
     )
 
@@ -177,6 +178,8 @@ class Coordinates:
 
     def radius(self, t: Time) -> Time:
         """r at a time of the diffusion."""
+        if self.std == 1 and self.sde.preserves_variance:
+            return 1.0
         signal = self.sde.alpha(t) * self.std
         sigma = self.sde.sigma(t)
         return sqrt(signal * signal + sigma * sigma)

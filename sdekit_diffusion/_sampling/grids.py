@@ -13,8 +13,8 @@ from torch import Tensor
 
 from sdekit import did_you_mean, uniform
 from sdekit.elementary import Time, exp, log1p, sigmoid
+from sdekit_diffusion._common.immutable import is_immutable
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
-from sdekit_diffusion._models.affine import is_immutable
 from sdekit_diffusion._models.model import AbstractModel
 from sdekit_diffusion._sampling.coordinates import Coordinates, Span
 

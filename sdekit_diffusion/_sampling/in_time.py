@@ -2,15 +2,17 @@
 
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache, partial
 
 import torch
 from torch import Tensor
 
 from sdekit import AbstractPredictor, AbstractSolver, ReverseSDE
 from sdekit.elementary import Time, scaled
-from sdekit_diffusion._models.affine import Affine, Function, is_immutable, prepared
+from sdekit_diffusion._common.immutable import is_immutable
+from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
+from sdekit_diffusion._models.affine import Affine, Function, prepared
 from sdekit_diffusion._models.model import AbstractModel
 from sdekit_diffusion._sampling.coordinates import Coordinates, Span
 from sdekit_diffusion._sampling.grids import AbstractGrid, Native
@@ -45,7 +47,7 @@ class _Score:
 
     def tabulated(self, ts: Sequence[float]) -> "_Score":
         """The same for the times of a grid."""
-        return replace(self, ts=ts)
+        return _Score(self.model, self.coordinates, ts)
 
     def slopes(self, factor: float, ts: Sequence[float]) -> Mapping[float, Function]:
         """f x - factor g^2 s at each time of a grid; empty where it is not affine in a network's
@@ -79,6 +81,29 @@ class _Score:
 
         key = ("time", sde, name, *ts) if is_immutable(sde) else None
         return prepared(self.model, key, len(ts), numbers)
+
+
+_MOST_STEPS = 2000  # of grids whose points are kept from call to call
+
+
+def _points_of(
+    grid: AbstractGrid, coordinates: Coordinates, span: Span, steps: int
+) -> tuple[list[float], list[float]]:
+    """The points of a grid and the diffusion's times there."""
+    points = grid.points(coordinates, span, steps)
+    return points.tolist(), torch.as_tensor(coordinates.time(points)).tolist()
+
+
+@lru_cache(maxsize=32)
+def _native_points(
+    sde: AbstractDiffusion, std: float, span: Span, steps: int
+) -> tuple[list[float], list[float]]:
+    """The same for `Native`, whose points depend on nothing else."""
+    return _points_of(Native(), Coordinates(sde, std=std), span, steps)
+
+
+def _as_tensor(values: Sequence[float]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64, device="cpu")
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,22 +157,28 @@ class InTime(AbstractGridMethod):
         )
 
     def points(self, problem: ReverseProblem) -> Tensor:
-        return self._points(problem.coordinates, problem.span)[0]
+        return _as_tensor(self._points(problem.coordinates, problem.span)[0])
 
-    def _points(self, coordinates: Coordinates, span: Span) -> tuple[Tensor, Tensor]:
+    def _points(
+        self, coordinates: Coordinates, span: Span
+    ) -> tuple[Sequence[float], Sequence[float]]:
         """The points of the grid and the times there, computed once for these coordinates."""
         grid = self.grid
         key = id(grid), span, self.steps
         if key not in coordinates.grids:  # with the grid, so that no other can have its id
-            points = grid.points(coordinates, span, self.steps)
-            coordinates.grids[key] = grid, points, torch.as_tensor(coordinates.time(points))
+            sde = coordinates.sde
+            if type(grid) is Native and self.steps <= _MOST_STEPS and is_immutable(sde):
+                found = _native_points(sde, coordinates.std, span, self.steps)
+            else:
+                found = _points_of(grid, coordinates, span, self.steps)
+            coordinates.grids[key] = grid, *found
         return coordinates.grids[key][1:]
 
     def _times(self, coordinates: Coordinates, span: Span, points: Tensor) -> Tensor:
         """The times at points of a grid, which may be those of another one."""
         known = coordinates.grids.get((id(self.grid), span, self.steps))
-        if known is not None and known[1] is points:
-            return known[2]
+        if known is not None and list(known[1]) == points.tolist():
+            return _as_tensor(known[2])
         return torch.as_tensor(coordinates.time(points))
 
     def left_over(self, coordinates: Coordinates, span: Span) -> float:
@@ -157,7 +188,7 @@ class InTime(AbstractGridMethod):
         """
         if not 0 < self.eta < math.inf:  # the equation refuses others than 0
             return 0.0
-        t0, t1 = self._points(coordinates, span)[1][-2:].tolist()
+        t0, t1 = self._points(coordinates, span)[1][-2:]
         sde = coordinates.sde
         predictor = getattr(self.solver, "predictor", self.solver)
         variance = (self.eta * float(sde.g(t0))) ** 2 * (t0 - t1)

@@ -15,7 +15,7 @@ from sdekit import (
     did_you_mean,
     uniform,
 )
-from sdekit_diffusion._models.affine import is_immutable
+from sdekit_diffusion._common.immutable import is_immutable
 from sdekit_diffusion._models.model import AbstractModel
 from sdekit_diffusion._sampling.clock import (
     Integrand,
