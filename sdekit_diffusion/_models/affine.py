@@ -134,21 +134,25 @@ class _Labels:
         self.dtype = dtype
         self.device = device
         self._kind: Hashable = None
+        self._column = torch.empty(0)
         self._block: dict[int, Tensor] = {}
 
     def at(self, i: int, x: Tensor) -> Tensor:
         """The labels of level i for the samples of a batch x."""
         kind = x.shape[0], x.dtype, x.device, torch.is_inference_mode_enabled()
-        if kind != self._kind or i not in self._block:
-            n, dtype, device, _ = kind
-            levels = range(i, min(i + max(1, _BLOCK // max(1, n)), len(self.values)))
-            column = torch.tensor([self.values[j] for j in levels], dtype=torch.float64)
-            column = column.to(self.device or device, self.dtype or dtype, non_blocking=True)
+        if kind != self._kind:
+            # Copied once, since a copy to a device may wait for its queued work.
+            column = torch.tensor(self.values, dtype=torch.float64).unsqueeze(1)
+            place = self.device or x.device
+            self._column = column.to(place, self.dtype or x.dtype, non_blocking=True)
+            self._block = {}
+            self._kind = kind
+        if i not in self._block:
+            n = x.shape[0]
+            column = self._column[i : i + max(1, _BLOCK // max(1, n))]
             # Not expanded: the rounding of functions of numbers that share their memory depends on
             # the size of the batch.
-            rows = column.unsqueeze(1).repeat(1, n).unbind()
-            self._block = dict(zip(levels, rows, strict=True))
-            self._kind = kind
+            self._block = dict(enumerate(column.repeat(1, n).unbind(), i))
         return self._block[i]
 
 
