@@ -2,7 +2,7 @@
 computed once.
 """
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple, Protocol
@@ -21,7 +21,7 @@ Row = tuple[float, float, float, float, float, float]
 _ROUNDING = 2.0**-49  # the most by which products and roots of float64 differ from an exact 1
 _CACHE_SIZE = 64  # grids whose coefficients are kept
 _MOST_LEVELS = 2000  # of each of them
-_BLOCK = 1 << 16  # labels made together
+_BLOCK = 1 << 14  # labels made together, few enough for the cache of the processor
 _CACHE: dict[Hashable, list[Row]] = {}
 
 
@@ -135,7 +135,8 @@ class _Labels:
         self.device = device
         self._kind: Hashable = None
         self._column = torch.empty(0)
-        self._block: dict[int, Tensor] = {}
+        self._first = 0  # the first level of the block
+        self._block: Sequence[Tensor] = ()
 
     def at(self, i: int, x: Tensor) -> Tensor:
         """The labels of level i for the samples of a batch x."""
@@ -145,15 +146,16 @@ class _Labels:
             column = torch.tensor(self.values, dtype=torch.float64).unsqueeze(1)
             place = self.device or x.device
             self._column = column.to(place, self.dtype or x.dtype, non_blocking=True)
-            self._block = {}
+            self._block = ()
             self._kind = kind
-        if i not in self._block:
+        if not 0 <= i - self._first < len(self._block):
             n = x.shape[0]
             column = self._column[i : i + max(1, _BLOCK // max(1, n))]
-            # Not expanded: the rounding of functions of numbers that share their memory depends on
+            # Contiguous: the rounding of functions of numbers that share their memory depends on
             # the size of the batch.
-            self._block = dict(enumerate(column.repeat(1, n).unbind(), i))
-        return self._block[i]
+            self._block = column.expand(-1, n).contiguous().unbind()
+            self._first = i
+        return self._block[i - self._first]
 
 
 class Model(Protocol):
