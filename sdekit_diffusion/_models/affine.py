@@ -47,8 +47,8 @@ class Affine:
         """The prediction at factor u + shift m, as a function of u."""
         return Affine(
             self.label,
-            self.point * factor,
-            self.skip * factor,
+            _product(self.point, factor),
+            _product(self.skip, factor),
             self.out,
             self.shift + _product(shift, self.point),
             self.mean + _product(shift, self.skip),
@@ -59,8 +59,8 @@ class Affine:
         return Affine(
             self.label,
             self.point,
-            self.skip * factor + skip_term,
-            self.out * factor,
+            _product(self.skip, factor) + skip_term,
+            _product(self.out, factor),
             self.shift,
             _product(self.mean + mean, factor),
         )
@@ -236,8 +236,10 @@ def _predict_in_rows(
 
 
 def _product(a: Time, b: Time) -> Time:
-    """a b; the number 0 where a is the number 0."""
-    return a * b if isinstance(a, Tensor) or a else 0.0
+    """a b; without an operation on b where a is the number 0 or 1."""
+    if isinstance(a, Tensor):
+        return a * b
+    return b if a == 1 else a and a * b
 
 
 def _add_multiple(factor: float, m: Tensor | float, x: Tensor) -> Tensor:

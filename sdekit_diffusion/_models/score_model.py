@@ -529,8 +529,8 @@ class ScoreModel(nn.Module, AbstractModel):
             network = self.forward
         else:
             network = partial(self._call_network, None if parameter is None else parameter.dtype)
-        key = (self.sde, self.predicts, self.conditioning, self._unit())
-        key = key if is_immutable(self.sde) else None
+        sde = self.sde
+        key = (sde, self.predicts, self.conditioning, self._unit()) if is_immutable(sde) else None
         if parameter is None:
             return NetworkCall(network, None, None, key)
         label_dtype = torch.promote_types(parameter.dtype, torch.float32)
@@ -572,10 +572,11 @@ class ScoreModel(nn.Module, AbstractModel):
 
     def _levels(self, l: Time) -> tuple[Time, Time, Time, Time]:
         """The factor point / u, the label, and alpha and sigma of the point."""
-        if self.conditioning == "log_snr":
+        conditioning = self.conditioning
+        if conditioning == "log_snr":
             l = clip(l, -LARGEST, LARGEST)
             return 1.0, l, signal_scale(l), noise_scale(l)
-        if self.conditioning == "standardised":
+        if conditioning == "standardised":
             l = clip(l, -LARGEST, LARGEST)
             unit = self._unit()
             label = l + math.log(unit)
@@ -585,18 +586,15 @@ class ScoreModel(nn.Module, AbstractModel):
                 signal_scale(label),
                 noise_scale(label),
             )
-        t = self.sde.time(l)
-        alpha = self.sde.alpha(t)
-        sigma = self.sde.sigma(t)
-        unchanged = self.sde.preserves_variance
-        size = 1.0 if unchanged else sqrt(alpha * alpha + sigma * sigma)
-        return size, self._label(t, sigma), alpha, sigma
-
-    def _label(self, t: Time, sigma: Time) -> Time:
-        """The label at time t of the model's diffusion, for conditioning on time or sigma."""
-        if isinstance(self.conditioning, tuple):
-            return self.conditioning[0] * t + self.conditioning[1]
-        return sigma if self.conditioning == "sigma" else t
+        sde = self.sde
+        t = sde.time(l)
+        alpha = sde.alpha(t)
+        sigma = sde.sigma(t)
+        size = 1.0 if sde.preserves_variance else sqrt(alpha * alpha + sigma * sigma)
+        label = sigma if conditioning == "sigma" else t
+        if isinstance(conditioning, tuple):
+            label = conditioning[0] * t + conditioning[1]
+        return size, label, alpha, sigma
 
 
 # The methods by which a class predicts, to see whether a subclass has overridden one.

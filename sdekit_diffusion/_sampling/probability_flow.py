@@ -89,9 +89,9 @@ class ProbabilityFlowOnClock(AbstractSDE):
     @staticmethod
     def _weights(y: Time) -> tuple[Time, Time]:
         """The factors of D and of u in the drift."""
-        rate = -((_SHARPNESS + 1) * y + 1) * (y + 1) / (_SHARPNESS * y)
         a = 1 / sqrt(1 + y * y)
-        return rate * a, -rate * a * a
+        factor = ((_SHARPNESS + 1) * y + 1) * (y + 1) / (_SHARPNESS * y) * a
+        return -factor, factor * a
 
     def relocated(self, error: UnfinishedError, after: int = 0) -> UnfinishedError:
         """An error with times l, in a batch with `after` rows before those of the error."""
