@@ -206,6 +206,8 @@ class OnClock(AbstractGridMethod):
         if self.integrand != "model":
             return grid
         choice = default_choice(self.grid, self.steps, model)
+        if (choice.share, choice.native_share, choice.reach, choice.sharpness) == (None,) * 4:
+            return grid
         reach = choice.reach
         if reach is not None:
             reach *= math.prod(model.shape or ()) ** choice.power
