@@ -175,8 +175,8 @@ def _add_rounded(y: Tensor, x: Tensor, *, alpha: float) -> Tensor:
 
 
 def combined(x: Tensor, weights: Sequence[float], values: Sequence[Tensor]) -> Tensor:
-    """x + sum_j w_j v_j over the first values, as many as there are weights, all shaped like x and
-    of its dtype.
+    """x + sum_j w_j v_j over the first values and weights, as many as the shorter has; all values
+    are shaped like x and of its dtype.
 
     Values of weight 0 are not added, even if they are not finite.
     """

@@ -1,6 +1,8 @@
 """What is computed at once for a grid is what the model predicts level by level."""
 
 import math
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
@@ -114,6 +116,35 @@ def test_labels_are_numbers_of_their_own_in_any_order_and_mode(monkeypatch):
         assert labels.at(1, U).is_inference()
     assert not labels.at(1, U).is_inference()
     assert labels.at(1, U[:0]).shape == (0,)
+
+
+def test_threads_share_labels(monkeypatch):
+    """As those that branch from one stepper do; also with batches of two sizes."""
+    monkeypatch.setattr(affine, "_BLOCK", 8)
+    values = [float(i) for i in range(40)]
+    labels = affine._Labels(values, torch.float32, U.device)
+
+    def wrong(n):
+        x = torch.zeros(n, 1)
+        asked = [(i, labels.at(i, x)) for _ in range(50) for i in range(40)]
+        return sum(label.tolist() != [values[i]] * n for i, label in asked)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            assert sum(pool.map(wrong, (1, 3, 3, 5))) == 0
+    finally:
+        sys.setswitchinterval(interval)
+
+
+def test_the_numbers_of_long_grids_are_not_kept():
+    own = ScoreModel(lambda x, t: -x, "vp", "score", shape=(3,), data_std=1.0)
+    affine._CACHE.clear()
+    for levels, size in ((2000, 1), (2001, 1)):
+        l = torch.linspace(-3.0, 5.0, levels, dtype=torch.float64)
+        affine.prepared(own, ("a grid", levels), levels, lambda l=l: own.affine(l, "data"))
+        assert len(affine._CACHE) == size
 
 
 @pytest.mark.parametrize("predicts", ["noise", "data", "velocity"])

@@ -47,6 +47,7 @@ from sdekit_diffusion import (
 )
 from sdekit_diffusion._diffusions.diffusion import _cached_table
 from sdekit_diffusion._diffusions.names import diffusion
+from sdekit_diffusion._diffusions.vp import AbstractLinearBeta
 
 hypothesis.settings.register_profile("kernels", deadline=None, derandomize=True, max_examples=100)
 hypothesis.settings.load_profile("kernels")
@@ -499,8 +500,22 @@ def test_a_diffusion_with_another_sigma_preserves_the_variance_only_if_it_is_set
         def alpha(self, t):
             return VPSDE.alpha(self, t)
 
-    kinds = (Own, Inherited, Derived, Steeper, Another)
-    assert [kind.preserves_variance for kind in kinds] == [False, False, False, True, True]
+    class Declared(VPSDE):
+        preserves_variance = True
+
+    class Diamond(Declared, Derived):
+        pass
+
+    class Fainter(AbstractLinearBeta):
+        def alpha(self, t):
+            return 0.5 * super().alpha(t)
+
+    class Beside(VPSDE, Fainter):
+        pass
+
+    others = (Own, Inherited, Derived, Diamond, Beside)
+    assert not any(kind.preserves_variance for kind in others)
+    assert all(kind.preserves_variance for kind in (Steeper, Another, Declared))
     assert Own(0.1, 20.0) == Own(beta_max=20.0)
     point = ScoreModel(lambda x, t: x, Own(), "data", shape=(1,), data_std=1.0)._levels(0.0)[0]
     assert point == Own().size(Own().time(0.0))
@@ -518,6 +533,8 @@ def test_the_table_of_a_grid_is_computed_once():
     assert _cached_table.cache_info().misses == 1
     gentle = VPSDE(beta_max=10.0)
     assert gentle.tabulated(ts).diffusion(0.5, x) == pytest.approx(gentle.g(0.5))
+    VPSDE().tabulated(torch.linspace(0.1, 0.9, 2001).tolist())
+    assert _cached_table.cache_info().currsize == 2  # without the long one
     late = VPSDE().unchecked().tabulated([0.5, 3.0])
     assert late.diffusion(3.0, x) == pytest.approx(VPSDE().unchecked().g(3.0))
     with pytest.raises(ValueError, match="outside the range"):

@@ -628,6 +628,8 @@ def test_the_native_grid_is_computed_once_for_all_calls():
     points.zero_()
     assert torch.equal(times(*usual), expected(*usual))
     assert _native_points.cache_info().misses == 1
+    InTime(Heun(), 0.0, steps=2001).points(problem)
+    assert _native_points.cache_info().misses == 1  # a long one is not kept
     cases = [
         usual,
         (model(), SubVPSDE(), Native()),

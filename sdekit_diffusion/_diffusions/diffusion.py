@@ -79,15 +79,12 @@ class AbstractDiffusion(AbstractSDE):
     _reads_times = True  # whether `checked` reads times that are tensors
 
     def __init_subclass__(cls, **arguments: Any) -> None:  # noqa: ANN401 - of other classes
-        """Where alpha or sigma is that of another class than preserves_variance, and earlier in the
-        order of inheritance, the variance is not known to be preserved.
+        """Where alpha or sigma is not that of the class that sets preserves_variance, the variance
+        is not known to be preserved.
         """
         super().__init_subclass__(**arguments)
-        alpha, sigma, preserves = (
-            next(i for i, kind in enumerate(cls.__mro__) if name in vars(kind))
-            for name in ("alpha", "sigma", "preserves_variance")
-        )
-        if min(alpha, sigma) < preserves:
+        kind = next(kind for kind in cls.__mro__ if "preserves_variance" in vars(kind))
+        if kind.alpha is not cls.alpha or kind.sigma is not cls.sigma:
             cls.preserves_variance = False
 
     @property

@@ -133,29 +133,30 @@ class _Labels:
         self.values = values
         self.dtype = dtype
         self.device = device
-        self._kind: Hashable = None
-        self._column = torch.empty(0)
-        self._first = 0  # the first level of the block
-        self._block: Sequence[Tensor] = ()
+        # The kind of a batch, the labels of all levels as a column, and a block of levels, of
+        # which the first is named; replaced as a whole, since threads may share this object.
+        self._kept: tuple[Hashable, Tensor, int, Sequence[Tensor]] | None = None
 
     def at(self, i: int, x: Tensor) -> Tensor:
         """The labels of level i for the samples of a batch x."""
         kind = x.shape[0], x.dtype, x.device, torch.is_inference_mode_enabled()
-        if kind != self._kind:
+        kept = self._kept
+        if kept is None or kept[0] != kind:
             # Copied once, since a copy to a device may wait for its queued work.
             column = torch.tensor(self.values, dtype=torch.float64).unsqueeze(1)
             place = self.device or x.device
-            self._column = column.to(place, self.dtype or x.dtype, non_blocking=True)
-            self._block = ()
-            self._kind = kind
-        if not 0 <= i - self._first < len(self._block):
+            column = column.to(place, self.dtype or x.dtype, non_blocking=True)
+            kept = kind, column, 0, ()
+        _, column, first, block = kept
+        if not 0 <= i - first < len(block):
             n = x.shape[0]
-            column = self._column[i : i + max(1, _BLOCK // max(1, n))]
+            size = max(1, _BLOCK // max(1, n))
+            first = i // size * size
             # Contiguous: the rounding of functions of numbers that share their memory depends on
             # the size of the batch.
-            self._block = column.expand(-1, n).contiguous().unbind()
-            self._first = i
-        return self._block[i - self._first]
+            block = column[first : first + size].expand(-1, n).contiguous().unbind()
+            self._kept = kind, column, first, block
+        return block[i - first]
 
 
 class Model(Protocol):
