@@ -171,7 +171,7 @@ def with_torchdiffeq(
         states = torchdiffeq.odeint(
             right.torch, state, ts, rtol=tol, atol=tol, method=method, options=options
         )
-        return np.asarray(states[-1]) * stop, float(right.calls)
+        return np.asarray(states[-1], dtype=np.float64) * stop, float(right.calls)
 
     return run
 

@@ -445,7 +445,6 @@ def test_an_error_in_the_jacobian_of_some_samples_says_that_they_are_some():
     assert "rows(index)" in caught.value.__notes__[0]
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
 def test_derivatives_by_torch_func_of_stopped_samples_and_of_noisy_paths():
     """Values on the host, such as times and rows, cannot be read there as elsewhere."""
     decay = ODE(lambda t, x: -x)

@@ -107,7 +107,6 @@ def test_gradients_reach_what_is_learned_and_are_finite(case):
     assert learned["unknown_context"].grad.abs().sum() > 1e-6
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script")
 def test_derivatives_by_contexts_and_images(case):
     """Numerically, and in forward mode; those of unknown ones are 0."""
     net, x, t, conditions = case
@@ -141,7 +140,6 @@ def test_second_derivatives(case):
     assert torch.autograd.gradgradcheck(net_of, (y,), fast_mode=True)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script")
 def test_conditions_under_vmap(case):
     """Over samples, each with its conditions, and over probes of one batch."""
     net, x, t, conditions = case

@@ -705,7 +705,6 @@ def test_the_variance_within_a_step_is_that_at_its_nearer_end(noise_type):
     assert abs(share - p) < 5 * math.sqrt(p * (1 - p) / n)
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # torch's, dual numbers
 def test_events_under_torch_func():
     """In forward mode t = ln(1.2) / a has its derivative; the others are refused."""
 

@@ -47,13 +47,9 @@ from sdekit._equations.derivative import derivative
 from sdekit._solve.gradient import _require_return
 from sdekit._solvers.planned import AbstractPlanned
 
-# torch itself still scripts some of its derivatives; dynamo warns where it traces through a cache.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning"),
-    pytest.mark.filterwarnings(
-        "ignore:Dynamo detected a call to a `functools.lru_cache`:UserWarning"
-    ),
-]
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Dynamo detected a call to a `functools.lru_cache`:UserWarning"
+)
 
 KINDS = ["none", "additive", "diagonal", "scalar", "general"]
 

@@ -310,7 +310,6 @@ def test_adaptive_steps_by_gmres():
     assert int(products.rejected.max()) <= int(direct.rejected.max()) + 5
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # torch's, dual numbers
 @BOTH
 def test_what_gmres_cannot_do_is_said(solver):
     products = replace(solver, direct=1)

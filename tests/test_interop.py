@@ -23,10 +23,6 @@ from sdekit.interop._sdeint import SOLVERS
 
 F64 = torch.float64
 KINDS = ("additive", "diagonal", "scalar", "general")
-# torch's own: it scripts decompositions when a directional derivative is first taken.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.torch.jit.script. is deprecated:DeprecationWarning"
-)
 
 # Standard errors: a fresh seed would fail one comparison in 1.7 million; the seeds are fixed.
 Z = 5.0

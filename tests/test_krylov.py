@@ -263,7 +263,6 @@ def test_what_has_no_products_is_refused():
         solve(ODE(lambda t, x: -rate * x), start(6), uniform(0.0, 0.1, 4), **settings)
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # torch's, dual numbers
 @pytest.mark.parametrize("solver", [Rodas4, ImplicitEulerMaruyama, ImplicitPlaten])
 def test_transforms_of_torch_func_are_refused(solver):
     """Of the states, and of a parameter, where neither t nor x is transformed."""

@@ -153,7 +153,6 @@ def test_gradients_where_slopes_do_not_change(dtype):
         torch.testing.assert_close(x0.grad, torch.full_like(x0, 0.2), rtol=0.05, atol=0)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script")
 def test_derivatives_take_the_cosines_as_constants():
     """Forwards as backwards; those of smooth slopes agree with differences."""
     ode = sdekit.ODE(lambda t, x: torch.stack([x[:, 1], -torch.sin(x[:, 0])], dim=1))

@@ -255,7 +255,6 @@ def test_the_gradient_of_a_divergence_reaches_the_weights(case):
     assert sum(float(weight.grad.abs().sum()) for weight in weights) > 0
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script")
 def test_batched_backward_and_forward_derivatives_agree(case):
     """Several probes in one backward pass, and forward mode: two ways to the same product with the
     Jacobian.

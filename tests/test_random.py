@@ -260,7 +260,7 @@ def test_fresh_seeds_follow_torch_manual_seed():
     assert first[0] != first[1]
 
 
-@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 def test_recorded_programs_mix_words_of_other_samples_too():
     """Where torch records what is done, words are mixed by its own functions."""
     draw = lambda index: normal(3, index, (2,))  # noqa: E731

@@ -143,7 +143,7 @@ def test_other_wrappers_are_refused_by_name(wrapper):
             run()
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 def test_a_traced_model_is_refused():
     own = ScoreModel(nn.Linear(2, 2), "vp", "noise", shape=(2,))
     own.net.forward = lambda x, t: 0.5 * x
@@ -364,7 +364,6 @@ def test_networks_within_functions_are_in_evaluation_mode(hidden, plain):
     assert all(module.training for module in net.modules())
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script")
 def test_scripted_networks_are_in_evaluation_mode():
     """Their flag is not an attribute of the object in Python."""
     net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Dropout(0.5))
