@@ -6,12 +6,14 @@ dimensions, laws drawn after all choices, and U-Nets on digits. They predict the
 or the flow. The error of a sample is the root mean square of its coordinates' difference to the
 flow of the same network from the same x_T, solved to 1e-6. A row has the mean error of the default,
 that of the best of the eight published samplers, the ratio of the means and that of the medians;
-and the ratio in hindsight, to the best of all of them on all four grids. With labels also under
-guidance of 3 and 7.5; for digits Frechet distances in the features of a classifier, less that of
-the solved flow, with bootstrapped standard errors, without guidance and with 3.
+the ratio in hindsight, to the best of all of them on all four grids; and the error of the default
+after `fit_sampler`, with 256 samples of other seeds (60 of digits), and its ratio to the best of
+the eight. With labels also under guidance of 3 and 7.5; for digits Frechet distances in the
+features of a classifier, less that of the solved flow, with bootstrapped standard errors, without
+guidance and with 3.
 
-`python benchmarks/networks.py [--quick] [--names curve surface digits]`; an hour and a half on one
-core, all but the digits twenty minutes.
+`python benchmarks/networks.py [--quick] [--names curve surface digits]`; three hours on one core,
+all but the digits forty minutes.
 """
 
 import argparse
@@ -35,6 +37,8 @@ SEED = 11
 BUDGETS = (5, 6, 8, 10, 15, 20, 50)
 SAMPLES = 1000
 DIGITS = 80  # samples compared one by one
+FITTED = 256  # samples of a fit
+FITTED_DIGITS = 60
 IMAGES = 500  # for Frechet distances
 GUIDANCE = (3.0, 7.5)
 GRIDS: Mapping[str, sd.AbstractGrid] = {
@@ -133,6 +137,20 @@ def trained(case: Case, updates: float) -> sd.ScoreModel:
     return model
 
 
+def flows(case: Case) -> dict[float, str]:
+    """The scales of guidance with which a network is measured, 1 for none, and their names."""
+    scales = {"digits": (1.0, *GUIDANCE), "curves": GUIDANCE}.get(case.data, (1.0,))
+    return {w: case.name if w == 1 else f"{case.name}, guidance {w:g}" for w in scales}
+
+
+def flow(model: sd.ScoreModel, case: Case, scale: float, n: int) -> sd.AbstractModel:
+    """The model of n samples: without labels, or under guidance with as many of each class."""
+    if scale == 1:
+        return model.unconditional() if case.data == "digits" else model
+    classes = 10 if case.data == "digits" else 3
+    return sd.Guided(model.given(label=torch.arange(n) % classes), scale)
+
+
 def kind_of(model: sd.ScoreModel) -> str:
     """The kind of a network, by which the grids of others are chosen."""
     if isinstance(model.sde, sd.RectifiedFlow):
@@ -165,8 +183,8 @@ def compared(
     budgets: tuple[int, ...],
     n: int,
 ) -> list[dict[str, Any]]:
-    """A row for each number of evaluations; the others are on these grids, and in hindsight on
-    all.
+    """A row for each number of evaluations; the others are on these grids, and in hindsight on all.
+    The samplers fitted to the network before are those of the column "fitted".
     """
 
     def drawn(steps: int | None, method: Any, grid: Any = None) -> Tensor:
@@ -181,7 +199,8 @@ def compared(
             for grid in GRIDS
         }
         peers = {peer: found[peer, grids[peer, steps]] for peer in PEERS}
-        mean, median = errors(drawn(steps, "default"), exact)
+        mean, median = errors(drawn(steps, "default", "focused"), exact)
+        fitted = errors(drawn(steps, "default"), exact)[0]
         best = min(peers, key=lambda peer: peers[peer][0])
         row = {
             "network": name,
@@ -192,13 +211,16 @@ def compared(
             "ratio": mean / peers[best][0],
             "ratio of medians": median / min(those[1] for those in peers.values()),
             "ratio in hindsight": mean / min(those[0] for those in found.values()),
+            "fitted": fitted,
+            "ratio fitted": fitted / peers[best][0],
             "peers": {f"{peer}, {grid}": those[0] for (peer, grid), those in found.items()},
         }
         rows.append(row)
         print(
             f"{name:40s} {steps:3d} evaluations: {row['default']:.4f}, best peer "
             f"{row['best peer']:.4f} ({row['its name']}), ratio {row['ratio']:.2f}, of medians "
-            f"{row['ratio of medians']:.2f}, in hindsight {row['ratio in hindsight']:.2f}",
+            f"{row['ratio of medians']:.2f}, in hindsight {row['ratio in hindsight']:.2f}, fitted "
+            f"{row['ratio fitted']:.2f}",
             flush=True,
         )
     return rows
@@ -224,7 +246,7 @@ def distances(
     flow = found(sd.AdaptiveFlow(1e-5, 1e-5), None)
     rows = []
     for steps in budgets:
-        sets = {"default": found("default", steps)}
+        sets = {"default": found("default", steps, "focused"), "fitted": found("default", steps)}
         for peer in ("UniPC-3", "DPM-Solver++(2M)"):
             sets[peer] = found(PEERS[peer], steps, GRIDS[grids[peer, steps]])
         row: dict[str, Any] = {"evaluations": steps}
@@ -261,7 +283,7 @@ def draw(rows: list[dict[str, Any]]) -> None:
 
 
 def publish_case(name: str, result: dict[str, Any]) -> None:
-    """Ratios of a network alone, and under guidance."""
+    """Ratios of a network alone, and under guidance, and those of the fitted sampler."""
     ratios = ("ratio", "ratio of medians", "ratio in hindsight")
     keys = ("network", "evaluations", *ratios, "default", "best peer", "its name")
     own = [row for row in result["rows"] if row["network"].startswith(name)]
@@ -269,6 +291,12 @@ def publish_case(name: str, result: dict[str, Any]) -> None:
     for table, under_guidance in (("networks", False), ("networks_guided", True)):
         if here := [row for row in rows if ("guidance" in row["network"]) is under_guidance]:
             publish(table, result["environment"], here, part=name)
+    fitted = [
+        {"network": row["network"], "evaluations": row["evaluations"]}
+        | {"ratio": row["ratio fitted"], "over the default": row["fitted"] / row["default"]}
+        for row in own
+    ]
+    publish("networks_fitted", result["environment"], fitted, part=name)
 
 
 def publish_distances(name: str, result: dict[str, Any]) -> None:
@@ -283,7 +311,7 @@ def publish_distances(name: str, result: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Trains, measures, prints and writes."""
+    """Trains, fits, measures, prints and writes."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a tenth of the updates, few budgets")
     parser.add_argument(
@@ -297,28 +325,23 @@ def main() -> None:
         if arguments.names and not case.name.startswith(tuple(arguments.names)):
             continue
         model = trained(case, 0.1 if arguments.quick else 1.0)
-        classes = {"digits": 10, "curves": 3}.get(case.data, 0)
-        plain = model.unconditional() if classes else model
         grids = {w: grids_of_peers(kind_of(model), w) for w in (1.0, *GUIDANCE)}
-        n = DIGITS if case.data == "digits" else SAMPLES
-        if case.data != "curves":
-            result["rows"] += compared(case.name, plain, grids[1.0], budgets, n)
-        for scale in GUIDANCE if classes else ():
-            guided = sd.Guided(model.given(label=torch.arange(n) % classes), scale)
-            name = f"{case.name}, guidance {scale:g}"
-            result["rows"] += compared(name, guided, grids[scale], budgets, n)
+        n, count = (DIGITS, FITTED_DIGITS) if case.data == "digits" else (SAMPLES, FITTED)
+        for scale, name in flows(case).items():
+            fitting = flow(model, case, scale, count)
+            sd.fit_sampler(fitting, budgets, n=count, seed=SEED + 1)
+            found = compared(name, flow(model, case, scale, n), grids[scale], budgets, n)
+            result["rows"] += found
         draw(result["rows"])
         save("networks", result)
         if not arguments.quick:
             publish_case(case.name, result)
         if case.data == "digits":
-            guided = sd.Guided(model.given(label=torch.arange(IMAGES) % classes), GUIDANCE[0])
-            cases = {"": (plain, 1.0), f", guidance {GUIDANCE[0]:g}": (guided, GUIDANCE[0])}
-            for name, (one, scale) in cases.items():
-                found = distances(one, grids[scale], budgets[:4])
-                result[f"Frechet, {case.name}{name}"] = found
+            for scale, name in list(flows(case).items())[:2]:
+                one = flow(model, case, scale, IMAGES)
+                result[f"Frechet, {name}"] = distances(one, grids[scale], budgets[:4])
                 if not arguments.quick:
-                    publish_distances(f"{case.name}{name}", result)
+                    publish_distances(name, result)
             save("networks", result)
 
 

@@ -329,6 +329,9 @@ TABLES: dict[str, Table] = {
     "networks_distances": crossed(
         "network, method", "evaluations", "{excess:.3f} ± {stderr:.3f}"
     ),
+    "networks_fitted": crossed(
+        "network", "evaluations", "{ratio:.2f} ({over the default:.2f})"
+    ),
     "networks_guided": crossed(
         "network", "evaluations", "{ratio:.2f} ({ratio in hindsight:.2f})"
     ),

@@ -76,6 +76,7 @@ from sdekit_diffusion._sampling import grids as _grids
 from sdekit_diffusion._sampling import methods as _methods
 from sdekit_diffusion._sampling.arguments import SampleOptions
 from sdekit_diffusion._sampling.between import sample_between
+from sdekit_diffusion._sampling.fit_sampler import fit_sampler
 from sdekit_diffusion._sampling.fitted_grid import fitted_grid
 from sdekit_diffusion._sampling.grids import *  # noqa: F403
 from sdekit_diffusion._sampling.method import AbstractMethod, ReverseProblem
@@ -172,6 +173,7 @@ __all__ = [
     "dsm_loss",
     "encode",
     "fit",
+    "fit_sampler",
     "fitted_grid",
     "from_diffusers",
     "from_edm",

@@ -63,7 +63,7 @@ def test_the_grid_of_the_method_is_kept_where_it_is_more_accurate(monkeypatch):
     first = float(sd.VPSDE().log_snr(1.0))
     worse = sd.Given(torch.tensor([first, 5.0, 5.5]))
     monkeypatch.setattr(
-        "sdekit_diffusion._sampling.fitted_grid._minimised", lambda errors, l: worse
+        "sdekit_diffusion._sampling.fitted_grid.fitted_from", lambda l, method, errors: worse
     )
     end = math.exp(-5.5) / LAW.data_std
     grid = sd.fitted_grid(LAW, 2, n=64, sde="vp", method="ddim", end=end)

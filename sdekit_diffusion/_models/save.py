@@ -154,6 +154,11 @@ def config_of(model: ScoreModel) -> dict[str, Any]:
         "null": model.given_null,
         "never_dropped": list(model.never_dropped) or None,
         "trained_levels": list(model.trained_levels) or None,
+        "samplers": [
+            {"guidance": guidance, **fitted._asdict()}
+            for (guidance, _), fitted in model.samplers.items()
+        ]
+        or None,
         "dtype": str(model.place()[0]).removeprefix("torch."),
         "versions": versions(),
     }

@@ -6,7 +6,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from operator import attrgetter
 from typing import Any, Literal, Self, cast
@@ -52,6 +52,7 @@ from sdekit_diffusion._models.model import (
     signal_scale,
 )
 from sdekit_diffusion._models.prediction import DATA, NOISE, Prediction, prediction_of
+from sdekit_diffusion._models.recorded import Recorded, Samplers
 from sdekit_diffusion._models.wrapped import has_parameters, modules_of, require_plain, unwrapped
 from sdekit_diffusion.data import Scale
 from sdekit_diffusion.nets._conditions import Conditions
@@ -71,19 +72,6 @@ def _require_network(net: object) -> None:
     if not callable(net) or isinstance(net, type):
         given = f"the class {net.__name__}" if isinstance(net, type) else f"{net!r:.60}"
         raise TypeError(f"net is a function or a module, called as net(x, t), not {given}")
-
-
-@dataclass
-class _Recorded:
-    """What training records, shared by the copies of a model: mean, standard deviation and scale of
-    the data; conditions; and the levels log(alpha / sigma) of a student.
-    """
-
-    mean: Tensor | float = 0.0
-    std: float | None = None
-    scale: Scale = Scale()  # noqa: RUF009 - frozen
-    never_dropped: tuple[str, ...] = ()
-    trained_levels: tuple[float, ...] = ()
 
 
 class ScoreModel(nn.Module, AbstractModel):
@@ -180,7 +168,7 @@ class ScoreModel(nn.Module, AbstractModel):
         self.conditioning = conditioning
         self.sde = sde  # pyright: ignore[reportIncompatibleVariableOverride]
         self.shape = None if shape is None else shape_given(shape)
-        self._recorded = _Recorded()
+        self._recorded = Recorded()
         self.record_scale(data_mean, data_std)
         self.data_range = None if data_range is None else _range(data_range)
         self.scale = scale
@@ -243,6 +231,17 @@ class ScoreModel(nn.Module, AbstractModel):
     @trained_levels.setter
     def trained_levels(self, levels: tuple[float, ...]) -> None:
         self._recorded.trained_levels = levels
+
+    @property
+    def samplers(self) -> Samplers:
+        """The rules and grids that `fit_sampler` has fitted to the network, by the scale of
+        guidance and the number of steps.
+        """
+        return self._recorded.samplers
+
+    @samplers.setter
+    def samplers(self, samplers: Samplers) -> None:
+        self._recorded.samplers = dict(samplers)
 
     def record_scale(self, mean: Tensor | float, std: float | None) -> None:
         """Sets `data_mean` and `data_std`, also those of copies that `given` has made.

@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 from typing import Literal, NamedTuple
 
-from sdekit import AbstractMultistep, AdamsBashforth, AdamsMoulton, LimitedUniPC, UniPC
+from sdekit import DEIS, AbstractMultistep, AdamsBashforth, AdamsMoulton, LimitedUniPC, UniPC
 from sdekit_diffusion._models.model import AbstractModel
 from sdekit_diffusion._sampling.clock import Integrand
 from sdekit_diffusion._sampling.grids import AbstractGrid
@@ -89,6 +89,18 @@ STIFF_CHOICES: dict[Kind, tuple[Choice, ...]] = {
         Choice(10, "velocity", _TWO, slope=12, share=0.8, native_share=0.1),
         Choice(math.inf, "velocity", _THREE, share=0.5, native_share=0.3),
     ),
+}
+# Those that `fit_sampler` tries; the names are saved with models.
+FITTED_RULES: dict[str, tuple[Integrand, AbstractMultistep]] = {
+    "AdamsBashforth(3), velocity": ("velocity", _PREDICTOR),
+    "AdamsMoulton(2), velocity": ("velocity", _TWO),
+    "AdamsMoulton(3), velocity": ("velocity", _THREE),
+    "AdamsMoulton(4), velocity": ("velocity", _FOUR),
+    "LimitedUniPC, velocity": ("velocity", _LIMITED),
+    "LimitedUniPC, data": ("data", _LIMITED),
+    "UniPC(2), data": ("data", _UNIPC),
+    "UniPC(3), data": ("data", UniPC(3, lower_final=True)),
+    "DEIS(3), noise": ("noise", DEIS(3, lower_final=True)),
 }
 RULE_WITH_NOISE = AdamsMoulton(2, lower_final=True)
 # For an integrand that the caller names.

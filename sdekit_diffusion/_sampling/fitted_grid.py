@@ -1,4 +1,4 @@
-"""Grids of few steps that are fitted to a model."""
+"""Grids that are fitted to a model."""
 
 import math
 from collections.abc import Callable
@@ -18,10 +18,13 @@ from sdekit_diffusion._sampling.grids import DEFAULT_END, AbstractGrid, Given
 from sdekit_diffusion._sampling.method import AbstractMethod
 from sdekit_diffusion._sampling.sample import sample
 
-# A function from a grid to errors, one row per sample: the difference of x at the end from the
-# exact solution, divided by the square root of the number of coordinates.
-_Errors = Callable[[AbstractGrid], Tensor]
+# A function from a method and a grid to errors, one row per sample: the difference of x at the end
+# from the exact solution, divided by the square root of the number of coordinates.
+Errors = Callable[[AbstractMethod | AbstractSolver | str, AbstractGrid], Tensor]
 
+_TOLERANCE = 1e-6  # of the exact solutions
+_KNOTS = 8  # of the logarithms of steps, where there are more steps than in _EACH
+_EACH = 10
 _DIFFERENCE = 0.02  # of the logarithm of a step, for the derivatives of errors
 _LARGEST = 4.0  # the largest change of the logarithm of a step
 _ITERATIONS = 10
@@ -42,7 +45,8 @@ def fitted_grid(
     """The grid of a number of steps on which a method has the least mean error for a model.
 
     The steps of l = log(alpha / sigma) are those of the method's own grid times exp(theta_i), and
-    divided by a common factor so that the ends stay. Gauss-Newton steps minimise over theta
+    divided by a common factor so that the ends stay; for more than 10 steps theta is piecewise
+    linear with 8 knots. Gauss-Newton steps minimise over theta
 
         E = 1/n sum_j |x_N^j - x^j|,
 
@@ -50,8 +54,10 @@ def fitted_grid(
     probability flow from the same x_T, as "ode" has them. On n other samples the result is compared
     with the method's own grid, which is returned where it is the more accurate one.
 
-    This takes about 10 (N + 2) n samples of N steps, once for each model, method and N. Store
-    `grid.l` with the model, as in `save(model, folder, {"l": grid.l.tolist()})`.
+    This takes about 10 (N + 2) n samples of N steps, once for each model, method and N, or 100 n
+    where N is above 10. Store `grid.l` with the model, as in
+    `save(model, folder, {"l": grid.l.tolist()})`; for networks `fit_sampler` fits the rule too, and
+    stores both.
 
     Arguments:
         model: the model; with conditions per sample these are of n samples.
@@ -75,26 +81,36 @@ def fitted_grid(
         Sabour, Fidler and Kreis 2024, arXiv 2404.14507, for levels that are optimised for a model;
         Tong et al. 2024, arXiv 2405.15506, for solutions of the flow as what to optimise for.
     """
-    for name, count in (("n", n), ("steps", steps)):
-        if not is_whole(count, 1):
-            raise ValueError(f"{name} must be a positive integer; not {count!r}")
+    require_counts(n=n, steps=steps)
     model, diffusion = as_model(model, sde, shape)
     options: dict[str, Any] = {"sde": diffusion, "end": end, "seed": seed, "shape": shape}
     options |= {"batch_size": batch_size}
     l = _own_points(model, n, steps, method, options)
+    fitted = fitted_from(l, method, errors_of(model, n, 0, options))
+    errors = errors_of(model, n, n, options)
+    return min(Given(l), fitted, key=lambda grid: float(errors(method, grid).norm(dim=1).mean()))
 
-    def errors_from(first: int) -> _Errors:
-        exact = sample(model, n, method=AdaptiveFlow(), first=first, **options)
 
-        def errors(grid: AbstractGrid) -> Tensor:
-            x = sample(model, n, method=method, grid=grid, first=first, **options)
-            return (x - exact).double().reshape(n, -1).cpu() / math.sqrt(exact[0].numel())
+def require_counts(**counts: object) -> None:
+    """Refuses what is not a positive integer.
 
-        return errors
+    Raises:
+        ValueError: with what was given.
+    """
+    for name, count in counts.items():
+        if not is_whole(count, 1):
+            raise ValueError(f"{name} must be a positive integer; not {count!r}")
 
-    fitted = _minimised(errors_from(0), l)
-    errors = errors_from(n)
-    return min(Given(l), fitted, key=lambda grid: float(errors(grid).norm(dim=1).mean()))
+
+def errors_of(model: AbstractModel, n: int, first: int, options: dict[str, Any]) -> Errors:
+    """The errors of n samples of a model, from the first on; `options` are those of `sample`."""
+    exact = sample(model, n, method=AdaptiveFlow(_TOLERANCE, _TOLERANCE), first=first, **options)
+
+    def errors(method: AbstractMethod | AbstractSolver | str, grid: AbstractGrid) -> Tensor:
+        x = sample(model, n, method=method, grid=grid, first=first, **options)
+        return (x - exact).double().reshape(n, -1).cpu() / math.sqrt(exact[0].numel())
+
+    return errors
 
 
 def _own_points(
@@ -125,15 +141,17 @@ def _own_points(
     return torch.as_tensor(options["sde"].log_snr(solution.ts))
 
 
-def _minimised(errors: _Errors, l: Tensor) -> Given:
-    """The grid of least mean error, from the points l on, by weighted least squares."""
+def fitted_from(l: Tensor, method: AbstractMethod | AbstractSolver | str, errors: Errors) -> Given:
+    """The grid of least mean error of a method, from the points l on, by weighted least squares."""
     from scipy.optimize import least_squares
 
     widths = l.diff().numpy()
     count = len(widths)
+    knots = count if count <= _EACH else _KNOTS
+    places = np.linspace(0, knots - 1, count)
 
     def grid(theta: np.ndarray) -> Given:
-        w = widths * np.exp(theta)
+        w = widths * np.exp(np.interp(places, np.arange(knots), theta))
         inner = l[0] + (l[-1] - l[0]) * torch.from_numpy(np.cumsum(w)[:-1] / w.sum())
         return Given(torch.cat([l[:1], inner, l[-1:]]))
 
@@ -141,14 +159,14 @@ def _minimised(errors: _Errors, l: Tensor) -> Given:
         """Numbers whose sum of squares, which `least_squares` minimises, is the sum of the norms
         of the errors.
         """
-        e = errors(grid(theta))
+        e = errors(method, grid(theta))
         roots = e.norm(dim=1, keepdim=True).clamp(min=1e-12).sqrt()
         return (e / roots).flatten().numpy()
 
     def derivatives(theta: np.ndarray) -> np.ndarray:
         at = residuals(theta)
-        moved = (residuals(theta + shift) for shift in _DIFFERENCE * np.eye(count))
+        moved = (residuals(theta + shift) for shift in _DIFFERENCE * np.eye(knots))
         return np.stack([(value - at) / _DIFFERENCE for value in moved], axis=1)
 
     settings: dict[str, Any] = {"jac": derivatives, "bounds": (-_LARGEST, _LARGEST)}
-    return grid(least_squares(residuals, np.zeros(count), max_nfev=_ITERATIONS, **settings).x)
+    return grid(least_squares(residuals, np.zeros(knots), max_nfev=_ITERATIONS, **settings).x)

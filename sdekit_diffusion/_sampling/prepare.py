@@ -12,6 +12,7 @@ from sdekit_diffusion._models.model import AbstractModel
 from sdekit_diffusion._models.score_model import as_model
 from sdekit_diffusion._sampling.arguments import Model, place_of, shape_given_by, size_of
 from sdekit_diffusion._sampling.coordinates import Coordinates
+from sdekit_diffusion._sampling.fitted_samplers import fitted_sampler
 from sdekit_diffusion._sampling.grids import AbstractGrid, Levels
 from sdekit_diffusion._sampling.initial_states import AbstractStart
 from sdekit_diffusion._sampling.method import AbstractMethod
@@ -75,6 +76,7 @@ def prepared(
         warn_of_end(model, coordinates, span[1], end, stacklevel=4)
     warn_of_last_step(sampler.left_over(coordinates, span), stacklevel=4)
     warn_of_levels(model, sampler, coordinates, span, stacklevel=4)
+    sampler = fitted_sampler(sampler, model, coordinates, span)
     noise = noise_of(noise, sampler, coordinates, span, seed=seed, first=first)
     problems = ReverseProblems(
         coordinates, span, noise, save, None, n, event, begin, seed, first, sampler.steps, dtype,

@@ -151,6 +151,7 @@ class Training(Iterator[Record]):
         require_conditions(row, model, self.recipe)
         require_fitting(self.source, row, model, self.recipe.batch_size)
         model.trained_levels = trained_levels(self.source, row, model)
+        model.samplers = {}
         model.never_dropped = never_dropped(row.conditions, model, self.recipe)
         self._transform = transform
         if not has_levels(row, model):  # else of another law

@@ -191,8 +191,8 @@ class Run:
         old_settings = config | _recorded(saved["recipe"])
         new_settings = model | self.notes["recipe"] | {"versions": config["versions"]}
         # Moments are compared below, never_dropped follows from the recipe, and trained_levels from
-        # the data.
-        for name in ("data_mean", "data_std", "never_dropped", "trained_levels"):
+        # the data; samplers are fitted after training.
+        for name in ("data_mean", "data_std", "never_dropped", "trained_levels", "samplers"):
             del new_settings[name]
         differences = [
             f"{name} = {old_settings.get(name)}, not {value}"

@@ -1,0 +1,36 @@
+"""What is recorded with a network, shared by the copies of its model."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from torch import Tensor
+
+from sdekit_diffusion.data import Scale
+
+
+class FittedSampler(NamedTuple):
+    """A multistep rule, by its name in `FITTED_RULES`, and log(alpha / sigma) at the ends of its
+    steps, which `fit_sampler` has chosen for a network.
+    """
+
+    rule: str
+    l: tuple[float, ...]
+
+
+# By the scale of guidance and the number of steps.
+Samplers = Mapping[tuple[float, int], FittedSampler]
+
+
+@dataclass
+class Recorded:
+    """What training records: mean, standard deviation and scale of the data; conditions; and the
+    levels log(alpha / sigma) of a student. And the samplers of `fit_sampler`.
+    """
+
+    mean: Tensor | float = 0.0
+    std: float | None = None
+    scale: Scale = Scale()  # noqa: RUF009 - frozen
+    never_dropped: tuple[str, ...] = ()
+    trained_levels: tuple[float, ...] = ()
+    samplers: Samplers = field(default_factory=dict)

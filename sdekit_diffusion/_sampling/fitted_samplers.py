@@ -1,0 +1,77 @@
+"""The samplers that `fit_sampler` has recorded with a network, and what they are for."""
+
+import math
+
+import torch
+
+from sdekit_diffusion._models.derived import innermost
+from sdekit_diffusion._models.guidance import Guided
+from sdekit_diffusion._models.model import AbstractModel
+from sdekit_diffusion._models.score_model import ScoreModel
+from sdekit_diffusion._sampling.coordinates import Coordinates, Span
+from sdekit_diffusion._sampling.default import FITTED_RULES
+from sdekit_diffusion._sampling.grids import Given
+from sdekit_diffusion._sampling.method import AbstractMethod
+from sdekit_diffusion._sampling.on_clock import OnClock
+
+_TOLERANCE = 1e-3  # of l at the ends
+
+
+def fitted_sampler(
+    method: AbstractMethod, model: AbstractModel, coordinates: Coordinates, span: Span
+) -> AbstractMethod:
+    """The rule and grid that were fitted to the network of a model for its guidance, the number of
+    steps and this span of l, in place of the default; the method itself if there are none, and
+    every other method.
+
+    Raises:
+        ValueError: for a rule that this version does not have.
+    """
+    samplers = getattr(innermost(model), "samplers", None)
+    if not samplers or not is_default(method):
+        return method
+    fitted = samplers.get((guidance_of(model), method.steps))
+    if fitted is None:
+        return method
+    shift = math.log(coordinates.std)
+    ends = (fitted.l[0] + shift, fitted.l[-1] + shift)
+    if max(abs(ends[0] - span[0]), abs(ends[1] - span[1])) > _TOLERANCE:
+        return method
+    if fitted.rule not in FITTED_RULES:
+        raise ValueError(
+            f"the sampler fitted to this model has a rule {fitted.rule!r}, which this version does "
+            "not know: fit it again with fit_sampler, or set model.samplers = {}"
+        )
+    integrand, rule = FITTED_RULES[fitted.rule]
+    grid = Given(torch.tensor(fitted.l, dtype=torch.float64))
+    return OnClock(rule, integrand=integrand, steps=method.steps, grid=grid)
+
+
+def is_default(method: AbstractMethod) -> bool:
+    """Whether a method is the default: chooses its rule by the model, on its own grid."""
+    chosen = isinstance(method, OnClock) and method.integrand == "model" and method.solver is None
+    return chosen and method.grid is OnClock.grid
+
+
+def guidance_of(model: AbstractModel) -> float | None:
+    """The scale w of the denoiser D_0 + w (D - D_0) that a model is, where D is that of a network
+    with conditions, and D_0 that of the same network without them or with others: 0 for a network
+    alone, 1 for one that is given conditions, w for `Guided`. None for other models.
+    """
+    if isinstance(model, ScoreModel):
+        given = model.conditions.items()
+        return float(any(_is_known(value, model.null.get(name)) for name, value in given))
+    if not isinstance(model, Guided) or model.interval is not None or model.rescale:
+        return None
+    own = model.model
+    reference = model.by
+    if not (isinstance(own, ScoreModel) and isinstance(reference, ScoreModel)):
+        return None
+    return float(model.scale) if reference.net is own.net else None
+
+
+def _is_known(condition: object, null: float | None) -> bool:
+    """Whether a condition is not the number for an unknown one."""
+    if isinstance(condition, int | float):
+        return condition != null and not math.isnan(condition)
+    return condition is not None

@@ -1,0 +1,170 @@
+"""Samplers that are fitted to a network: more accurate on other samples, taken by the default for
+what they were fitted for only, stored with the network, and removed when it is trained.
+"""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import sdekit
+import sdekit_diffusion as sd
+from sdekit_diffusion._models.recorded import FittedSampler
+from sdekit_diffusion._sampling import fit_sampler as fitting
+from sdekit_diffusion._sampling.default import FITTED_RULES
+
+LAWS = [
+    sd.GaussianMixture([0.3, 0.7], [[-1.0, 0.0], [1.0, 0.5]], [0.1, 0.2]),
+    sd.GaussianMixture([1.0], [[1.0, 0.5]], [0.2]),
+]
+
+
+class Exact(nn.Module):
+    """The noise of a mixture, or with label 1 that of one of its modes."""
+
+    null = {"label": 0.0}
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def forward(self, x, t, label=None):
+        vp = sd.VPSDE()
+        noise = [-law.score(t, x, vp) * vp.sigma(t)[:, None] for law in LAWS]
+        given = torch.zeros(len(x)) if label is None else label
+        return torch.where(given[:, None] > 0, noise[1], noise[0]) * self.weight
+
+
+def network():
+    return sd.ScoreModel(Exact(), "vp", "noise", shape=(2,), data_std=LAWS[0].data_std)
+
+
+def mean_error(model, steps, n=300, **options):
+    exact = sd.sample(model, n, seed=9, method=sd.AdaptiveFlow(1e-6, 1e-6))
+    x = sd.sample(model, n, seed=9, steps=steps, **options)
+    return float((x - exact).square().mean(dim=1).sqrt().mean())
+
+
+def test_other_samples_are_more_accurate_and_ratios_are_those_of_errors():
+    model = network()
+    ratios = sd.fit_sampler(model, (5, 12), n=64)
+    assert set(ratios) == {5, 12}
+    assert set(model.samplers) == {(0.0, 5), (0.0, 12)}
+    for steps in ratios:
+        found = mean_error(model, steps) / mean_error(model, steps, grid="focused")
+        assert found < 0.75
+        assert found == pytest.approx(ratios[steps], rel=0.25)
+    fitted = model.samplers[0.0, 12]
+    integrand, rule = FITTED_RULES[fitted.rule]
+    method = sd.OnClock(rule, integrand=integrand, grid=sd.Given(torch.tensor(fitted.l)))
+    by_hand = sd.sample(model, 4, method=method, seed=0)
+    assert torch.allclose(sd.sample(model, 4, steps=12, seed=0), by_hand, atol=1e-6)
+
+
+def test_each_guidance_has_a_sampler_of_its_own():
+    model = network()
+    labels = torch.arange(16) % 2
+    given = model.given(label=labels)
+    guided = sd.Guided(given, 2.0)
+    before = [sd.sample(one, 16, steps=2, seed=0) for one in (model, given, guided)]
+    sd.fit_sampler(guided, [2], n=16)
+    assert set(model.samplers) == {(2.0, 2)}
+    after = [sd.sample(one, 16, steps=2, seed=0) for one in (model, given, guided)]
+    assert [torch.equal(*pair) for pair in zip(before, after, strict=True)] == [True, True, False]
+    sd.fit_sampler(given, [2], n=16)
+    sd.fit_sampler(model.unconditional(), [2], n=16)
+    assert set(model.samplers) == {(2.0, 2), (1.0, 2), (0.0, 2)}
+
+
+def test_a_fit_begins_from_the_default_and_replaces_the_sampler_of_before():
+    model = network()
+    model.samplers = {(0.0, 3): FittedSampler("UniPC(2), data", (-4.0, 0.0, 1.0, 2.0))}
+    kept = (2.0, 3), FittedSampler("UniPC(2), data", (-4.0, 0.0, 1.0, 2.0))
+    model.samplers = {**model.samplers, kept[0]: kept[1]}
+    ratios = [sd.fit_sampler(model, [3], n=32), sd.fit_sampler(model, [3], n=32)]
+    assert ratios[0] == ratios[1]
+    assert model.samplers[kept[0]] == kept[1]
+
+
+def test_nothing_is_recorded_that_is_not_more_accurate_by_two_standard_errors(monkeypatch):
+    model = network()
+    own = fitting._points(model, 8, 4, None, {})
+    name = "UniPC(2), data"
+    monkeypatch.setattr(
+        fitting, "_best", lambda starts, errors: FittedSampler(name, tuple(own.tolist()))
+    )
+    monkeypatch.setattr(
+        "sdekit_diffusion._sampling.fit_sampler.errors_of",
+        lambda model, n, first, options: (
+            lambda method, grid: torch.tensor([[1.0], [3.0]]) * (0.9 if method != "default" else 1)
+        ),
+    )
+    # The gain has mean 0.2 and the standard error 0.1.
+    assert sd.fit_sampler(model, [4], n=2) == {4: 1.0}
+    assert model.samplers == {}
+    monkeypatch.setattr(
+        "sdekit_diffusion._sampling.fit_sampler.errors_of",
+        lambda model, n, first, options: (
+            lambda method, grid: torch.tensor([[1.0], [2.9]]) * (0.9 if method != "default" else 1)
+        ),
+    )
+    assert sd.fit_sampler(model, [4], n=2)[4] == pytest.approx(0.9)
+    assert model.samplers[0.0, 4].rule == name
+
+
+def test_rules_whose_states_are_not_finite_are_left_out(monkeypatch):
+    failing = "UniPC(2), data"
+    l = torch.linspace(-4, 6, 3)
+
+    def errors(method, grid):
+        if method.solver == FITTED_RULES[failing][1]:
+            raise sdekit.NotFiniteError(1, 0.0, [0], 4)
+        return torch.ones(4, 1) * (1 + (method.integrand == "data") + (float(grid.l[1]) - 2) ** 2)
+
+    monkeypatch.setattr(fitting, "fitted_from", lambda l, method, errors: sd.Given(l))
+    fitted = fitting._best([l, l + 1], errors)
+    assert fitted.l == tuple((l + 1).tolist())
+    assert fitted.rule.endswith("velocity")
+    assert fitting._errors(FittedSampler(failing, tuple(l.tolist())), errors).tolist() == [math.inf]
+
+
+def test_samplers_are_saved_and_training_removes_them(tmp_path):
+    net = sd.nets.MLP(shape=(2,), width=8)
+    model = sd.ScoreModel(net, "vp", "velocity", shape=(2,), data_std=1.0)
+    fitted = FittedSampler("LimitedUniPC, data", (-5.0, 0.25, 6.5))
+    model.samplers = {(1.5, 2): fitted}
+    sd.save(model, tmp_path / "model")
+    loaded = sd.load(tmp_path / "model")
+    assert loaded.samplers == {(1.5, 2): fitted}
+    assert isinstance(loaded.samplers[1.5, 2].l, tuple)
+    sd.fit(loaded, torch.randn(64, 2), sd.Recipe(steps=1, batch_size=8), progress=False)
+    assert loaded.samplers == {}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"steps": [0]}, "steps must be a positive integer; not 0"),
+        ({"steps": [5, 2.5]}, r"steps must be a positive integer; not 2\.5"),
+        ({"n": 0}, "n must be a positive integer; not 0"),
+    ],
+)
+def test_numbers_that_are_not_whole_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        sd.fit_sampler(network(), **settings)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        LAWS[0],
+        lambda x, t: -x,
+        sd.Guided(network().given(label=torch.ones(4)), 2.0, rescale=0.5),
+        sd.Guided(network().given(label=torch.ones(4)), 2.0, interval=(0.1, 1.0)),
+        sd.Guided(network().given(label=torch.ones(4)), 2.0, by=network()),
+    ],
+)
+def test_models_without_a_network_of_their_own_are_refused(model):
+    with pytest.raises(TypeError, match="a sampler is fitted to a ScoreModel"):
+        sd.fit_sampler(model)
