@@ -7,7 +7,7 @@ or the flow. The error of a sample is the root mean square of its coordinates' d
 flow of the same network from the same x_T, solved to 1e-6. A row has the mean error of the default,
 that of the best of the eight published samplers, the ratio of the means and that of the medians;
 the ratio in hindsight, to the best of all of them on all four grids; and the error of the default
-after `fit_sampler`, with 256 samples of other seeds (60 of digits), and its ratio to the best of
+after `fit_sampler`, with 128 samples of other seeds (40 of digits), and its ratio to the best of
 the eight. With labels also under guidance of 3 and 7.5; for digits Frechet distances in the
 features of a classifier, less that of the solved flow, with bootstrapped standard errors, without
 guidance and with 3.
@@ -37,8 +37,8 @@ SEED = 11
 BUDGETS = (5, 6, 8, 10, 15, 20, 50)
 SAMPLES = 1000
 DIGITS = 80  # samples compared one by one
-FITTED = 256  # samples of a fit
-FITTED_DIGITS = 60
+FITTED = 128  # samples of a fit
+FITTED_DIGITS = 40
 IMAGES = 500  # for Frechet distances
 GUIDANCE = (3.0, 7.5)
 GRIDS: Mapping[str, sd.AbstractGrid] = {
@@ -143,7 +143,7 @@ def flows(case: Case) -> dict[float, str]:
     return {w: case.name if w == 1 else f"{case.name}, guidance {w:g}" for w in scales}
 
 
-def flow(model: sd.ScoreModel, case: Case, scale: float, n: int) -> sd.AbstractModel:
+def flow(model: sd.ScoreModel, case: Case, scale: float, n: int) -> sd.ScoreModel | sd.Guided:
     """The model of n samples: without labels, or under guidance with as many of each class."""
     if scale == 1:
         return model.unconditional() if case.data == "digits" else model

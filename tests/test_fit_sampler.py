@@ -122,7 +122,7 @@ def test_rules_whose_states_are_not_finite_are_left_out(monkeypatch):
             raise sdekit.NotFiniteError(1, 0.0, [0], 4)
         return torch.ones(4, 1) * (1 + (method.integrand == "data") + (float(grid.l[1]) - 2) ** 2)
 
-    monkeypatch.setattr(fitting, "fitted_from", lambda l, method, errors: sd.Given(l))
+    monkeypatch.setattr(fitting, "fitted_from", lambda l, *_: sd.Given(l))
     fitted = fitting._best([l, l + 1], errors)
     assert fitted.l == tuple((l + 1).tolist())
     assert fitted.rule.endswith("velocity")

@@ -141,7 +141,12 @@ def _own_points(
     return torch.as_tensor(options["sde"].log_snr(solution.ts))
 
 
-def fitted_from(l: Tensor, method: AbstractMethod | AbstractSolver | str, errors: Errors) -> Given:
+def fitted_from(
+    l: Tensor,
+    method: AbstractMethod | AbstractSolver | str,
+    errors: Errors,
+    iterations: int = _ITERATIONS,
+) -> Given:
     """The grid of least mean error of a method, from the points l on, by weighted least squares."""
     from scipy.optimize import least_squares
 
@@ -169,4 +174,4 @@ def fitted_from(l: Tensor, method: AbstractMethod | AbstractSolver | str, errors
         return np.stack([(value - at) / _DIFFERENCE for value in moved], axis=1)
 
     settings: dict[str, Any] = {"jac": derivatives, "bounds": (-_LARGEST, _LARGEST)}
-    return grid(least_squares(residuals, np.zeros(knots), max_nfev=_ITERATIONS, **settings).x)
+    return grid(least_squares(residuals, np.zeros(knots), max_nfev=iterations, **settings).x)
