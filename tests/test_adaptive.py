@@ -28,6 +28,7 @@ from sdekit import (
     Event,
     Fehlberg2,
     HeunEuler,
+    ImplicitPlaten,
     PIDController,
     ProbabilityFlow,
     ReverseSDE,
@@ -1103,3 +1104,11 @@ def test_jumps_near_the_ends_of_a_path():
         x = solve(Early(*jumps, noise=1e-6), torch.zeros(1, 1, dtype=torch.float64), [0.0, 1.0],
                   noise=BrownianPath(0, knots=(0.0, 1.0)), **settings).x  # fmt: skip
         assert float(x) == pytest.approx(7.0, abs=0.02)
+
+
+def test_a_step_that_does_not_change_the_time_is_no_infinite_state():
+    decay = ODE(lambda t, x: -1e3 * x)
+    control = PIDController(1e-6, 1e-6, first=1e-25)
+    with pytest.raises(UnfinishedError, match="no step is short enough") as caught:
+        solve(decay, torch.ones(1, 1), [1.0, 2.0], solver=ImplicitPlaten(), control=control)
+    assert caught.value.solution.status.tolist() == [Status.UNDERFLOW]

@@ -392,3 +392,12 @@ def test_ticks_and_times_are_inverse_and_walks_are_nested():
             accept = torch.rand(200, generator=generator) < 0.5
             length = torch.where(accept, torch.inf, (t1 - t).abs())
             t = torch.where(accept, t1, t)
+
+
+def test_two_times_at_one_tick_have_no_grid():
+    path = BrownianPath(0, depth=4)
+    with pytest.raises(
+        ValueError, match="two of these times are at one tick of this path of depth 4"
+    ):
+        path.snap(uniform(0.0, 1.0, 17))
+    assert path.snap(uniform(0.0, 1.0, 16)).tolist() == uniform(0.0, 1.0, 16).tolist()

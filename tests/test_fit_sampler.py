@@ -89,28 +89,32 @@ def test_a_fit_begins_from_the_default_and_replaces_the_sampler_of_before():
 
 def test_nothing_is_recorded_that_is_not_more_accurate_by_two_standard_errors(monkeypatch):
     model = network()
+    model.samplers = {(2.0, 4): FittedSampler("UniPC(3), data", (-1.0, 0.0, 1.0, 2.0, 3.0))}
     own = fitting._points(model, 8, 4, None, {})
     name = "UniPC(2), data"
+    firsts = []
     monkeypatch.setattr(
         fitting, "_best", lambda starts, errors: FittedSampler(name, tuple(own.tolist()))
     )
-    monkeypatch.setattr(
-        "sdekit_diffusion._sampling.fit_sampler.errors_of",
-        lambda model, n, first, options: (
-            lambda method, grid: torch.tensor([[1.0], [3.0]]) * (0.9 if method != "default" else 1)
-        ),
-    )
-    # The gain has mean 0.2 and the standard error 0.1.
+
+    def errors_are(*default):
+        """With the recorded sampler they are nine tenths of these."""
+
+        def errors_of(model, n, first, options):
+            firsts.append(first)
+            found = torch.tensor(default)[:, None]
+            return lambda method, grid: found if method == "default" else 0.9 * found
+
+        monkeypatch.setattr(fitting, "errors_of", errors_of)
+
+    errors_are(1.0, 3.0)  # the gain has mean 0.2 and standard error 0.1
     assert sd.fit_sampler(model, [4], n=2) == {4: 1.0}
-    assert model.samplers == {}
-    monkeypatch.setattr(
-        "sdekit_diffusion._sampling.fit_sampler.errors_of",
-        lambda model, n, first, options: (
-            lambda method, grid: torch.tensor([[1.0], [2.9]]) * (0.9 if method != "default" else 1)
-        ),
-    )
+    assert list(model.samplers) == [(2.0, 4)]
+    assert firsts == [0, 2]
+    errors_are(1.0, 2.9)
     assert sd.fit_sampler(model, [4], n=2)[4] == pytest.approx(0.9)
     assert model.samplers[0.0, 4].rule == name
+    assert list(model.samplers) == [(2.0, 4), (0.0, 4)]
 
 
 def test_rules_whose_states_are_not_finite_are_left_out(monkeypatch):
@@ -168,3 +172,42 @@ def test_numbers_that_are_not_whole_are_refused(settings, message):
 def test_models_without_a_network_of_their_own_are_refused(model):
     with pytest.raises(TypeError, match="a sampler is fitted to a ScoreModel"):
         sd.fit_sampler(model)
+
+
+def test_the_best_pairs_of_rules_and_grids_are_fitted(monkeypatch):
+    starts = [torch.tensor([-4.0, middle, 6.0]) for middle in (0.0, 1.0, 2.0)]
+    begun = []
+
+    def errors(method, grid):
+        miss = abs(float(grid.l[1]) - 2.2)
+        return torch.full((4, 1), miss + 2 * (method.integrand != "noise"))
+
+    def fitted_from(l, method, errors, iterations):
+        begun.append((method.integrand, float(l[1])))
+        return sd.Given(l + torch.tensor([0.0, 0.1, 0.0]))
+
+    monkeypatch.setattr(fitting, "fitted_from", fitted_from)
+    fitted = fitting._best(starts, errors)
+    assert begun == [("noise", 2.0), ("noise", 1.0)]
+    assert fitted.rule == "DEIS(3), noise"
+    assert fitted.l[1] == pytest.approx(2.1)
+
+
+def test_grids_of_the_default_and_two_others_are_tried(monkeypatch):
+    model = network()
+    seen = []
+
+    def best(starts, errors):
+        seen.extend(starts)
+        return FittedSampler("UniPC(2), data", tuple(starts[0].tolist()))
+
+    monkeypatch.setattr(fitting, "_best", best)
+    sd.fit_sampler(model, [3], n=4)
+    grids = [None, "quadratic", "time"]
+    expected = [
+        sd.sample(model, 1, steps=3, grid=grid, return_solution=True, save="all").ts
+        for grid in grids
+    ]
+    assert len(seen) == 3
+    for l, ts in zip(seen, expected, strict=True):
+        assert torch.allclose(l, sd.VPSDE().log_snr(ts))

@@ -413,3 +413,29 @@ def test_a_grid_computes_no_estimate_by_gmres():
         estimated = solver.step(equation, *times, x0, Increment(), state)
     assert step.error is None
     assert estimated.error is not None
+
+
+def test_the_power_of_the_error_estimate_is_two_without_noise():
+    solver = ImplicitPlaten()
+    logistic = ODE(lambda t, x: torch.cos(t).reshape(-1, 1) * x * (1.5 - x))
+    x = torch.tensor([[0.4], [0.9]], dtype=torch.float64)
+    t0 = torch.full((2,), 0.3, dtype=torch.float64)
+    errors = [
+        solver.step(logistic, t0, t0 + h, x, Increment(), solver.init(logistic, t0, x)).error
+        for h in (0.02, 0.01)
+    ]
+    ratio = errors[0].abs() / errors[1].abs()
+    assert torch.allclose(
+        ratio, torch.full_like(ratio, 2 ** solver.estimate_power("none")), rtol=0.1
+    )
+    assert solver.estimate_power("additive") == solver.embedded == 1.0
+
+
+@pytest.mark.parametrize("start", [0.0, 1.0, 1000.0])
+def test_a_fast_equation_may_start_at_any_time(start):
+    stiff = ODE(lambda t, x: -1e5 * (x - torch.cos(t)))
+    x0 = torch.zeros(1, 1, dtype=torch.float64)
+    control = PIDController(1e-4, 1e-4)
+    solution = solve(stiff, x0, [start, start + 1.0], solver=ImplicitPlaten(), control=control)
+    assert float(solution.x) == pytest.approx(math.cos(start + 1.0), abs=1e-3)
+    assert int(solution.rejected.sum()) < 0.5 * int(solution.accepted.sum())

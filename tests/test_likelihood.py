@@ -1010,3 +1010,9 @@ def test_solve_ode_both_ways_and_its_refusals():
             [0.0, 1.0],
         )
     assert caught.value.samples == [1]
+
+
+def test_states_without_coordinates_have_the_density_of_the_prior():
+    decay = sdekit.ODE(lambda t, x: -x)
+    found = sdekit.log_likelihood(decay, torch.zeros(3, 0), [0.0, 1.0], lambda x: x.sum(1) + 2.0)
+    assert found.value.tolist() == [2.0, 2.0, 2.0]

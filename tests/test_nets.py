@@ -718,3 +718,27 @@ def test_units_of_a_refinenet_are_residual():
             parameter.zero_()
     x = torch.randn(2, 8, 4, 4, generator=torch.Generator().manual_seed(0))
     assert torch.equal(units(x, torch.ones(2, 1)), x)
+
+
+@pytest.mark.parametrize(
+    "net",
+    [
+        MLP((2,), width=8, classes=3),
+        UNet(1, width=8),
+        DiT(1, (4, 4), patch=2, width=16, depth=1, heads=2),
+    ],
+    ids=["mlp", "unet", "dit"],
+)
+def test_export_with_a_dynamic_number_of_samples(net):
+    """Of the network and of its model, which `torch.export` would fix at the number of the example
+    if it were read by len().
+    """
+    shape = getattr(net, "shape", (1, 4, 4))
+    model = ScoreModel(net, "vp", "velocity", shape=shape, conditioning="log_snr").eval()
+    batch = torch.export.Dim("batch", min=2, max=64)
+    example = torch.randn(4, *shape), torch.rand(4)
+    x = torch.randn(7, *shape)
+    t = torch.rand(7)
+    for module in (net.eval(), model):
+        exported = torch.export.export(module, example, dynamic_shapes=({0: batch}, {0: batch}))
+        assert torch.allclose(exported.module()(x, t), module(x, t), atol=1e-6)

@@ -211,7 +211,7 @@ def with_areas(noise, n, ts, m=3, x=None):
 @pytest.mark.parametrize(
     "noise", [WhiteNoise(3), BrownianPath(3, (0.0, 2.0))], ids=["white", "path"]
 )
-def test_areas_have_the_mean_and_the_variance_of_levys(noise):
+def test_areas_have_the_mean_and_the_covariance_of_levys(noise):
     """Given W and H too, with which the rest is uncorrelated; 100,000 samples and six standard
     errors, a false alarm of 1e-7.
     """
@@ -233,6 +233,15 @@ def test_areas_have_the_mean_and_the_variance_of_levys(noise):
         assert (ratio.mean() - 1).abs() < bound * math.sqrt(2)
         assert (ratio * (given > given.median()) * 2 - 1).mean().abs() < bound * math.sqrt(5)
     assert (a[:, 0, 1] * a[:, 0, 2]).mean().abs() < bound * dt**2 / 2
+    for one, two, (j, k), sign in (
+        ((0, 1), (0, 2), (1, 2), 1),
+        ((0, 1), (1, 2), (0, 2), -1),
+        ((0, 2), (1, 2), (0, 1), 1),
+    ):
+        given = sign * dt * h[:, j] * h[:, k] / 5  # the covariance of the two, given W and H
+        product = rest[:, *one] * rest[:, *two] * h[:, j] * h[:, k] - given * h[:, j] * h[:, k]
+        assert product.mean().abs() < bound * product.std()
+        assert (given * h[:, j] * h[:, k]).mean().abs() > 20 * product.std() / math.sqrt(n)
     for j, k in ((0, 1), (0, 2), (1, 2)):
         for i in range(3):
             for other, std in ((w, math.sqrt(dt)), (h, math.sqrt(dt / 12))):

@@ -3,6 +3,8 @@ and states that are changed between two steps.
 """
 
 import math
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import ClassVar
 
@@ -296,3 +298,27 @@ def test_one_step_between_two_levels():
 def test_methods_without_a_grid_of_steps_are_refused(name):
     with pytest.raises(TypeError, match="does not step along a grid; choose a method that does"):
         sd.stepper(MIXTURE, 2, sde="vp", method=name)
+
+
+def test_threads_may_step_from_one_point():
+    """Each reads noise that another may just have drawn, and drops it when it draws more."""
+    sde = sdekit.SDE(lambda t, x: -x, lambda t, x: 0.1 * x)
+    noise = sdekit.WhiteNoise(0)
+    ts = sdekit.uniform(0.0, 1.0, 60)
+    first = sdekit.stepper(sde, torch.ones(4, 1), ts, solver=sdekit.EulerMaruyama(), noise=noise)
+    expected = sdekit.solve(sde, torch.ones(4, 1), ts, solver=sdekit.EulerMaruyama(), noise=noise).x
+
+    def walked(_):
+        at = first
+        while at.remaining:
+            at = at.next()
+        return at.x
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(walked, range(64)))
+    finally:
+        sys.setswitchinterval(interval)
+    assert all(torch.equal(x, expected) for x in found)

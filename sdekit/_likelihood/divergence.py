@@ -210,4 +210,5 @@ def quadratic_forms(
         products.append(sum_of_sample(torch.zeros_like(v) if vjp is None else vjp * v))
     if not seen:
         require_visible("the drift", "its divergence", function, x)
-    return torch.stack(products)
+    none = y.new_zeros(0, len(x), dtype=torch.float64)  # of states without coordinates
+    return torch.stack(products) if products else none

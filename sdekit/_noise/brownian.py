@@ -114,14 +114,20 @@ class BrownianPath(AbstractSeededNoise):
 
         Raises:
             TypeError: for times that are not numbers, or a spare that is not an integer.
-            ValueError: for a negative spare, times that are not strictly monotone, or times outside
-                the knots.
+            ValueError: for a negative spare, times that are not strictly monotone, times outside
+                the knots, or two of them at one tick.
         """
         spare = require_integer("spare, a number of bits,", spare)
         if spare < 0:
             raise ValueError(f"spare counts bits from 0 on, not {spare}")
         ticks = self.ticks(torch.tensor(times(ts), dtype=torch.float64))
-        bits = max(0, int(ticks.diff().abs().min()).bit_length() - 1 - spare)
+        least = int(ticks.diff().abs().min())
+        if not least:
+            raise ValueError(
+                f"two of these times are at one tick of this path of depth {self.depth}: give "
+                "fewer times, or a path with a larger depth"
+            )
+        bits = max(0, least.bit_length() - 1 - spare)
         ticks[1:-1] = (
             (ticks[1:-1] >> bits) + ((ticks[1:-1] >> bits - 1) & 1 if bits else 0)
         ) << bits

@@ -271,21 +271,23 @@ class AbstractSeededNoise(AbstractNoise):
 
 def areas_given(w: Tensor, h: Tensor, dt: Tensor, normal: Tensor) -> Tensor:
     """Areas with the mean and the covariance that the exact ones have given W and H: the mean
-    H_j W_k - W_j H_k and the variance dt^2 / 20 + dt (H_j^2 + H_k^2) / 5.
+    H_j W_k - W_j H_k, the variance dt^2 / 20 + dt (H_j^2 + H_k^2) / 5, and the covariance
+    dt H_k H_l / 5 of those of j, k and of j, l:
+
+        A_jk = H_j (W_k + xi_k) - (W_j + xi_j) H_k + eta_jk,
+        xi ~ N(0, dt / 5), eta_jk = -eta_kj ~ N(0, dt^2 / 20).
 
     Arguments:
         w, h: `(batch, m)`.
         dt: |t1 - t0|.
-        normal: standard normals, `(batch, m, m)`, of which those above the diagonal are used.
+        normal: standard normals, `(batch, m, m)`: those of xi on the diagonal, of eta above it.
 
     References:
         Foster, Oberhauser and Lyons 2020, "An optimal polynomial approximation of Brownian motion".
     """
-    mean = h[:, :, None] * w[:, None, :]
-    square = h.square()
-    variance = dt * (0.05 * dt + 0.2 * (square[:, :, None] + square[:, None, :]))
-    noise = torch.triu(variance.sqrt() * normal, diagonal=1)
-    return mean - mean.mT + noise - noise.mT
+    xi = (0.2 * dt).sqrt() * normal.diagonal(dim1=1, dim2=2)
+    above = h[:, :, None] * (w + xi)[:, None, :] + math.sqrt(0.05) * dt * torch.triu(normal, 1)
+    return above - above.mT
 
 
 @dataclass(frozen=True, eq=False)

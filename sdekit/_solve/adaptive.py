@@ -68,10 +68,9 @@ class AdaptiveSolve:
         search: EventSearch | None = None,
         record: Dense | None = None,
     ) -> None:
-        assert solver.embedded is not None
         self.full_problem = self.problem = problem
         self.solver = solver
-        self.power = solver.embedded
+        self.power = solver.estimate_power(problem.noise_type)
         self.noise = noise
         self.control = control
         self.callback = callback
@@ -369,7 +368,8 @@ class AdaptiveSolve:
         rows = ((done | too_short | exhausted) & (active.ended == 0)).nonzero()[0]
         if not len(rows):
             return
-        stuck = np.where(np.isinf(q), Status.NOT_FINITE, Status.UNDERFLOW)
+        moved = interval.t1 != active.t  # a step of length 0 may be infinite or NaN
+        stuck = np.where(np.isinf(q) & moved, Status.NOT_FINITE, Status.UNDERFLOW)
         failure = np.where(too_short, stuck, Status.TOO_MANY_STEPS)
         status = np.where(done, Status.DONE, failure)
         self.results.keep(active, rows, status, self.rounds, self.problem.evaluations)
@@ -451,4 +451,6 @@ def _first_step(
             rate <= 1e-15, 1e-3 * length, ((0.01 / rate).log() / power).exp()
         )
         length = torch.minimum(100 * length, second_length)
-        return torch.where(length.isnan(), 1e-6 * span, length).minimum(span)
+        length = torch.where(length.isnan(), 1e-6 * span, length)
+        resolved = 64 * torch.finfo(t.dtype).eps * t.abs()  # a much shorter step does not change t
+        return length.maximum(resolved).minimum(span)

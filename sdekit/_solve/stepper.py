@@ -98,11 +98,14 @@ class Stepper:
 
     def _increment(self, i: int) -> Increment:
         """The noise of step i, drawn with that of the steps after it."""
-        if i not in self.drawn:
-            stop = min(i + _BLOCK, len(self.steps))
-            self.drawn.clear()
-            self.drawn.update(enumerate(self.steps.increments(self.inner, i, stop), i))
-        return self.drawn[i]
+        increment = self.drawn.get(i)
+        if increment is not None:
+            return increment
+        stop = min(i + _BLOCK, len(self.steps))
+        block = dict(enumerate(self.steps.increments(self.inner, i, stop), i))
+        self.drawn.clear()  # other threads may read and clear it too
+        self.drawn.update(block)
+        return block[i]
 
     def with_x(self, x: Tensor) -> Self:
         """The same point with another state, of the same shape and dtype; the earlier values that a

@@ -102,6 +102,13 @@ class AbstractSolver(ABC):
     iterates: bool = False
     stepwise: bool = False
 
+    def estimate_power(self, noise_type: NoiseType) -> float:
+        """k of an error estimate O(h^k) for equations with this noise: `embedded`, unless it is
+        larger for some.
+        """
+        assert self.embedded is not None
+        return self.embedded
+
     def plan(self, problem: AbstractSDE, ts: Sequence[float]) -> Self:
         """The solver with everything that depends on the grid computed in advance; itself if
         nothing does.

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from sdekit._equations.sde import AbstractSDE
+from sdekit._equations.sde import AbstractSDE, NoiseType
 from sdekit._noise.white import Increment
 from sdekit._solvers.contract import AbstractSolver, Order, Step, Tree
 from sdekit._solvers.euler import EulerMaruyama
@@ -138,6 +138,9 @@ class ImplicitPlaten(AbstractSolver):
     iterates = True
 
     direct: int = field(default=2000, repr=False)
+
+    def estimate_power(self, noise_type: NoiseType) -> float:
+        return 2.0 if noise_type == "none" else self.embedded
 
     def init(self, problem: AbstractSDE, t0: Time, x: Tensor) -> Tree:
         return initial_factors(x, self.direct)

@@ -245,7 +245,7 @@ class GaussianMixture(AbstractMixture):
         """Sets `data_mean`, and `data_std`, which is 1 for a single point."""
         self.data_mean = self.mean()
         spread = (self._means - self.data_mean.reshape(-1)).square() + self._variances
-        self.data_std = math.sqrt(float((self.weights @ spread).mean())) or 1.0
+        self.data_std = math.sqrt(float((self.weights @ spread).detach().mean())) or 1.0
         self._principal_std: float | None = None
 
     @computed

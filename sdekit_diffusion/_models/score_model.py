@@ -420,14 +420,14 @@ class ScoreModel(nn.Module, AbstractModel):
                 "a model is called as model(x, t), t the label of its network; here t is missing"
             )
         for name, value in self.entries().items():
-            require_entries(name, value, len(point))
+            require_entries(name, value, point.shape[0])
         parameter = self._parameter()
         dtype = point.dtype if parameter is None else parameter.dtype
         label_dtype = torch.promote_types(dtype, torch.float32)
         if not isinstance(label, Tensor):
-            label = torch.full((len(point),), label, dtype=label_dtype, device=point.device)
+            label = torch.full(point.shape[:1], label, dtype=label_dtype, device=point.device)
         label = label.to(device=point.device, dtype=label_dtype, non_blocking=True)
-        out = self._call_network(None, point.to(dtype), label.expand(len(point)))
+        out = self._call_network(None, point.to(dtype), label.expand(point.shape[0]))
         if self.plain and _OUTPUT.of is not None and _OUTPUT.of() is out:
             raise TypeError(
                 "this score returns what model(x, t) returned, the output of a network, which is "
@@ -473,7 +473,7 @@ class ScoreModel(nn.Module, AbstractModel):
         """The conditions as the network receives them for these points."""
         trained = bool(self.conditions) and self._parameter() is not None
         dtype = point.dtype if trained else None  # to which the point is cast
-        return expanded(self.conditions, self.null, len(point), point.device, dtype)
+        return expanded(self.conditions, self.null, point.shape[0], point.device, dtype)
 
     def _explain(self, error: Exception, point: Tensor, label: Tensor) -> None:
         """Raises a more informative error for a call that failed, if there is one."""

@@ -112,7 +112,7 @@ class Conditions(nn.Module):
             ValueError: for a condition that the network was built without, a wrong shape, or, on
                 the CPU, a label that is not a class.
         """
-        rows = len(x)
+        rows = x.shape[0]
         given = {"label": label, "context": context, "image": image}
         shapes = {
             "label": (rows,),
@@ -154,7 +154,7 @@ class Conditions(nn.Module):
         if not channels:
             return x
         if image is None:
-            return torch.cat([x, x.new_zeros(len(x), channels + 1, *x.shape[2:])], dim=1)
+            return torch.cat([x, x.new_zeros(x.shape[0], channels + 1, *x.shape[2:])], dim=1)
         known = ~image.isnan().flatten(1).any(dim=1).reshape(-1, *[1 for _ in x.shape[1:]])
         mask = known.to(x.dtype).expand(-1, 1, *x.shape[2:])
         return torch.cat([x, torch.where(known, image, 0).to(x.dtype), mask], dim=1)

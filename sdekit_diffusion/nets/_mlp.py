@@ -129,7 +129,7 @@ class MLP(nn.Module):
         check_time(x, t)
         self.conditions.require(x, label, context)
         embedding = self.conditions(self.embedding(t), label, context)
-        h = self.first(x.reshape(len(x), self.size))
+        h = self.first(x.reshape(x.shape[0], self.size))
         for block in self.blocks:
             h = block(h, embedding)
         return self.skip(x, self.last(functional.silu(h)).reshape(x.shape), embedding)
