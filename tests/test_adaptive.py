@@ -1112,3 +1112,10 @@ def test_a_step_that_does_not_change_the_time_is_no_infinite_state():
     with pytest.raises(UnfinishedError, match="no step is short enough") as caught:
         solve(decay, torch.ones(1, 1), [1.0, 2.0], solver=ImplicitPlaten(), control=control)
     assert caught.value.solution.status.tolist() == [Status.UNDERFLOW]
+
+
+@pytest.mark.parametrize("start", [0.0, 1.0])
+def test_a_drift_that_is_nan_is_named(start):
+    broken = ODE(lambda t, x: x * math.nan)
+    with pytest.raises(UnfinishedError, match="became infinite or NaN however short the step"):
+        solve(broken, torch.ones(1, 1), [start, 2.0], solver=Dopri5(), control=PIDController())

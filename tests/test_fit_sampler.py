@@ -10,6 +10,7 @@ from torch import nn
 
 import sdekit
 import sdekit_diffusion as sd
+from sdekit_diffusion._models.checkpoint import read_config
 from sdekit_diffusion._models.recorded import FittedSampler
 from sdekit_diffusion._sampling import fit_sampler as fitting
 from sdekit_diffusion._sampling.default import FITTED_RULES
@@ -90,7 +91,7 @@ def test_a_fit_begins_from_the_default_and_replaces_the_sampler_of_before():
 def test_nothing_is_recorded_that_is_not_more_accurate_by_two_standard_errors(monkeypatch):
     model = network()
     model.samplers = {(2.0, 4): FittedSampler("UniPC(3), data", (-1.0, 0.0, 1.0, 2.0, 3.0))}
-    own = fitting._points(model, 8, 4, None, {})
+    own = fitting._points(model, 8, 4, "focused", {})
     name = "UniPC(2), data"
     firsts = []
     monkeypatch.setattr(
@@ -149,6 +150,7 @@ def test_samplers_are_saved_and_training_removes_them(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"n": 1}, "n must be 2 or more: one sample has no standard error"),
         ({"steps": [0]}, "steps must be a positive integer; not 0"),
         ({"steps": [5, 2.5]}, r"steps must be a positive integer; not 2\.5"),
         ({"n": 0}, "n must be a positive integer; not 0"),
@@ -203,7 +205,7 @@ def test_grids_of_the_default_and_two_others_are_tried(monkeypatch):
 
     monkeypatch.setattr(fitting, "_best", best)
     sd.fit_sampler(model, [3], n=4)
-    grids = [None, "quadratic", "time"]
+    grids = ["focused", "quadratic", "time"]
     expected = [
         sd.sample(model, 1, steps=3, grid=grid, return_solution=True, save="all").ts
         for grid in grids
@@ -211,3 +213,62 @@ def test_grids_of_the_default_and_two_others_are_tried(monkeypatch):
     assert len(seen) == 3
     for l, ts in zip(seen, expected, strict=True):
         assert torch.allclose(l, sd.VPSDE().log_snr(ts))
+
+
+def test_a_number_of_steps_is_fitted_once_and_may_be_alone():
+    found = [sd.fit_sampler(network(), steps, n=8) for steps in (2, [2, 2])]
+    assert found[0] == found[1]
+    assert list(found[0]) == [2]
+
+
+def test_a_fit_that_fails_leaves_the_samplers_of_before():
+    model = network()
+    before = {(0.0, 2): FittedSampler("UniPC(2), data", (-4.0, 0.0, 2.0))}
+    model.samplers = before
+    with pytest.raises(ValueError, match="end"):
+        sd.fit_sampler(model, 2, n=8, end=-1.0)
+    assert model.samplers == before
+
+
+def test_a_default_that_is_not_finite_is_replaced():
+    finite = torch.ones(4)
+    infinite = torch.tensor([math.inf])
+    assert fitting._is_less(finite, infinite)
+    assert not fitting._is_less(infinite, finite)
+    assert not fitting._is_less(infinite, infinite)
+
+
+def test_a_student_is_refused():
+    model = network()
+    model.trained_levels = (0.5, -1.0)
+    with pytest.raises(ValueError, match="fit a sampler to its teacher"):
+        sd.fit_sampler(model)
+
+
+def test_another_network_has_no_sampler_of_this_one():
+    net = sd.nets.MLP(shape=(2,), width=8)
+    model = sd.ScoreModel(net, "vp", "velocity", shape=(2,), data_std=1.0)
+    model.samplers = {(0.0, 2): FittedSampler("UniPC(2), data", (-5.0, 0.25, 6.5))}
+    compiled = model.with_network(torch.compile(net, backend="eager"))
+    assert compiled.samplers == model.samplers != {}
+    assert model.with_network(sd.nets.MLP(shape=(2,), width=8)).samplers == {}
+    assert model.with_network(lambda x, t: x).samplers == {}
+
+
+def test_a_complete_run_that_is_resumed_keeps_its_sampler(tmp_path):
+    """It is not trained again."""
+    data = torch.randn(64, 2, generator=torch.Generator().manual_seed(0))
+
+    def fitted(resume):
+        torch.manual_seed(0)
+        model = sd.ScoreModel(sd.nets.MLP(shape=(2,), width=8), "vp", "velocity", shape=(2,))
+        recipe = sd.Recipe(steps=2, batch_size=8)
+        sd.fit(model, data, recipe, folder=tmp_path / "run", resume=resume, progress=False)
+        return model
+
+    model = fitted(resume=False)
+    samplers = {(0.0, 2): FittedSampler("UniPC(2), data", (-5.0, 0.25, 6.5))}
+    model.samplers = samplers
+    sd.save(model, tmp_path / "run", read_config(tmp_path / "run")["notes"])
+    assert fitted(resume=True).samplers == samplers
+    assert sd.load(tmp_path / "run").samplers == samplers

@@ -86,12 +86,17 @@ def test_guidance_is_a_number_for_one_network_only():
     given = model.given(label=torch.zeros(4, dtype=torch.long))
     assert [guidance_of(one) for one in (model, model.unconditional(), given)] == [0, 0, 1]
     assert guidance_of(model.given(label=math.nan)) == 0
-    assert guidance_of(sd.Guided(given, 2, by=model.given(label=1))) == 2.0
+    for label in (math.nan, torch.full((4,), math.nan), torch.full((4,), 3)):
+        unknown = network()
+        unknown.null = {"label": 3}
+        assert guidance_of(unknown.given(label=label)) == 0
+    assert guidance_of(unknown.given(label=torch.tensor([3, 3, 3, 0]))) == 1
     others = [
+        sd.Guided(given, 2.0, by=model.given(label=1)),
         sd.Guided(given, 2.0, by=network()),
         sd.Guided(given, 2.0, rescale=0.1),
         sd.Guided(given, 2.0, interval=(0.1, 1.0)),
         sd.Guided(sd.Guided(given, 2.0), 2.0, by=model),
         sd.GaussianMixture([1.0], [[0.0]], [1.0]),
     ]
-    assert [guidance_of(one) for one in others] == [None] * 5
+    assert [guidance_of(one) for one in others] == [None] * 6

@@ -202,12 +202,16 @@ def test_a_network_is_stored_apart_from_its_guidance(tmp_path, monkeypatch):
     names = ["curves, vp", "curves, vp, guidance 3", "digits, vp"]
     ratios = ("ratio", "ratio of medians", "ratio in hindsight")
     keys = ("evaluations", *ratios, "default", "best peer", "its name", "peers")
-    rows = [{"network": name} | dict.fromkeys(keys, 1) for name in names]
+    fitted = {"fitted": 0.5, "ratio fitted": 0.25}
+    rows = [{"network": name} | dict.fromkeys(keys, 1) | fitted for name in names]
     networks.publish_case("curves, vp", {"environment": {}, "rows": rows})
     for table, name in (("networks", names[0]), ("networks_guided", names[1])):
         (row,) = json.loads((tmp_path / f"{table}-curves_vp.json").read_text())["rows"]
         assert row == {"network": name} | dict.fromkeys(keys[:-1], 1)
-    assert len(list(tmp_path.iterdir())) == 2
+    both = json.loads((tmp_path / "networks_fitted-curves_vp.json").read_text())["rows"]
+    assert [row["network"] for row in both] == names[:2]
+    assert all((row["ratio"], row["over the default"]) == (0.25, 0.5) for row in both)
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_the_commands_of_the_decisions_exist():

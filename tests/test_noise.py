@@ -231,6 +231,8 @@ def test_areas_have_the_mean_and_the_covariance_of_levys(noise):
         given = dt**2 / 20 + dt * (h[:, j].square() + h[:, k].square()) / 5
         ratio = rest[:, j, k].square() / given
         assert (ratio.mean() - 1).abs() < bound * math.sqrt(2)
+        for i in (j, k):
+            assert (ratio * h[:, i].sign()).mean().abs() < bound * math.sqrt(3)
         assert (ratio * (given > given.median()) * 2 - 1).mean().abs() < bound * math.sqrt(5)
     assert (a[:, 0, 1] * a[:, 0, 2]).mean().abs() < bound * dt**2 / 2
     for one, two, (j, k), sign in (

@@ -451,6 +451,5 @@ def _first_step(
             rate <= 1e-15, 1e-3 * length, ((0.01 / rate).log() / power).exp()
         )
         length = torch.minimum(100 * length, second_length)
-        length = torch.where(length.isnan(), 1e-6 * span, length)
-        resolved = 64 * torch.finfo(t.dtype).eps * t.abs()  # a much shorter step does not change t
-        return length.maximum(resolved).minimum(span)
+        # It is 0 or NaN for an infinite slope.
+        return torch.where(length > 0, length, 1e-6 * span).minimum(span)

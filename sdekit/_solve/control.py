@@ -25,7 +25,7 @@ class PIDController:
     error / (atol + rtol max(|x_0|, |x_1|)) with x_0 and x_1 at the ends of the step, in the units
     of `AbstractSDE.physical`. Each sample has its own q and steps. q_n is that of this step,
     q_{n-1} and q_{n-2} are those of the last two accepted ones. With k the power of the step size
-    in the error estimate (`AbstractSolver.embedded`),
+    in the error estimate (`AbstractSolver.estimate_power`),
     a = (proportional + integral + derivative) / k, b = (proportional + 2 derivative) / k and
     c = derivative / k.
 

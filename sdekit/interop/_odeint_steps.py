@@ -173,7 +173,7 @@ def adaptive_steps(
         UnfinishedError: when steps become too short, or too many.
         ValueError: when a solve to an infinite end reaches the largest times of the dtype.
     """
-    assert solver.embedded is not None
+    power = solver.estimate_power("none")
     length = 0.0
     tried = 0
     rejected = False
@@ -183,7 +183,7 @@ def adaptive_steps(
     for stop in _stops(control, t, end):
         if state is None:
             problem = _problem(system, control.jumps, t, end, x)
-            length = length or control.first(problem, solver.embedded, t, end, x)
+            length = length or control.first(problem, power, t, end, x)
             state = solver.init(problem, t, x)
         while t != stop:
             step_length = min(max(length, control.shortest), control.longest)
@@ -192,7 +192,7 @@ def adaptive_steps(
             notify("callback_step", t, x, abs(t1 - t))
             step = solver.step(problem, t, t1, x, Increment(), state)
             q = _quotient(control, solver, x, step.x, step.error)
-            proposed = abs(t1 - t) * control.factor(q, solver.embedded)
+            proposed = abs(t1 - t) * control.factor(q, power)
             rejected = (q > 1 and step_length > control.shortest) or math.isinf(q)
             if rejected:
                 notify("callback_reject_step", t, x, abs(t1 - t))

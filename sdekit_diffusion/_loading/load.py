@@ -28,7 +28,7 @@ from sdekit_diffusion._models.checkpoint import (
     scale_in,
     warn_of_not_finite,
 )
-from sdekit_diffusion._models.recorded import FittedSampler
+from sdekit_diffusion._models.recorded import samplers_in
 from sdekit_diffusion._models.score_model import ScoreModel
 from sdekit_diffusion._models.wrapped import bare, plain_name
 from sdekit_diffusion._training.history import best_of, newest
@@ -204,10 +204,7 @@ def _model(config: dict[str, Any], network: nn.Module) -> ScoreModel:
     )
     model.never_dropped = tuple(config.get("never_dropped") or ())
     model.trained_levels = tuple(map(float, config.get("trained_levels") or ()))
-    model.samplers = {
-        (saved["guidance"], len(saved["l"]) - 1): FittedSampler(saved["rule"], tuple(saved["l"]))
-        for saved in config.get("samplers") or ()
-    }
+    model.samplers = samplers_in(config)
     if model.place()[0] != _DTYPES[config["dtype"]]:
         model.to(_DTYPES[config["dtype"]])
     return model

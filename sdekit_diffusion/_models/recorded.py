@@ -1,8 +1,8 @@
 """What is recorded with a network, shared by the copies of its model."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -33,4 +33,12 @@ class Recorded:
     scale: Scale = Scale()  # noqa: RUF009 - frozen
     never_dropped: tuple[str, ...] = ()
     trained_levels: tuple[float, ...] = ()
-    samplers: Samplers = field(default_factory=dict)
+    samplers: Samplers | None = None
+
+
+def samplers_in(config: Mapping[str, Any]) -> Samplers:
+    """The samplers in the config of a checkpoint."""
+    return {
+        (saved["guidance"], len(saved["l"]) - 1): FittedSampler(saved["rule"], tuple(saved["l"]))
+        for saved in config.get("samplers") or ()
+    }

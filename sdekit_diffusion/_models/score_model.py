@@ -53,7 +53,13 @@ from sdekit_diffusion._models.model import (
 )
 from sdekit_diffusion._models.prediction import DATA, NOISE, Prediction, prediction_of
 from sdekit_diffusion._models.recorded import Recorded, Samplers
-from sdekit_diffusion._models.wrapped import has_parameters, modules_of, require_plain, unwrapped
+from sdekit_diffusion._models.wrapped import (
+    has_parameters,
+    modules_of,
+    require_plain,
+    unwrapped,
+    unwrapped_net,
+)
 from sdekit_diffusion.data import Scale
 from sdekit_diffusion.nets._conditions import Conditions
 
@@ -237,7 +243,7 @@ class ScoreModel(nn.Module, AbstractModel):
         """The rules and grids that `fit_sampler` has fitted to the network, by the scale of
         guidance and the number of steps.
         """
-        return self._recorded.samplers
+        return self._recorded.samplers or {}
 
     @samplers.setter
     def samplers(self, samplers: Samplers) -> None:
@@ -356,6 +362,8 @@ class ScoreModel(nn.Module, AbstractModel):
         model = copy.copy(self)
         model._modules = {name: module for name, module in self._modules.items() if name != "net"}
         model._recorded = replace(self._recorded)
+        if unwrapped_net(net) is not unwrapped_net(self.net):
+            model.samplers = {}
         model.net = net
         model._learned = has_parameters(net)
         return model

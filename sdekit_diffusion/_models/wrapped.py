@@ -50,6 +50,11 @@ def bare(net: nn.Module) -> nn.Module:
     return net if inner is None else bare(inner)
 
 
+def unwrapped_net(net: object) -> object:
+    """A network in wrappers of torch; a function as it is."""
+    return bare(net) if isinstance(net, nn.Module) else net
+
+
 def plain_name(name: str) -> str:
     """The name of a tensor of a network, without those of compiled modules in it."""
     return ".".join(part for part in name.split(".") if part != COMPILED)

@@ -3,6 +3,7 @@
 import math
 
 import torch
+from torch import Tensor
 
 from sdekit_diffusion._models.derived import innermost
 from sdekit_diffusion._models.guidance import Guided
@@ -55,23 +56,32 @@ def is_default(method: AbstractMethod) -> bool:
 
 def guidance_of(model: AbstractModel) -> float | None:
     """The scale w of the denoiser D_0 + w (D - D_0) that a model is, where D is that of a network
-    with conditions, and D_0 that of the same network without them or with others: 0 for a network
-    alone, 1 for one that is given conditions, w for `Guided`. None for other models.
+    with conditions, and D_0 that of the same network without them: 0 for a network alone, 1 for one
+    that is given conditions, w for `Guided`. None for other models.
     """
     if isinstance(model, ScoreModel):
-        given = model.conditions.items()
-        return float(any(_is_known(value, model.null.get(name)) for name, value in given))
+        return float(_is_conditional(model))
     if not isinstance(model, Guided) or model.interval is not None or model.rescale:
         return None
     own = model.model
     reference = model.by
     if not (isinstance(own, ScoreModel) and isinstance(reference, ScoreModel)):
         return None
-    return float(model.scale) if reference.net is own.net else None
+    same = reference.net is own.net and not _is_conditional(reference)
+    return float(model.scale) if same else None
+
+
+def _is_conditional(model: ScoreModel) -> bool:
+    """Whether a network is given conditions that are not unknown."""
+    given = model.conditions.items()
+    return any(_is_known(value, model.null.get(name)) for name, value in given)
 
 
 def _is_known(condition: object, null: float | None) -> bool:
-    """Whether a condition is not the number for an unknown one."""
+    """Whether a condition, of any sample, is not the number for an unknown one."""
     if isinstance(condition, int | float):
         return condition != null and not math.isnan(condition)
+    if isinstance(condition, Tensor):
+        unknown = condition.isnan() if null is None else condition.isnan() | (condition == null)
+        return not bool(unknown.all())
     return condition is not None

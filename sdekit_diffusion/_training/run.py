@@ -19,6 +19,7 @@ from sdekit_diffusion._models.checkpoint import (
     read_tensors,
     scale_in,
 )
+from sdekit_diffusion._models.recorded import samplers_in
 from sdekit_diffusion._models.save import config_of, config_to_save, save, write
 from sdekit_diffusion._storage.atomic import exclusive, make_folder
 from sdekit_diffusion._storage.distributed import equal_on_all, largest, rank, wait
@@ -180,6 +181,8 @@ class Run:
         model.record_scale(*scale_in(path))
         self._losses = list(state.get(_PENDING_LOSSES, torch.empty(0)).to(model.place()[1]))
         step = self.training.step
+        if step == self.training.recipe.steps and (self.folder / CONFIG).exists():
+            model.samplers = samplers_in(read_config(self.folder))  # fitted after the run
         self._saved = step
         if self._losses:
             self._last = Record(step, self._losses[-1], self.training.recipe.rate(step - 1))
