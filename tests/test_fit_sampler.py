@@ -90,7 +90,8 @@ def test_a_fit_begins_from_the_default_and_replaces_the_sampler_of_before():
 
 def test_nothing_is_recorded_that_is_not_more_accurate_by_two_standard_errors(monkeypatch):
     model = network()
-    model.samplers = {(2.0, 4): FittedSampler("UniPC(3), data", (-1.0, 0.0, 1.0, 2.0, 3.0))}
+    old = FittedSampler("UniPC(3), data", (-1.0, 0.0, 1.0, 2.0, 3.0))
+    model.samplers = {(2.0, 4): old, (0.0, 4): old}
     own = fitting._points(model, 8, 4, "focused", {})
     name = "UniPC(2), data"
     firsts = []
