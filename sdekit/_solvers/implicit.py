@@ -140,7 +140,7 @@ class ImplicitPlaten(AbstractSolver):
     direct: int = field(default=2000, repr=False)
 
     def estimate_power(self, noise_type: NoiseType) -> float:
-        return 2.0 if noise_type == "none" else self.embedded
+        return 2.0 if noise_type == "none" else 1.0
 
     def init(self, problem: AbstractSDE, t0: Time, x: Tensor) -> Tree:
         return initial_factors(x, self.direct)
