@@ -23,8 +23,8 @@ from sdekit_diffusion._sampling.sample import sample
 Errors = Callable[[AbstractMethod | AbstractSolver | str, AbstractGrid], Tensor]
 
 _TOLERANCE = 1e-6  # of the exact solutions
-_KNOTS = 8  # of the logarithms of steps, where there are more steps than in _EACH
-_EACH = 10
+_FREE_STEPS = 10  # with more of them, their logarithms are piecewise linear
+_KNOTS = 8
 _DIFFERENCE = 0.02  # of the logarithm of a step, for the derivatives of errors
 _LARGEST = 4.0  # the largest change of the logarithm of a step
 _ITERATIONS = 10
@@ -152,7 +152,7 @@ def fitted_from(
 
     widths = l.diff().numpy()
     count = len(widths)
-    knots = count if count <= _EACH else _KNOTS
+    knots = count if count <= _FREE_STEPS else _KNOTS
     places = np.linspace(0, knots - 1, count)
 
     def grid(theta: np.ndarray) -> Given:
