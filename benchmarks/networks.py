@@ -7,7 +7,7 @@ or the flow. The error of a sample is the root mean square of its coordinates' d
 flow of the same network from the same x_T, solved to 1e-6. A row has the mean error of the default,
 that of the best of the eight published samplers, the ratio of the means and that of the medians;
 the ratio in hindsight, to the best of all of them on all four grids; and the error of the default
-after `fit_sampler`, with 256 samples of other seeds (40 of digits), and its ratio to the best of
+after `fit_sampler`, with 512 samples of other seeds (32 of digits), and its ratio to the best of
 the eight. With labels also under guidance of 3 and 7.5; for digits Frechet distances in the
 features of a classifier, less that of the solved flow, with bootstrapped standard errors, without
 guidance and with 3.
@@ -33,12 +33,12 @@ import sdekit_diffusion as sd
 from sdekit import DEIS, DPMSolver, UniPC
 from sdekit_diffusion.metrics import classifier_features, frechet
 
-SEED = 11
+SEED = 12
 BUDGETS = (5, 6, 8, 10, 15, 20, 50)
 SAMPLES = 1000
 DIGITS = 80  # samples compared one by one
-FITTED = 256  # samples of a fit
-FITTED_DIGITS = 40
+FITTED = 512  # samples of a fit
+FITTED_DIGITS = 32
 IMAGES = 500  # for Frechet distances
 GUIDANCE = (3.0, 7.5)
 GRIDS: Mapping[str, sd.AbstractGrid] = {

@@ -6,7 +6,15 @@ import math
 from dataclasses import replace
 from typing import Literal, NamedTuple
 
-from sdekit import DEIS, AbstractMultistep, AdamsBashforth, AdamsMoulton, LimitedUniPC, UniPC
+from sdekit import (
+    DEIS,
+    AbstractMultistep,
+    AdamsBashforth,
+    AdamsMoulton,
+    DPMSolver,
+    LimitedUniPC,
+    UniPC,
+)
 from sdekit_diffusion._models.model import AbstractModel
 from sdekit_diffusion._sampling.clock import Integrand
 from sdekit_diffusion._sampling.grids import AbstractGrid
@@ -96,10 +104,14 @@ FITTED_RULES: dict[str, tuple[Integrand, AbstractMultistep]] = {
     "AdamsMoulton(2), velocity": ("velocity", _TWO),
     "AdamsMoulton(3), velocity": ("velocity", _THREE),
     "AdamsMoulton(4), velocity": ("velocity", _FOUR),
+    "AdamsMoulton(3), noise": ("noise", AdamsMoulton(3, lower_final=True)),
     "LimitedUniPC, velocity": ("velocity", _LIMITED),
     "LimitedUniPC, data": ("data", _LIMITED),
     "UniPC(2), data": ("data", _UNIPC),
     "UniPC(3), data": ("data", UniPC(3, lower_final=True)),
+    "UniPC(3), noise": ("noise", UniPC(3, lower_final=True)),
+    "DPMSolver(2), data": ("data", DPMSolver(2, lower_final=True)),
+    "DPMSolver(3), noise": ("noise", DPMSolver(3, lower_final=True)),
     "DEIS(3), noise": ("noise", DEIS(3, lower_final=True)),
 }
 RULE_WITH_NOISE = AdamsMoulton(2, lower_final=True)

@@ -23,8 +23,8 @@ from sdekit_diffusion._sampling.sample import sample
 Errors = Callable[[AbstractMethod | AbstractSolver | str, AbstractGrid], Tensor]
 
 _TOLERANCE = 1e-6  # of the exact solutions
-_FREE_STEPS = 10  # with more of them, their logarithms are piecewise linear
-_KNOTS = 8
+_FEW_STEPS = 10  # with more of them, derivatives are mostly updated
+_PERIOD = 9  # of their differences
 _DIFFERENCE = 0.02  # of the logarithm of a step, for the derivatives of errors
 _LARGEST = 4.0  # the largest change of the logarithm of a step
 _ITERATIONS = 10
@@ -45,8 +45,7 @@ def fitted_grid(
     """The grid of a number of steps on which a method has the least mean error for a model.
 
     The steps of l = log(alpha / sigma) are those of the method's own grid times exp(theta_i), and
-    divided by a common factor so that the ends stay; for more than 10 steps theta is piecewise
-    linear with 8 knots. Gauss-Newton steps minimise over theta
+    divided by a common factor so that the ends stay. Gauss-Newton steps minimise over theta
 
         E = 1/n sum_j |x_N^j - x^j|,
 
@@ -54,8 +53,8 @@ def fitted_grid(
     probability flow from the same x_T, as "ode" has them. On n other samples the result is compared
     with the method's own grid, which is returned where it is the more accurate one.
 
-    This takes about 10 (N + 2) n samples of N steps, once for each model, method and N, or 100 n
-    where N is above 10. Store `grid.l` with the model, as in
+    This takes about 10 (N + 2) n samples of N steps, once for each model, method and N, or
+    2 (N + 10) n where N is above 10 and most derivatives are updated as by Broyden. Store `grid.l` with the model, as in
     `save(model, folder, {"l": grid.l.tolist()})`; for networks `fit_sampler` fits the rule too, and
     stores both.
 
@@ -142,21 +141,15 @@ def _own_points(
 
 
 def fitted_from(
-    l: Tensor,
-    method: AbstractMethod | AbstractSolver | str,
-    errors: Errors,
-    iterations: int = _ITERATIONS,
+    l: Tensor, method: AbstractMethod | AbstractSolver | str, errors: Errors
 ) -> Given:
     """The grid of least mean error of a method, from the points l on, by weighted least squares."""
     from scipy.optimize import least_squares
 
     widths = l.diff().numpy()
-    count = len(widths)
-    knots = count if count <= _FREE_STEPS else _KNOTS
-    places = np.linspace(0, knots - 1, count)
 
     def grid(theta: np.ndarray) -> Given:
-        w = widths * np.exp(np.interp(places, np.arange(knots), theta))
+        w = widths * np.exp(theta)
         inner = l[0] + (l[-1] - l[0]) * torch.from_numpy(np.cumsum(w)[:-1] / w.sum())
         return Given(torch.cat([l[:1], inner, l[-1:]]))
 
@@ -168,10 +161,51 @@ def fitted_from(
         roots = e.norm(dim=1, keepdim=True).clamp(min=1e-12).sqrt()
         return (e / roots).flatten().numpy()
 
-    def derivatives(theta: np.ndarray) -> np.ndarray:
-        at = residuals(theta)
-        moved = (residuals(theta + shift) for shift in _DIFFERENCE * np.eye(knots))
-        return np.stack([(value - at) / _DIFFERENCE for value in moved], axis=1)
+    few = len(widths) <= _FEW_STEPS
+    function = Differentiated(residuals, 1 if few else _PERIOD)
+    settings: dict[str, Any] = {"jac": function.derivatives, "bounds": (-_LARGEST, _LARGEST)}
+    settings |= {"max_nfev": _ITERATIONS if few else 2 * _PERIOD}
+    return grid(least_squares(function, np.zeros(len(widths)), **settings).x)
 
-    settings: dict[str, Any] = {"jac": derivatives, "bounds": (-_LARGEST, _LARGEST)}
-    return grid(least_squares(residuals, np.zeros(knots), max_nfev=iterations, **settings).x)
+
+class Differentiated:
+    """A function r of several variables with its derivatives J: by differences at the first of each
+    `period` points that they are asked for; at the others, s from the point before, Broyden's
+
+        J + (r - r_before - J s) s' / s's.
+
+    Arguments:
+        function: the function.
+        period: how many points there are for each that takes differences.
+
+    References:
+        Broyden 1965, doi 10.1090/S0025-5718-1965-0198670-6.
+    """
+
+    def __init__(self, function: Callable[[np.ndarray], np.ndarray], period: int) -> None:
+        self.function = function
+        self.period = period
+        self._last: tuple[np.ndarray, np.ndarray] | None = None
+        self._before: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
+        self._asked = 0
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        value = self.function(x)
+        self._last = (x.copy(), value)
+        return value
+
+    def derivatives(self, x: np.ndarray) -> np.ndarray:
+        """The derivatives at a point, by row those of a component of the function."""
+        known = self._last is not None and np.array_equal(self._last[0], x)
+        value = self._last[1] if known else self.function(x)
+        if self._asked % self.period == 0:
+            moved = (self.function(x + shift) for shift in _DIFFERENCE * np.eye(len(x)))
+            jacobian = np.stack([(other - value) / _DIFFERENCE for other in moved], axis=1)
+        else:
+            x_before, value_before, jacobian = self._before
+            step = x - x_before
+            change = value - value_before - jacobian @ step
+            jacobian = jacobian + np.outer(change, step) / (step @ step)
+        self._asked += 1
+        self._before = (x.copy(), value, jacobian)
+        return jacobian
