@@ -19,6 +19,7 @@ from torch._C._functorch import (
     peek_interpreter_stack,
 )
 from torch.autograd import forward_ad
+from torch.compiler import is_compiling
 
 __all__ = [
     "ChangedError",
@@ -190,7 +191,10 @@ def has_no_version_counter(x: Tensor) -> bool:
     """Whether torch does not count in-place changes of x: in inference mode, in compiled code and
     under `torch.func.vmap`.
     """
-    return torch.compiler.is_compiling() or x.is_inference() or is_batchedtensor(x)
+    if is_compiling() or x.is_inference():
+        return True
+    # The second question is the slower one.
+    return peek_interpreter_stack() is not None and is_batchedtensor(x)
 
 
 def version_of(x: Tensor) -> int | None:
@@ -239,7 +243,7 @@ def is_differentiated(value: Tensor) -> bool:
 
 def may_be_inferring() -> bool:
     """Whether inference mode is on; True within torch.compile, which cannot trace the question."""
-    return torch.compiler.is_compiling() or torch.is_inference_mode_enabled()
+    return is_compiling() or torch.is_inference_mode_enabled()
 
 
 def recording() -> AbstractContextManager[Any]:
@@ -254,11 +258,7 @@ def leaf(x: Tensor) -> Tensor:
 
 def is_transformed() -> bool:
     """Whether torch.func transforms what is called, or torch.compile or a trace records it."""
-    return (
-        torch.compiler.is_compiling()
-        or tracing_state() is not None
-        or peek_interpreter_stack() is not None
-    )
+    return is_compiling() or tracing_state() is not None or peek_interpreter_stack() is not None
 
 
 def is_recorded(x: Tensor) -> bool:
@@ -266,7 +266,7 @@ def is_recorded(x: Tensor) -> bool:
     torch's own functions may be used.
     """
     return (
-        torch.compiler.is_compiling()
+        is_compiling()
         or tracing_state() is not None
         or is_functorch_wrapped_tensor(x)
         or modes() > 0

@@ -329,3 +329,26 @@ def test_diffusions_get_one_time_a_sample_from_the_stages_of_a_step():
     own = ScoreModel(Net(), Learned(), "noise", shape=(3,), data_std=1.0)
     same_law = ScoreModel(Net(), VPSDE(), "noise", shape=(3,), data_std=1.0)
     assert torch.equal(*(sample(m, 3, method="ode", seed=0) for m in (own, same_law)))
+
+
+def test_states_alone_may_be_mapped():
+    """The network's output is then one tensor, to which a state's is not added in place."""
+    rows = [(0.5, 1.0, 2.0, 3.0, 0.0, 0.0)]
+    call = affine.NetworkCall(lambda x, t: torch.ones(x.shape), None, None, None)
+    predict = call.functions(rows)[0]
+    u = torch.arange(24.0).reshape(4, 3, 2)
+    assert torch.equal(torch.func.vmap(predict)(u), 2 * u + 3)
+    assert torch.equal(predict(u[0]), 2 * u[0] + 3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_outputs_of_a_network_are_not_changed(dtype):
+    rows = [(0.5, 1.0, 2.0, 1.0, 0.0, 0.0)]
+    outputs = torch.ones(3, 2, dtype=dtype)
+    call = affine.NetworkCall(lambda x, t: outputs, None, None, None)
+    u = torch.full((3, 2), 2.0, dtype=dtype)
+    onto = torch.full((3, 2), 5.0, dtype=dtype)
+    predict = call.functions(rows)[0]
+    assert predict(u).tolist() == [[5.0, 5.0]] * 3
+    assert predict(u, 2.0, onto).tolist() == [[15.0, 15.0]] * 3
+    assert (outputs.unique(), u.unique(), onto.unique()) == (1.0, 2.0, 5.0)

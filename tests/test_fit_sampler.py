@@ -96,7 +96,7 @@ def test_nothing_is_recorded_that_is_not_more_accurate_by_two_standard_errors(mo
     name = "UniPC(2), data"
     firsts = []
     monkeypatch.setattr(
-        fitting, "_best", lambda starts, errors: FittedSampler(name, tuple(own.tolist()))
+        fitting, "_candidates", lambda starts, errors: [FittedSampler(name, tuple(own.tolist()))]
     )
 
     def errors_are(*default):
@@ -129,9 +129,9 @@ def test_rules_whose_states_are_not_finite_are_left_out(monkeypatch):
         return torch.ones(4, 1) * (1 + (method.integrand == "data") + (float(grid.l[1]) - 2) ** 2)
 
     monkeypatch.setattr(fitting, "fitted_from", lambda l, *_: sd.Given(l))
-    fitted = fitting._best([l, l + 1], errors)
-    assert fitted.l == tuple((l + 1).tolist())
-    assert fitted.rule.endswith("velocity")
+    best = fitting._candidates([l, l + 1], errors)[0]
+    assert best.l == tuple((l + 1).tolist())
+    assert best.rule == next(iter(FITTED_RULES))
     assert fitting._errors(FittedSampler(failing, tuple(l.tolist())), errors).tolist() == [math.inf]
 
 
@@ -179,39 +179,57 @@ def test_models_without_a_network_of_their_own_are_refused(model):
 
 def test_the_best_pairs_of_rules_and_grids_are_fitted(monkeypatch):
     starts = [torch.tensor([-4.0, middle, 6.0]) for middle in (0.0, 1.0, 2.0)]
-    begun = []
 
     def errors(method, grid):
         miss = abs(float(grid.l[1]) - 2.2)
-        return torch.full((4, 1), miss + 2 * (method.integrand != "noise"))
+        return torch.full((4, 1), miss + 5 * (not isinstance(method.solver, sdekit.DEIS)))
 
-    def fitted_from(l, method, errors, iterations):
-        begun.append((method.integrand, float(l[1])))
-        return sd.Given(l + torch.tensor([0.0, 0.1, 0.0]))
+    def fitted_from(l, method, errors):
+        if float(l[1]) == 1.0:
+            raise sdekit.NotFiniteError(1, 0.0, [0], 4)
+        return sd.Given(l + torch.tensor([0.0, 0.25, 0.0]))
 
     monkeypatch.setattr(fitting, "fitted_from", fitted_from)
-    fitted = fitting._best(starts, errors)
-    assert begun == [("noise", 2.0), ("noise", 1.0)]
-    assert fitted.rule == "DEIS(3), noise"
-    assert fitted.l[1] == pytest.approx(2.1)
+    found = fitting._candidates(starts, errors)
+    assert {one.rule for one in found} == {"DEIS(3), noise"}
+    assert [one.l[1] for one in found] == [2.0, 1.0, 0.0, 2.25, 0.25]
 
 
-def test_grids_of_the_default_and_two_others_are_tried(monkeypatch):
+def test_of_the_candidates_the_best_for_other_samples_is_recorded(monkeypatch):
+    model = network()
+    found = [FittedSampler("UniPC(2), data", (-4.0, middle, 6.0)) for middle in (0.0, 1.0, 2.0)]
+    monkeypatch.setattr(fitting, "_candidates", lambda starts, errors: found)
+
+    def errors_of(model, n, first, options):
+        wanted = 1.0 if first else 2.0
+
+        def errors(method, grid):
+            size = 10.0 if method == "default" else 0.5 + abs(float(grid.l[1]) - wanted)
+            return torch.full((n, 1), size)
+
+        return errors
+
+    monkeypatch.setattr(fitting, "errors_of", errors_of)
+    assert sd.fit_sampler(model, [2], n=4)[2] == pytest.approx(0.05)
+    assert model.samplers[0.0, 2] == found[1]
+
+
+def test_grids_of_the_default_and_four_others_are_tried(monkeypatch):
     model = network()
     seen = []
 
-    def best(starts, errors):
+    def candidates(starts, errors):
         seen.extend(starts)
-        return FittedSampler("UniPC(2), data", tuple(starts[0].tolist()))
+        return [FittedSampler("UniPC(2), data", tuple(starts[0].tolist()))]
 
-    monkeypatch.setattr(fitting, "_best", best)
+    monkeypatch.setattr(fitting, "_candidates", candidates)
     sd.fit_sampler(model, [3], n=4)
-    grids = ["focused", "quadratic", "time"]
+    grids = ["focused", "quadratic", "time", "karras", "log_snr"]
     expected = [
         sd.sample(model, 1, steps=3, grid=grid, return_solution=True, save="all").ts
         for grid in grids
     ]
-    assert len(seen) == 3
+    assert len(seen) == 5
     for l, ts in zip(seen, expected, strict=True):
         assert torch.allclose(l, sd.VPSDE().log_snr(ts))
 

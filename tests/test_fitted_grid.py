@@ -5,11 +5,13 @@ noise.
 import functools
 import math
 
+import numpy as np
 import pytest
 import torch
 
 import sdekit
 import sdekit_diffusion as sd
+from sdekit_diffusion._sampling.fitted_grid import Differentiated, fitted_from
 
 LAW = sd.GaussianMixture(
     [0.3, 0.7], torch.tensor([[-1.0, 0.0], [1.0, 0.5]], dtype=torch.float64), [0.02, 0.05]
@@ -37,6 +39,7 @@ def mean_error(steps, grid, method):
         (sd.OnClock(CORRECTED, integrand="velocity"), 5, 0.5),
         ("unipc", 6, 0.35),
         (sd.InTime(sdekit.Heun(), eta=0.0), 4, 0.5),
+        ("unipc", 12, 0.5),
     ],
 )
 def test_other_samples_are_more_accurate(method, steps, gain):
@@ -96,3 +99,69 @@ def test_methods_with_noise_are_refused(method):
 def test_what_cannot_be_fitted_is_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         sd.fitted_grid(LAW, sde="vp", **settings)
+
+
+def test_derivatives_are_differences_and_between_them_are_updated():
+    """An update has the change of the function along the step, and leaves the derivatives in other
+    directions as they were.
+    """
+    calls = []
+    slopes = np.array([[1.0, 2.0], [-3.0, 0.5], [0.0, 4.0]])
+
+    def function(x):
+        calls.append(x)
+        return slopes @ x + np.array([x[0] ** 2, 0.0, 0.0])
+
+    differentiated = Differentiated(function, 2)
+    x = np.zeros(2)
+    at = differentiated(x)
+    first = differentiated.derivatives(x)
+    assert len(calls) == 3
+    assert first == pytest.approx(slopes + np.array([[0.02, 0.0], [0.0, 0.0], [0.0, 0.0]]))
+    step = np.array([1.0, 1.0])
+    change = differentiated(x + step) - at
+    second = differentiated.derivatives(x + step)
+    assert len(calls) == 4
+    assert second @ step == pytest.approx(change)
+    assert differentiated.derivatives(x + step) is second
+    aside = np.array([1.0, -1.0])
+    assert second @ aside == pytest.approx(first @ aside)
+    third = differentiated.derivatives(2 * step)  # the function was not asked for there
+    assert len(calls) == 7
+    assert third == pytest.approx(slopes + np.array([[4.02, 0.0], [0.0, 0.0], [0.0, 0.0]]))
+
+
+def test_a_fit_of_many_steps_takes_differences_twice_at_most():
+    calls = []
+
+    def errors(method, grid):
+        calls.append(grid)
+        return (grid.l[1:-1] - torch.arange(1, 12) ** 1.3)[None].repeat(4, 1)
+
+    l = torch.linspace(0, 12**1.3, 13, dtype=torch.float64)
+    fitted = fitted_from(l, "default", errors)
+    assert len(calls) <= 1 + 2 * 12 + 2 * 9
+    before, after = (float(errors("default", grid).norm()) for grid in (sd.Given(l), fitted))
+    assert after < 0.02 * before
+
+
+@pytest.mark.parametrize("steps", [6, 12])
+def test_trials_that_are_not_finite_are_refused(steps):
+    """And so is a fit that begins with one."""
+    wanted = torch.linspace(0, 3, steps + 1, dtype=torch.float64) ** 2
+    refused = []
+
+    def errors(method, grid):
+        widths = grid.l.diff()
+        if float(widths.max() / widths.min()) > 8:
+            refused.append(grid)
+            raise sdekit.NotFiniteError(1, 0.0, [0], 4)
+        return (grid.l - wanted)[None, 1:-1].repeat(4, 1)
+
+    l = torch.linspace(0, 9, steps + 1, dtype=torch.float64)
+    fitted = fitted_from(l, "default", errors)
+    assert refused
+    before, after = (float(errors("default", grid).norm()) for grid in (sd.Given(l), fitted))
+    assert after < 0.6 * before
+    with pytest.raises(sdekit.NotFiniteError):
+        fitted_from(wanted, "default", errors)

@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch._C._functorch import peek_interpreter_stack
 
 from sdekit.elementary import ZERO, Time, adder
 
@@ -81,10 +82,10 @@ class Affine:
 class NetworkCall(NamedTuple):
     """How a network is called.
 
-    network: the function that calls it. dtype, device: those of labels, at least float32; None for
-    those of the points. m: the mean of the data, a number or shaped like one sample. key:
-    everything that `affine` depends on besides the levels; None if this may change, so that the
-    coefficients are computed in each call.
+    network: the function that calls it, whose output has the dtype of the points. dtype, device:
+    those of labels, at least float32; None for those of the points. m: the mean of the data, a
+    number or shaped like one sample. key: everything that `affine` depends on besides the levels;
+    None if this may change, so that the coefficients are computed in each call.
     """
 
     network: Network
@@ -210,7 +211,9 @@ def _predict(
     output = network(x, labels.at(i, x))
     # A new tensor, even if the network returns the same buffer in each call.
     result = add(ZERO if onto is None else onto, output, alpha=h * out)
-    if skip:
+    if skip and add is torch.add and peek_interpreter_stack() is None:
+        result.add_(u, alpha=h * skip)
+    elif skip:
         result = add(result, u, alpha=h * skip)
     return _add_multiple(h * mean, m, result) if mean else result
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sdekit import AbstractSolver
+from sdekit import AbstractSolver, NotFiniteError
 from sdekit_diffusion._common.inputs import is_whole
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._models.model import AbstractModel
@@ -54,7 +54,8 @@ def fitted_grid(
     with the method's own grid, which is returned where it is the more accurate one.
 
     This takes about 10 (N + 2) n samples of N steps, once for each model, method and N, or
-    2 (N + 10) n where N is above 10 and most derivatives are updated as by Broyden. Store `grid.l` with the model, as in
+    2 (N + 10) n where N is above 10 and most derivatives are updated; and as much memory as some
+    10 N n samples in float64. Store `grid.l` with the model, as in
     `save(model, folder, {"l": grid.l.tolist()})`; for networks `fit_sampler` fits the rule too, and
     stores both.
 
@@ -140,9 +141,7 @@ def _own_points(
     return torch.as_tensor(options["sde"].log_snr(solution.ts))
 
 
-def fitted_from(
-    l: Tensor, method: AbstractMethod | AbstractSolver | str, errors: Errors
-) -> Given:
+def fitted_from(l: Tensor, method: AbstractMethod | AbstractSolver | str, errors: Errors) -> Given:
     """The grid of least mean error of a method, from the points l on, by weighted least squares."""
     from scipy.optimize import least_squares
 
@@ -161,16 +160,27 @@ def fitted_from(
         roots = e.norm(dim=1, keepdim=True).clamp(min=1e-12).sqrt()
         return (e / roots).flatten().numpy()
 
+    start = np.zeros(len(widths))
+    infinite = np.full_like(residuals(start), np.inf)
+
+    def tried(theta: np.ndarray) -> np.ndarray:
+        """The residuals; infinite, which is never the least, where states are not finite."""
+        try:
+            return residuals(theta)
+        except NotFiniteError:
+            return infinite
+
     few = len(widths) <= _FEW_STEPS
-    function = Differentiated(residuals, 1 if few else _PERIOD)
+    function = Differentiated(tried, 1 if few else _PERIOD)
     settings: dict[str, Any] = {"jac": function.derivatives, "bounds": (-_LARGEST, _LARGEST)}
     settings |= {"max_nfev": _ITERATIONS if few else 2 * _PERIOD}
-    return grid(least_squares(function, np.zeros(len(widths)), **settings).x)
+    return grid(least_squares(function, start, **settings).x)
 
 
 class Differentiated:
     """A function r of several variables with its derivatives J: by differences at the first of each
-    `period` points that they are asked for; at the others, s from the point before, Broyden's
+    `period` points that they are asked for, 0 where these are not finite; at the others, s from the
+    point before, Broyden's
 
         J + (r - r_before - J s) s' / s's.
 
@@ -196,11 +206,14 @@ class Differentiated:
 
     def derivatives(self, x: np.ndarray) -> np.ndarray:
         """The derivatives at a point, by row those of a component of the function."""
+        if self._before is not None and np.array_equal(self._before[0], x):
+            return self._before[2]
         known = self._last is not None and np.array_equal(self._last[0], x)
         value = self._last[1] if known else self.function(x)
         if self._asked % self.period == 0:
-            moved = (self.function(x + shift) for shift in _DIFFERENCE * np.eye(len(x)))
-            jacobian = np.stack([(other - value) / _DIFFERENCE for other in moved], axis=1)
+            moved = [self.function(x + shift) for shift in _DIFFERENCE * np.eye(len(x))]
+            jacobian = (np.stack(moved, axis=1) - value[:, np.newaxis]) / _DIFFERENCE
+            jacobian[~np.isfinite(jacobian)] = 0.0
         else:
             x_before, value_before, jacobian = self._before
             step = x - x_before
