@@ -4,6 +4,7 @@ what they were fitted for only, stored with the network, and removed when it is 
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -154,6 +155,8 @@ def test_samplers_are_saved_and_training_removes_them(tmp_path):
         ({"n": 1}, "n must be 2 or more: one sample has no standard error"),
         ({"steps": [0]}, "steps must be a positive integer; not 0"),
         ({"steps": [5, 2.5]}, r"steps must be a positive integer; not 2\.5"),
+        ({"steps": 2.5}, r"steps must be a positive integer; not 2\.5"),
+        ({"steps": []}, "steps must be a positive integer; not None"),
         ({"n": 0}, "n must be a positive integer; not 0"),
     ],
 )
@@ -235,8 +238,8 @@ def test_grids_of_the_default_and_four_others_are_tried(monkeypatch):
 
 
 def test_a_number_of_steps_is_fitted_once_and_may_be_alone():
-    found = [sd.fit_sampler(network(), steps, n=8) for steps in (2, [2, 2])]
-    assert found[0] == found[1]
+    found = [sd.fit_sampler(network(), steps, n=8) for steps in (2, [2, 2], np.int64(2))]
+    assert found[0] == found[1] == found[2]
     assert list(found[0]) == [2]
 
 

@@ -5,7 +5,7 @@ computed once.
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -134,30 +134,38 @@ class _Labels:
         self.values = values
         self.dtype = dtype
         self.device = device
-        # The kind of a batch, the labels of all levels as a column, and a block of levels, of
-        # which the first is named; replaced as a whole, since threads may share this object.
-        self._kept: tuple[Hashable, Tensor, int, Sequence[Tensor]] | None = None
+        # The size, dtype and device of a batch and whether inference mode is on; the labels of all
+        # levels as a column, and a block of levels, of which the first is named. Replaced as a
+        # whole, since threads may share this object.
+        self._kept: tuple[Any, ...] = (0, None, None, False, None, 0, ())
 
     def at(self, i: int, x: Tensor) -> Tensor:
         """The labels of level i for the samples of a batch x."""
-        kind = x.shape[0], x.dtype, x.device, torch.is_inference_mode_enabled()
-        kept = self._kept
-        if kept is None or kept[0] != kind:
+        # One comparison after another is faster than that of tuples.
+        n, dtype, device, inferring, column, first, block = self._kept
+        same = n == x.shape[0] and dtype is x.dtype and device == x.device
+        if not same or inferring is not torch.is_inference_mode_enabled():
+            column = None
+        if column is None or not 0 <= i - first < len(block):
+            first, block = self._keep(i, x, column)
+        return block[i - first]
+
+    def _keep(self, i: int, x: Tensor, column: Tensor | None) -> tuple[int, Sequence[Tensor]]:
+        """The first of a block of levels with i, and their labels; `column` if it is known."""
+        n = x.shape[0]
+        if column is None:
             # Copied once, since a copy to a device may wait for its queued work.
             column = torch.tensor(self.values, dtype=torch.float64).unsqueeze(1)
             place = self.device or x.device
             column = column.to(place, self.dtype or x.dtype, non_blocking=True)
-            kept = kind, column, 0, ()
-        _, column, first, block = kept
-        if not 0 <= i - first < len(block):
-            n = x.shape[0]
-            size = max(1, _BLOCK // max(1, n))
-            first = i // size * size
-            # Contiguous: the rounding of functions of numbers that share their memory depends on
-            # the size of the batch.
-            block = column[first : first + size].expand(-1, n).contiguous().unbind()
-            self._kept = kind, column, first, block
-        return block[i - first]
+        size = max(1, _BLOCK // max(1, n))
+        first = i // size * size
+        # Contiguous: the rounding of functions of numbers that share their memory depends on the
+        # size of the batch.
+        block = column[first : first + size].expand(-1, n).contiguous().unbind()
+        inferring = torch.is_inference_mode_enabled()
+        self._kept = n, x.dtype, x.device, inferring, column, first, block
+        return first, block
 
 
 class Model(Protocol):

@@ -69,9 +69,10 @@ def fit_sampler(
         recorded.
 
     Raises:
-        TypeError: for other models, whose grids `fitted_grid` fits.
-        ValueError: for numbers of steps that are not positive integers, fewer than two samples, or
-            a student, which was trained at a few noise levels only.
+        TypeError: for other models, also for `Guided` by another model, in an interval or rescaled;
+            `fitted_grid` fits their grids.
+        ValueError: for numbers of steps that are not positive integers, or none, fewer than two
+            samples, or a student, which was trained at a few noise levels only.
         sdekit.NotFiniteError, sdekit.UnfinishedError: as `sample`.
 
     Example:
@@ -85,9 +86,9 @@ def fit_sampler(
         Sabour, Fidler and Kreis 2024, arXiv 2404.14507, for levels that are optimised for a model;
         Tong et al. 2024, arXiv 2405.15506, for solutions of the flow as what to optimise for.
     """
-    counts = [steps] if isinstance(steps, int) else list(dict.fromkeys(steps))
+    counts = list(dict.fromkeys(steps)) if isinstance(steps, Iterable) else [steps]
     require_counts(n=n)
-    for count in counts:
+    for count in counts or [None]:
         require_counts(steps=count)
     if n == 1:
         raise ValueError("n must be 2 or more: one sample has no standard error")
@@ -96,8 +97,8 @@ def fit_sampler(
     if not isinstance(network, ScoreModel) or guidance is None:
         raise TypeError(
             "a sampler is fitted to a ScoreModel, with conditions or without, or to Guided of one "
-            f"with interval=None and rescale=0, not to this {type(model).__name__}: pass what "
-            "fitted_grid(model, steps) returns as grid="
+            "by itself without conditions, with interval=None and rescale=0, not to this "
+            f"{type(model).__name__}: pass what fitted_grid(model, steps) returns as grid="
         )
     if network.trained_levels:
         raise ValueError(
