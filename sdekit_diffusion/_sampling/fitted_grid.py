@@ -206,16 +206,17 @@ class Differentiated:
 
     def derivatives(self, x: np.ndarray) -> np.ndarray:
         """The derivatives at a point, by row those of a component of the function."""
-        if self._before is not None and np.array_equal(self._before[0], x):
-            return self._before[2]
-        known = self._last is not None and np.array_equal(self._last[0], x)
-        value = self._last[1] if known else self.function(x)
-        if self._asked % self.period == 0:
+        last = self._last
+        before = self._before
+        if before is not None and np.array_equal(before[0], x):
+            return before[2]
+        value = self.function(x) if last is None or not np.array_equal(last[0], x) else last[1]
+        if before is None or self._asked % self.period == 0:
             moved = [self.function(x + shift) for shift in _DIFFERENCE * np.eye(len(x))]
             jacobian = (np.stack(moved, axis=1) - value[:, np.newaxis]) / _DIFFERENCE
             jacobian[~np.isfinite(jacobian)] = 0.0
         else:
-            x_before, value_before, jacobian = self._before
+            x_before, value_before, jacobian = before
             step = x - x_before
             change = value - value_before - jacobian @ step
             jacobian = jacobian + np.outer(change, step) / (step @ step)
