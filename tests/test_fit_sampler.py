@@ -156,7 +156,7 @@ def test_samplers_are_saved_and_training_removes_them(tmp_path):
         ({"steps": [0]}, "steps must be a positive integer; not 0"),
         ({"steps": [5, 2.5]}, r"steps must be a positive integer; not 2\.5"),
         ({"steps": 2.5}, r"steps must be a positive integer; not 2\.5"),
-        ({"steps": []}, "steps must be a positive integer; not None"),
+        ({"steps": []}, r"steps must be a positive integer; not \[\]"),
         ({"n": 0}, "n must be a positive integer; not 0"),
     ],
 )
