@@ -24,7 +24,7 @@ Errors = Callable[[AbstractMethod | AbstractSolver | str, AbstractGrid], Tensor]
 
 _TOLERANCE = 1e-6  # of the exact solutions
 _FEW_STEPS = 10  # up to here the derivatives of each iteration are differences
-_PERIOD = 9  # beyond, those of the first of so many iterations
+_PERIOD = 9  # beyond, those of the first of each nine are
 _DIFFERENCE = 0.02  # of the logarithm of a step, for the derivatives of errors
 _LARGEST = 4.0  # the largest change of the logarithm of a step
 _ITERATIONS = 10
