@@ -132,7 +132,8 @@ def test_rules_whose_states_are_not_finite_are_left_out(monkeypatch):
     monkeypatch.setattr(fitting, "fitted_from", lambda l, *_: sd.Given(l))
     best = fitting._candidates([l, l + 1], errors)[0]
     assert best.l == tuple((l + 1).tolist())
-    assert best.rule == next(iter(FITTED_RULES))
+    others = [rule for rule, (integrand, _) in FITTED_RULES.items() if integrand != "data"]
+    assert best.rule == others[0]
     assert fitting._errors(FittedSampler(failing, tuple(l.tolist())), errors).tolist() == [math.inf]
 
 

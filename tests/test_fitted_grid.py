@@ -11,7 +11,7 @@ import torch
 
 import sdekit
 import sdekit_diffusion as sd
-from sdekit_diffusion._sampling.fitted_grid import Differentiated, fitted_from
+from sdekit_diffusion._sampling.fitted_grid import fitted_from
 
 LAW = sd.GaussianMixture(
     [0.3, 0.7], torch.tensor([[-1.0, 0.0], [1.0, 0.5]], dtype=torch.float64), [0.02, 0.05]
@@ -101,48 +101,36 @@ def test_what_cannot_be_fitted_is_refused(settings, message):
         sd.fitted_grid(LAW, sde="vp", **settings)
 
 
-def test_derivatives_are_differences_and_between_them_are_updated():
-    """An update has the change of the function along the step, and leaves the derivatives in other
-    directions as they were.
-    """
-    calls = []
-    slopes = np.array([[1.0, 2.0], [-3.0, 0.5], [0.0, 4.0]])
-
-    def function(x):
-        calls.append(x)
-        return slopes @ x + np.array([x[0] ** 2, 0.0, 0.0])
-
-    differentiated = Differentiated(function, 2)
-    x = np.zeros(2)
-    at = differentiated(x)
-    first = differentiated.derivatives(x)
-    assert len(calls) == 3
-    assert first == pytest.approx(slopes + np.array([[0.02, 0.0], [0.0, 0.0], [0.0, 0.0]]))
-    step = np.array([1.0, 1.0])
-    change = differentiated(x + step) - at
-    second = differentiated.derivatives(x + step)
-    assert len(calls) == 4
-    assert second @ step == pytest.approx(change)
-    assert differentiated.derivatives(x + step) is second
-    aside = np.array([1.0, -1.0])
-    assert second @ aside == pytest.approx(first @ aside)
-    third = differentiated.derivatives(2 * step)  # the function was not asked for there
-    assert len(calls) == 7
-    assert third == pytest.approx(slopes + np.array([[4.02, 0.0], [0.0, 0.0], [0.0, 0.0]]))
-
-
-def test_a_fit_of_many_steps_takes_differences_twice_at_most():
+@pytest.mark.parametrize(("steps", "differences", "trials"), [(10, 6, 24), (11, 2, 18)])
+def test_fits_of_many_steps_take_differences_less_often(steps, differences, trials):
     calls = []
 
     def errors(method, grid):
         calls.append(grid)
-        return (grid.l[1:-1] - torch.arange(1, 12) ** 1.3)[None].repeat(4, 1)
+        return (grid.l[1:-1] - torch.arange(1, steps) ** 1.3)[None].repeat(4, 1)
 
-    l = torch.linspace(0, 12**1.3, 13, dtype=torch.float64)
+    l = torch.linspace(0, steps**1.3, steps + 1, dtype=torch.float64)
     fitted = fitted_from(l, "default", errors)
-    assert len(calls) <= 1 + 2 * 12 + 2 * 9
+    assert len(calls) == 1 + differences * steps + trials
     before, after = (float(errors("default", grid).norm()) for grid in (sd.Given(l), fitted))
     assert after < 0.02 * before
+
+
+def test_residuals_are_infinite_where_states_are_not_finite(monkeypatch):
+    def errors(method, grid):
+        if float(grid.l[1]) > 0.6:
+            raise sdekit.NotFiniteError(1, 0.0, [0], 4)
+        return torch.ones(4, 1)
+
+    def tried(function, x, value, **settings):
+        assert value == pytest.approx(np.ones(4))
+        assert np.isposinf(function(np.array([1.0, 0.0]))).all()
+        assert function(np.array([0.0, 1.0])) == pytest.approx(np.ones(4))
+        return x
+
+    monkeypatch.setattr("sdekit_diffusion._sampling.fitted_grid.least_squares", tried)
+    l = torch.tensor([0.0, 0.5, 1.0])
+    assert torch.equal(fitted_from(l, "default", errors).l, l)
 
 
 @pytest.mark.parametrize("steps", [6, 12])

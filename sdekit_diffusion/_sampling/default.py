@@ -100,6 +100,7 @@ STIFF_CHOICES: dict[Kind, tuple[Choice, ...]] = {
 }
 # Those that `fit_sampler` tries; the names are saved with models.
 FITTED_RULES: dict[str, tuple[Integrand, AbstractMultistep]] = {
+    "AdamsBashforth(1), data": ("data", AdamsBashforth(1)),
     "AdamsBashforth(3), velocity": ("velocity", _PREDICTOR),
     "AdamsMoulton(2), velocity": ("velocity", _TWO),
     "AdamsMoulton(3), velocity": ("velocity", _THREE),

@@ -42,7 +42,7 @@ def fit_sampler(
     grid that have the least mean error, |x - x_exact|, for n samples. x_exact is the solution of
     the probability flow from the same x_T.
 
-    Thirteen rules are tried on five grids, and the grids of the best three pairs are fitted, as by
+    Fourteen rules are tried on five grids, and the grids of the best three pairs are fitted, as by
     `fitted_grid`. Of these six samplers the one with the least mean error for n other samples is
     recorded with the network, in `ScoreModel.samplers`, if that is below the mean error of the
     default by more than two standard errors of the difference.
@@ -53,8 +53,8 @@ def fit_sampler(
     it; `fit` and `Training` remove it. After a training loop of your own fit again, or set
     `model.samplers = {}`.
 
-    A fit takes about 30 (N + 4) n samples of N steps, or 6 (N + 20) n where N is above 10, and once
-    2 n accurate solutions. Its derivatives need as much memory as some 10 N n samples in float64.
+    A fit takes about 18 (N + 9) n samples of N steps, or 6 (N + 23) n where N is above 10, and once
+    2 n accurate solutions. Its derivatives need as much memory as some 5 N n samples in float64.
 
     Arguments:
         model: a network, without conditions or with those of n samples, which represent those that

@@ -15,6 +15,7 @@ from sdekit_diffusion._models.model import AbstractModel
 from sdekit_diffusion._models.score_model import as_model
 from sdekit_diffusion._sampling.adaptive import AdaptiveFlow
 from sdekit_diffusion._sampling.grids import DEFAULT_END, AbstractGrid, Given
+from sdekit_diffusion._sampling.least_squares import least_squares
 from sdekit_diffusion._sampling.method import AbstractMethod
 from sdekit_diffusion._sampling.sample import sample
 
@@ -23,11 +24,8 @@ from sdekit_diffusion._sampling.sample import sample
 Errors = Callable[[AbstractMethod | AbstractSolver | str, AbstractGrid], Tensor]
 
 _TOLERANCE = 1e-6  # of the exact solutions
-_FEW_STEPS = 10  # up to here the derivatives of each iteration are differences
-_PERIOD = 9  # beyond, those of the first of each nine are
-_DIFFERENCE = 0.02  # of the logarithm of a step, for the derivatives of errors
-_LARGEST = 4.0  # the largest change of the logarithm of a step
-_ITERATIONS = 10
+_LARGEST = 4.0  # |theta|
+_FEW_STEPS = 10  # up to here the derivatives, which cost a solve a step, are taken more often
 
 
 def fitted_grid(
@@ -45,7 +43,8 @@ def fitted_grid(
     """The grid of a number of steps on which a method has the least mean error for a model.
 
     The steps of l = log(alpha / sigma) are those of the method's own grid times exp(theta_i), and
-    divided by a common factor so that the ends stay. Gauss-Newton steps minimise over theta
+    divided by a common factor so that the ends stay. Levenberg and Marquardt's method minimises
+    over theta
 
         E = 1/n sum_j |x_N^j - x^j|,
 
@@ -53,11 +52,10 @@ def fitted_grid(
     probability flow from the same x_T, as "ode" has them. On n other samples the result is compared
     with the method's own grid, which is returned where it is the more accurate one.
 
-    This takes about 10 (N + 2) n samples of N steps, once for each model, method and N, or
-    2 (N + 10) n where N is above 10 and most derivatives are updated; and as much memory as some
-    10 N n samples in float64. Store `grid.l` with the model, as in
-    `save(model, folder, {"l": grid.l.tolist()})`; for networks `fit_sampler` fits the rule too, and
-    stores both.
+    This takes about 6 (N + 5) n samples of N steps, once for each model, method and N, or
+    2 (N + 12) n where N is above 10; and as much memory as some 5 N n samples in float64. Store
+    `grid.l` with the model, as in `save(model, folder, {"l": grid.l.tolist()})`; for networks
+    `fit_sampler` fits the rule too, and stores both.
 
     Arguments:
         model: the model; with conditions per sample these are of n samples.
@@ -143,8 +141,6 @@ def _own_points(
 
 def fitted_from(l: Tensor, method: AbstractMethod | AbstractSolver | str, errors: Errors) -> Given:
     """The grid of least mean error of a method, from the points l on, by weighted least squares."""
-    from scipy.optimize import least_squares
-
     widths = l.diff().numpy()
 
     def grid(theta: np.ndarray) -> Given:
@@ -161,65 +157,17 @@ def fitted_from(l: Tensor, method: AbstractMethod | AbstractSolver | str, errors
         return (e / roots).flatten().numpy()
 
     start = np.zeros(len(widths))
-    infinite = np.full_like(residuals(start), np.inf)
+    value = residuals(start)
 
     def tried(theta: np.ndarray) -> np.ndarray:
         """The residuals; infinite, which is never the least, where states are not finite."""
         try:
             return residuals(theta)
         except NotFiniteError:
-            return infinite
+            return np.full_like(value, np.inf)
 
     few = len(widths) <= _FEW_STEPS
-    function = Differentiated(tried, 1 if few else _PERIOD)
-    settings: dict[str, Any] = {"jac": function.derivatives, "bounds": (-_LARGEST, _LARGEST)}
-    settings |= {"max_nfev": _ITERATIONS if few else 2 * _PERIOD}
-    return grid(least_squares(function, start, **settings).x)
-
-
-class Differentiated:
-    """A function r of several variables with its derivatives J: by differences at the first of each
-    `period` points that they are asked for, 0 where these are not finite; at the others, s from the
-    point before, Broyden's
-
-        J + (r - r_before - J s) s' / s's.
-
-    Arguments:
-        function: the function.
-        period: how many points there are for each that takes differences.
-
-    References:
-        Broyden 1965, doi 10.1090/S0025-5718-1965-0198670-6.
-    """
-
-    def __init__(self, function: Callable[[np.ndarray], np.ndarray], period: int) -> None:
-        self.function = function
-        self.period = period
-        self._last: tuple[np.ndarray, np.ndarray] | None = None
-        self._before: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
-        self._asked = 0
-
-    def __call__(self, x: np.ndarray) -> np.ndarray:
-        value = self.function(x)
-        self._last = (x.copy(), value)
-        return value
-
-    def derivatives(self, x: np.ndarray) -> np.ndarray:
-        """The derivatives at a point, by row those of a component of the function."""
-        last = self._last
-        before = self._before
-        if before is not None and np.array_equal(before[0], x):
-            return before[2]
-        value = self.function(x) if last is None or not np.array_equal(last[0], x) else last[1]
-        if before is None or self._asked % self.period == 0:
-            moved = [self.function(x + shift) for shift in _DIFFERENCE * np.eye(len(x))]
-            jacobian = (np.stack(moved, axis=1) - value[:, np.newaxis]) / _DIFFERENCE
-            jacobian[~np.isfinite(jacobian)] = 0.0
-        else:
-            x_before, value_before, jacobian = before
-            step = x - x_before
-            change = value - value_before - jacobian @ step
-            jacobian = jacobian + np.outer(change, step) / (step @ step)
-        self._asked += 1
-        self._before = (x.copy(), value, jacobian)
-        return jacobian
+    trials = 24 if few else 18
+    period = 4 if few else 9
+    theta = least_squares(tried, start, value, trials=trials, period=period, largest=_LARGEST)
+    return grid(theta)
