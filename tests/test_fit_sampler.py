@@ -259,6 +259,7 @@ def test_a_default_that_is_not_finite_is_replaced():
     assert fitting._is_less(finite, infinite)
     assert not fitting._is_less(infinite, finite)
     assert not fitting._is_less(infinite, infinite)
+    assert not fitting._is_less(finite[:1], 2 * finite[:1])  # one sample, without a warning
 
 
 def test_a_student_is_refused():

@@ -11,7 +11,7 @@ import torch
 
 import sdekit
 import sdekit_diffusion as sd
-from sdekit_diffusion._sampling.fitted_grid import fitted_from
+from sdekit_diffusion._sampling.fitted_grid import _near_data, errors_of, fitted_from
 
 LAW = sd.GaussianMixture(
     [0.3, 0.7], torch.tensor([[-1.0, 0.0], [1.0, 0.5]], dtype=torch.float64), [0.02, 0.05]
@@ -99,6 +99,96 @@ def test_methods_with_noise_are_refused(method):
 def test_what_cannot_be_fitted_is_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         sd.fitted_grid(LAW, sde="vp", **settings)
+
+
+@pytest.mark.parametrize(
+    ("spread", "fourth", "far"),
+    [
+        (1.0, 10.5, True),
+        (1.0, 9.5, False),
+        (0.0, 9.5, False),  # ten times the median, but not ten standard deviations
+        (0.0, 10.5, True),
+        (3.0, 31.0, True),
+        (3.0, 29.0, False),  # ten standard deviations, but not ten times the median
+    ],
+)
+def test_solutions_far_from_the_others_and_from_the_data_are_left_out(spread, fourth, far):
+    law = sd.GaussianMixture([1.0], [[5.0, 5.0]], [2.0])
+    distance = spread * torch.tensor([-1.0, 1.1, 1.0, 0.0, 0.9, 1.0, -1.0, 0.8])
+    distance[3] = fourth
+    exact = 5 + math.sqrt(2) * distance[:, None].repeat(1, 2)
+    if far:
+        with pytest.warns(UserWarning, match=f"1 of 8 solutions .* up to {fourth:g} standard"):
+            near = _near_data(law, exact)
+    else:
+        near = _near_data(law, exact)
+    assert near.tolist() == [True, True, True, not far, True, True, True, True]
+
+
+GRID = sd.Given(torch.linspace(float(sd.VPSDE().log_snr(1.0)), math.log(1e3), 5))
+
+
+class Leaving(sd.AbstractModel):
+    """A normal law, but for large u, where the flow ends at 40."""
+
+    shape = (1,)
+    sde = None
+    data_std = 1.0
+
+    def __init__(self):
+        self.counts = []
+
+    def predict_data(self, l, u):
+        self.counts.append(len(u))
+        a = torch.as_tensor(sd.signal_scale(l)).reshape(-1, 1)
+        return torch.where(u.abs() > 2, 40 * u.sign(), a * u)
+
+    def rows(self, index):
+        assert index.tolist() == sorted(index.tolist())
+        return self
+
+
+def test_what_is_left_out_is_not_solved_for():
+    """So that no error of it ends a fit, and the others have their own x_T and conditions."""
+    model = Leaving()
+    options = {"sde": sd.VPSDE(), "seed": 3}
+    with pytest.warns(UserWarning, match="of 64 solutions"):
+        errors = errors_of(model, 64, 8, options)
+    model.counts.clear()
+    found = errors("ddim", GRID)
+    assert 48 < len(found) < 64
+    assert set(model.counts) == {len(found)}
+    settings = {"first": 8, **options}
+    exact = sd.sample(model, 64, method=sd.AdaptiveFlow(1e-6, 1e-6), **settings)
+    x = sd.sample(model, 64, method="ddim", grid=GRID, **settings)
+    near = exact.abs()[:, 0] < 20
+    assert torch.equal(found.float(), (x - exact)[near])
+
+
+def test_conditions_of_what_is_left_out_are_too():
+    class Shifted(Leaving):
+        def __init__(self, shift):
+            super().__init__()
+            self.shift = shift
+
+        def entries(self):
+            return {"shift": self.shift}
+
+        def rows(self, index):
+            return Shifted(self.shift[index])
+
+        def predict_data(self, l, u):
+            return super().predict_data(l, u) + 0 * self.shift[:, None]
+
+    model = Shifted(torch.zeros(64))
+    with pytest.warns(UserWarning, match="of 64 solutions"):
+        errors = errors_of(model, 64, 0, {"sde": sd.VPSDE(), "seed": 3})
+    assert len(errors("ddim", GRID)) < 64
+
+
+def test_a_flow_that_leaves_the_data_is_warned_of_where_it_is_fitted(recwarn):
+    sd.fitted_grid(Leaving(), 2, n=64, sde="vp")
+    assert any("are left out" in str(one.message) and one.filename == __file__ for one in recwarn)
 
 
 @pytest.mark.parametrize(("steps", "differences", "trials"), [(10, 6, 24), (11, 2, 18)])

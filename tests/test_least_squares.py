@@ -44,11 +44,14 @@ def updated(jacobian, value, found, step):
     return jacobian + np.outer(found - value - jacobian @ step, step) / (step @ step)
 
 
+def damped(jacobian, damping):
+    normal = jacobian.T @ jacobian
+    return normal + damping * np.diag(np.diag(normal))
+
+
 def require_step(step, jacobian, value, damping):
     """Less its mean, which changes nothing."""
-    normal = jacobian.T @ jacobian
-    damped = normal + damping * np.diag(np.diag(normal))
-    expected = np.linalg.solve(damped, -jacobian.T @ value)
+    expected = np.linalg.solve(damped(jacobian, damping), -jacobian.T @ value)
     assert step == pytest.approx(expected - expected.mean(), rel=1e-9)
 
 
@@ -114,9 +117,18 @@ def test_differences_are_not_taken_again_at_the_same_point():
 
 
 def test_no_coordinate_is_larger_than_the_largest():
-    found, asked = minimised(linear, largest=0.1)
-    assert np.abs(asked).max() == pytest.approx(0.1)
-    assert np.abs(found).max() == pytest.approx(0.1)
+    """And after a step that is clipped the derivatives are updated as after one that is not."""
+    found, asked = minimised(curved, largest=0.2)
+    assert np.abs(asked).max() == pytest.approx(0.2)
+    assert np.abs(found).max() == pytest.approx(0.2)
+    start = -TARGET
+    first = differences(curved, np.zeros(3))
+    step = asked[3] - asked[3].mean()
+    assert np.abs(asked[3].mean()) > 0.01
+    second = updated(first, start, curved(asked[3]), step)
+    free = np.linalg.solve(damped(second, 0.025), -second.T @ curved(asked[3]))
+    wanted = asked[3] + free - free.mean()
+    assert asked[4] == pytest.approx(np.clip(wanted, -0.2, 0.2))
 
 
 def test_differences_that_are_not_finite_are_zero():

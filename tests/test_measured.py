@@ -201,7 +201,7 @@ def test_a_network_is_stored_apart_from_its_guidance(tmp_path, monkeypatch):
     monkeypatch.setattr(_bench, "PUBLISHED", tmp_path)
     names = ["curves, vp", "curves, vp, guidance 3", "digits, vp"]
     ratios = ("ratio", "ratio of medians", "ratio in hindsight")
-    keys = ("evaluations", *ratios, "default", "best peer", "its name", "peers")
+    keys = ("evaluations", "left out", *ratios, "default", "best peer", "its name", "peers")
     fitted = {"fitted": 0.5, "ratio fitted": 0.25}
     rows = [{"network": name} | dict.fromkeys(keys, 1) | fitted for name in names]
     networks.publish_case("curves, vp", {"environment": {}, "rows": rows})
@@ -212,6 +212,16 @@ def test_a_network_is_stored_apart_from_its_guidance(tmp_path, monkeypatch):
     assert [row["network"] for row in both] == names[:2]
     assert all((row["ratio"], row["over the default"]) == (0.25, 0.5) for row in both)
     assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_samples_far_from_the_data_are_left_out():
+    law = sd.GaussianMixture([1.0], [[5.0, 5.0]], [2.0])
+    exact = 5 + 2 * torch.linspace(-1.5, 1.5, 8)[:, None].repeat(1, 2)
+    exact[3] = 100.0
+    near = networks.near_data(law, exact)
+    assert near.tolist() == [True, True, True, False, True, True, True, True]
+    x = exact + torch.tensor([1.0, 1.0, 1.0, 70.0, 1.0, 1.0, 1.0, 8.0])[:, None]
+    assert networks.errors(x, exact, near) == pytest.approx((2.0, 1.0))
 
 
 def test_the_commands_of_the_decisions_exist():

@@ -45,7 +45,8 @@ def fit_sampler(
     Fourteen rules are tried on five grids, and the grids of the best three pairs are fitted, as by
     `fitted_grid`. Of these six samplers the one with the least mean error for n other samples is
     recorded with the network, in `ScoreModel.samplers`, if that is below the mean error of the
-    default by more than two standard errors of the difference.
+    default by more than two standard errors of the difference. Solutions far from the data are left
+    out, as by `fitted_grid`.
 
     Afterwards `sample` by the default with this number of steps, from the same noise to the same
     end in units of `data_std`, and with no grid, takes it for the guidance that it was fitted for:
@@ -60,7 +61,8 @@ def fit_sampler(
         model: a network, without conditions or with those of n samples, which represent those that
             will be sampled; or `Guided` of it.
         steps: the number of steps, or several.
-        n: the number of samples of a fit, and of those of the comparison; 2 or more.
+        n: the number of samples of a fit, and of those of the comparison; 2 or more, and many under
+            strong guidance, where errors of a few samples are far larger than those of the others.
         end, seed, batch_size: as in `sample`.
 
     Returns:
@@ -128,7 +130,7 @@ def fit_sampler(
 
 def _is_less(after: Tensor, before: Tensor) -> bool:
     """Whether errors are less than others of the same samples, by two standard errors or more."""
-    if not bool(after.isfinite().all()):
+    if not bool(after.isfinite().all()) or len(after) == 1:
         return False
     if not bool(before.isfinite().all()):
         return True

@@ -1,6 +1,7 @@
 """Grids that are fitted to a model."""
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from sdekit import AbstractSolver, NotFiniteError
 from sdekit_diffusion._common.inputs import is_whole
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
+from sdekit_diffusion._models.data_scale import data_scale
 from sdekit_diffusion._models.model import AbstractModel
 from sdekit_diffusion._models.score_model import as_model
 from sdekit_diffusion._sampling.adaptive import AdaptiveFlow
@@ -24,6 +26,7 @@ from sdekit_diffusion._sampling.sample import sample
 Errors = Callable[[AbstractMethod | AbstractSolver | str, AbstractGrid], Tensor]
 
 _TOLERANCE = 1e-6  # of the exact solutions
+_FAR = 10.0  # over the median distance from the mean of the data, of solutions to fit to
 _LARGEST = 4.0  # |theta|
 _FEW_STEPS = 10  # up to here the derivatives, which cost a solve a step, are taken more often
 
@@ -50,7 +53,9 @@ def fitted_grid(
 
     where x_N^j are n samples of the method on the grid, and x^j are the solutions of the
     probability flow from the same x_T, as "ode" has them. On n other samples the result is compared
-    with the method's own grid, which is returned where it is the more accurate one.
+    with the method's own grid, which is returned where it is the more accurate one. Solutions far
+    from the data are left out, with a warning: the flow of a network may leave them under strong
+    guidance.
 
     This takes about 6 (N + 5) n samples of N steps, once for each model, method and N, or
     2 (N + 12) n where N is above 10; and as much memory as some 5 N n samples in float64. Store
@@ -101,14 +106,45 @@ def require_counts(**counts: object) -> None:
 
 
 def errors_of(model: AbstractModel, n: int, first: int, options: dict[str, Any]) -> Errors:
-    """The errors of n samples of a model, from the first on; `options` are those of `sample`."""
-    exact = sample(model, n, method=AdaptiveFlow(_TOLERANCE, _TOLERANCE), first=first, **options)
+    """The errors of n samples of a model, from the first on, but of those whose exact solution is
+    far from the data; `options` are those of `sample`.
+    """
+    options = options | {"first": first}
+    exact = sample(model, n, method=AdaptiveFlow(_TOLERANCE, _TOLERANCE), **options)
+    near = _near_data(model, exact)
+    if not bool(near.all()):
+        solution = sample(model, n, steps=1, save="all", return_solution=True, **options)
+        assert solution.xs is not None
+        index = near.nonzero().flatten().to(exact.device)
+        options["x_T"] = solution.xs[0][index]
+        model = model.rows(index)
+        exact = exact[index]
 
     def errors(method: AbstractMethod | AbstractSolver | str, grid: AbstractGrid) -> Tensor:
-        x = sample(model, n, method=method, grid=grid, first=first, **options)
-        return (x - exact).double().reshape(n, -1).cpu() / math.sqrt(exact[0].numel())
+        x = sample(model, len(exact), method=method, grid=grid, **options)
+        return (x - exact).double().reshape(len(x), -1).cpu() / math.sqrt(exact[0].numel())
 
     return errors
+
+
+def _near_data(model: AbstractModel, exact: Tensor) -> Tensor:
+    """Which solutions are near the data. The others may be far because the flow of a network leaves
+    the data, and one of a thousand would decide the mean error. At least half are near by
+    definition, also if an observation is far from the data.
+    """
+    scale = data_scale(model, tuple(exact.shape[1:]))
+    x = exact.double().cpu() - torch.as_tensor(scale.mean).double().cpu()
+    distance = x.reshape(len(x), -1).square().mean(dim=1).sqrt() / scale.std
+    near = distance <= _FAR * distance.median().clamp(min=1.0)
+    if not bool(near.all()):
+        warnings.warn(
+            f"{int((~near).sum())} of {len(near)} solutions of the probability flow are left out "
+            f"of the fit: they end up to {float(distance.max()):.3g} standard deviations of the "
+            f"data from their mean, where the median is {float(distance.median()):.3g}; if the "
+            "data do not reach as far, train the model longer, or choose less guidance",
+            stacklevel=4,
+        )
+    return near
 
 
 def _own_points(

@@ -30,9 +30,9 @@ def least_squares(
 
         J + (r(x + s) - r(x) - J s) s' / s's.
 
-    The function must be the same if the same number is added to all variables. Therefore s and the
-    rows of J are taken less their means; otherwise x would drift, since differences are only nearly
-    derivatives.
+    The function must be the same if the same number is added to all variables. Therefore s, before
+    it is clipped, and the rows of J are taken less their means; otherwise x would drift, since
+    differences are only nearly derivatives.
 
     SciPy's `least_squares` asks for derivatives at the points that it takes, so that it learns
     nothing from those that it refuses.
@@ -57,13 +57,14 @@ def least_squares(
             moved = False
         step = _step(jacobian, value, damping)
         step = np.clip(x + step - step.mean(), -largest, largest) - x
-        if not step.any():
+        if not np.ptp(step):  # the same r
             break
         found = function(x + step)
         less = bool(found @ found < value @ value)
         if np.isfinite(found).all():
-            change = found - value - jacobian @ step
-            jacobian = jacobian + np.outer(change, step) / (step @ step)
+            centred = step - step.mean()  # of the same r
+            change = found - value - jacobian @ centred
+            jacobian = jacobian + np.outer(change, centred) / (centred @ centred)
         if less:
             x = x + step
             value = found
