@@ -175,7 +175,9 @@ def grids_of_peers(kind: str, guidance: float) -> dict[tuple[str, int], str]:
 
 
 def near_data(model: sd.AbstractModel, exact: Tensor) -> Tensor:
-    """Which exact solutions are not far from the data, ten times as far as half of them."""
+    """Which exact solutions are not far from the data: at most ten times the median distance from
+    the mean, or ten standard deviations.
+    """
     assert model.data_std is not None
     distance = (exact - model.data_mean).double().square().flatten(1).mean(dim=1).sqrt()
     return distance <= 10 * distance.median().clamp(min=model.data_std)

@@ -43,7 +43,7 @@ def least_squares(
         value: r there.
         trials: their number.
         period: how many trials there are for each that takes differences.
-        largest: the largest |x_i|.
+        largest: the largest |x_i| of a trial.
 
     References:
         Marquardt 1963, doi 10.1137/0111030; Broyden 1965, doi 10.1090/S0025-5718-1965-0198670-6.
