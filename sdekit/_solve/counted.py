@@ -174,9 +174,12 @@ class Counted(AbstractSDE):
         if version != (x._version + t._version if isinstance(t, Tensor) else x._version):
             raise changed_in_place(name)
         previous = self.returned[kind]
-        while previous and previous[0][0]() is None:  # results that no one can use any more
-            previous.popleft()
-        for reference, version_then in previous:
+        try:
+            while previous and previous[0][0]() is None:  # results that no one can use any more
+                previous.popleft()
+        except IndexError:  # another thread has removed them
+            pass
+        for reference, version_then in previous.copy():  # which other threads do not change
             if (earlier := reference()) is not None and earlier._version != version_then:
                 raise overwritten(name)
         if isinstance(value, Tensor) and value.is_inference():
@@ -189,7 +192,7 @@ class Counted(AbstractSDE):
     def require_unchanged(self) -> None:
         """Refuses results that were overwritten after they were returned; for the last step."""
         for name, results in zip(("the drift", "the diffusion"), self.returned, strict=True):
-            for reference, version in results:
+            for reference, version in results.copy():
                 if (value := reference()) is not None and value._version != version:
                     raise overwritten(name)
 
