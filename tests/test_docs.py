@@ -337,7 +337,7 @@ def test_the_table_of_methods_for_ordinary_equations_says_what_the_classes_decla
             tableau = solver.tableau
             implicit = issubclass(solver, sdekit.AbstractRosenbrock)
             assert len(tableau.times if implicit else tableau.a) == int(stages)
-    assert len(found) == 8
+    assert len(found) >= 8
 
 
 def test_every_public_name_has_a_page_of_the_reference(monkeypatch):

@@ -3,6 +3,7 @@ what they were fitted for only, stored with the network, and removed when it is 
 """
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -96,19 +97,23 @@ def test_nothing_is_recorded_that_is_not_more_accurate_by_two_standard_errors(mo
     own = fitting._points(model, 8, 4, "focused", {})
     name = "UniPC(2), data"
     firsts = []
-    monkeypatch.setattr(
-        fitting, "_candidates", lambda starts, errors: [FittedSampler(name, tuple(own.tolist()))]
-    )
+    one = FittedSampler(name, tuple(own.tolist()))
+    monkeypatch.setattr(fitting, "_candidates", lambda starts, errors: [one])
+    monkeypatch.setattr(fitting, "weighted_samplers", lambda own, grids: [])
 
     def errors_are(*default):
         """With the recorded sampler they are nine tenths of these."""
 
-        def errors_of(model, n, first, options):
+        def solved(model, n, first, options):
             firsts.append(first)
             found = torch.tensor(default)[:, None]
-            return lambda method, grid: found if method == "default" else 0.9 * found
 
-        monkeypatch.setattr(fitting, "errors_of", errors_of)
+            def errors(method, grid):
+                return found if method == "default" else 0.9 * found
+
+            return SimpleNamespace(errors=errors)
+
+        monkeypatch.setattr(fitting, "solved", solved)
 
     errors_are(1.0, 3.0)  # the gain has mean 0.2 and standard error 0.1
     assert sd.fit_sampler(model, [4], n=2) == {4: 1.0}
@@ -204,16 +209,17 @@ def test_of_the_candidates_the_best_for_other_samples_is_recorded(monkeypatch):
     found = [FittedSampler("UniPC(2), data", (-4.0, middle, 6.0)) for middle in (0.0, 1.0, 2.0)]
     monkeypatch.setattr(fitting, "_candidates", lambda starts, errors: found)
 
-    def errors_of(model, n, first, options):
+    def solved(model, n, first, options):
         wanted = 1.0 if first else 2.0
 
         def errors(method, grid):
             size = 10.0 if method == "default" else 0.5 + abs(float(grid.l[1]) - wanted)
             return torch.full((n, 1), size)
 
-        return errors
+        return SimpleNamespace(errors=errors)
 
-    monkeypatch.setattr(fitting, "errors_of", errors_of)
+    monkeypatch.setattr(fitting, "solved", solved)
+    monkeypatch.setattr(fitting, "weighted_samplers", lambda own, grids: [])
     assert sd.fit_sampler(model, [2], n=4)[2] == pytest.approx(0.05)
     assert model.samplers[0.0, 2] == found[1]
 
@@ -296,3 +302,27 @@ def test_a_complete_run_that_is_resumed_keeps_its_sampler(tmp_path):
     sd.save(model, tmp_path / "run", read_config(tmp_path / "run")["notes"])
     assert fitted(resume=True).samplers == samplers
     assert sd.load(tmp_path / "run").samplers == samplers
+
+
+def test_weights_are_fitted_up_to_ten_steps_also_on_the_fitted_grids(monkeypatch):
+    seen = []
+
+    def candidates(starts, errors):
+        """Three pairs, and one of them with its grid fitted."""
+        grids = (*starts[:3], starts[0] + 0.5)
+        return [FittedSampler("UniPC(2), data", tuple(l.tolist())) for l in grids]
+
+    def weighted(own, grids):
+        seen.append([grid.tolist() for grid in grids])
+        return []
+
+    def solved(model, n, first, options):
+        return SimpleNamespace(errors=lambda method, grid: torch.ones(n, 1))
+
+    monkeypatch.setattr(fitting, "_candidates", candidates)
+    monkeypatch.setattr(fitting, "weighted_samplers", weighted)
+    monkeypatch.setattr(fitting, "solved", solved)
+    sd.fit_sampler(network(), [10, 11], n=4)
+    (grids,) = seen
+    assert [len(grid) for grid in grids] == [11] * 6
+    assert grids[5] == pytest.approx([l + 0.5 for l in grids[0]])

@@ -11,7 +11,7 @@ import torch
 
 import sdekit
 import sdekit_diffusion as sd
-from sdekit_diffusion._sampling.fitted_grid import _near_data, errors_of, fitted_from
+from sdekit_diffusion._sampling.fitted_grid import _near_data, fitted_from, solved
 
 LAW = sd.GaussianMixture(
     [0.3, 0.7], torch.tensor([[-1.0, 0.0], [1.0, 0.5]], dtype=torch.float64), [0.02, 0.05]
@@ -153,7 +153,7 @@ def test_what_is_left_out_is_not_solved_for():
     model = Leaving()
     options = {"sde": sd.VPSDE(), "seed": 3}
     with pytest.warns(UserWarning, match="of 64 solutions"):
-        errors = errors_of(model, 64, 8, options)
+        errors = solved(model, 64, 8, options).errors
     model.counts.clear()
     found = errors("ddim", GRID)
     assert 48 < len(found) < 64
@@ -182,7 +182,7 @@ def test_conditions_of_what_is_left_out_are_too():
 
     model = Shifted(torch.zeros(64))
     with pytest.warns(UserWarning, match="of 64 solutions"):
-        errors = errors_of(model, 64, 0, {"sde": sd.VPSDE(), "seed": 3})
+        errors = solved(model, 64, 0, {"sde": sd.VPSDE(), "seed": 3}).errors
     assert len(errors("ddim", GRID)) < 64
 
 

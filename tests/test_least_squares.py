@@ -11,7 +11,7 @@ DIFFERENCES = np.array([[1.0, 0.0, -1.0], [0.0, 1.0, -1.0]])
 LINEAR = np.array([[1.0, 2.0], [-3.0, 0.5], [0.5, 4.0], [0.2, -0.3]])
 SLOPES = LINEAR @ DIFFERENCES
 TARGET = np.array([1.0, 2.0, 3.0, -1.0])
-SETTINGS = {"trials": 30, "period": 100, "largest": 100.0}
+SETTINGS = {"alike": 3, "trials": 30, "period": 100, "largest": 100.0}
 
 
 def linear(x):
@@ -157,3 +157,18 @@ def test_a_curved_valley_is_followed_to_its_end():
 
     found, _ = minimised(valley, (-1.2, 1.0, 0.0), trials=60, period=4)
     assert DIFFERENCES @ found == pytest.approx([1.0, 1.0], abs=1e-6)
+
+
+def test_other_variables_are_not_moved_together():
+    matrix = np.array([[1.0, 2.0], [-3.0, 0.5], [0.5, 4.0]])
+    target = np.array([1.0, 2.0, 5.0])
+
+    def function(x):
+        return matrix @ np.array([x[0] - x[1], x[2]]) - target
+
+    found, _ = minimised(function, alike=2)
+    exact = np.linalg.lstsq(matrix, target, rcond=None)[0]
+    assert [found[0] - found[1], found[2]] == pytest.approx(exact, rel=1e-9)
+    assert found[0] == pytest.approx(-found[1], abs=1e-12)
+    found, _ = minimised(lambda x: np.array([x[2] - 1, 2 * x[2] - 2]), alike=2)
+    assert found == pytest.approx([0.0, 0.0, 1.0])

@@ -10,12 +10,14 @@ from sdekit_diffusion.data import Scale
 
 
 class FittedSampler(NamedTuple):
-    """A multistep rule, by its name in `FITTED_RULES`, and log(alpha / sigma) at the ends of its
-    steps, which `fit_sampler` has chosen for a network.
+    """A multistep rule, by its name in `FITTED_RULES` or `WEIGHTED_RULES`, and log(alpha / sigma)
+    at the ends of its steps, which `fit_sampler` has chosen for a network; and the weights of each
+    step, if the rule has weights of its own.
     """
 
     rule: str
     l: tuple[float, ...]
+    weights: tuple[tuple[float, ...], ...] = ()
 
 
 # By the scale of guidance and the number of steps.
@@ -39,6 +41,8 @@ class Recorded:
 def samplers_in(config: Mapping[str, Any]) -> Samplers:
     """The samplers in the config of a checkpoint."""
     return {
-        (saved["guidance"], len(saved["l"]) - 1): FittedSampler(saved["rule"], tuple(saved["l"]))
+        (saved["guidance"], len(saved["l"]) - 1): FittedSampler(
+            saved["rule"], tuple(saved["l"]), tuple(map(tuple, saved.get("weights", ())))
+        )
         for saved in config.get("samplers") or ()
     }

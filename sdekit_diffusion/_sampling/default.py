@@ -115,6 +115,12 @@ FITTED_RULES: dict[str, tuple[Integrand, AbstractMultistep]] = {
     "DPMSolver(3), noise": ("noise", DPMSolver(3, lower_final=True)),
     "DEIS(3), noise": ("noise", DEIS(3, lower_final=True)),
 }
+# The integrands of rules that have weights of their own.
+WEIGHTED_RULES: dict[str, Integrand] = {
+    "weights, data": "data",
+    "weights, noise": "noise",
+    "weights, velocity": "velocity",
+}
 RULE_WITH_NOISE = AdamsMoulton(2, lower_final=True)
 # For an integrand that the caller names.
 RULES: dict[str, AbstractMultistep] = {

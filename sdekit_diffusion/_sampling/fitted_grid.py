@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,14 +21,15 @@ from sdekit_diffusion._sampling.least_squares import least_squares
 from sdekit_diffusion._sampling.method import AbstractMethod
 from sdekit_diffusion._sampling.sample import sample
 
+Method = AbstractMethod | AbstractSolver | str
 # A function from a method and a grid to errors, one row per sample: the difference of x at the end
 # from the exact solution, divided by the square root of the number of coordinates.
-Errors = Callable[[AbstractMethod | AbstractSolver | str, AbstractGrid], Tensor]
+Errors = Callable[[Method, AbstractGrid], Tensor]
 
 _TOLERANCE = 1e-6  # of the exact solutions
 _FAR = 10.0  # over the median distance from the mean of the data, of solutions to fit to
 _LARGEST = 4.0  # |theta|
-_FEW_STEPS = 10  # up to here the derivatives, which cost a solve a step, are taken more often
+FEW_STEPS = 10  # up to here the derivatives, which cost a solve a step, are taken more often
 
 
 def fitted_grid(
@@ -37,7 +38,7 @@ def fitted_grid(
     *,
     n: int = 128,
     sde: AbstractDiffusion | str | None = None,
-    method: AbstractMethod | AbstractSolver | str = "default",
+    method: Method = "default",
     end: float = DEFAULT_END,
     seed: int = 0,
     shape: tuple[int, ...] | None = None,
@@ -89,8 +90,8 @@ def fitted_grid(
     options: dict[str, Any] = {"sde": diffusion, "end": end, "seed": seed, "shape": shape}
     options |= {"batch_size": batch_size}
     l = _own_points(model, n, steps, method, options)
-    fitted = fitted_from(l, method, errors_of(model, n, 0, options))
-    errors = errors_of(model, n, n, options)
+    fitted = fitted_from(l, method, solved(model, n, 0, options).errors)
+    errors = solved(model, n, n, options).errors
     return min(Given(l), fitted, key=lambda grid: float(errors(method, grid).norm(dim=1).mean()))
 
 
@@ -105,9 +106,29 @@ def require_counts(**counts: object) -> None:
             raise ValueError(f"{name} must be a positive integer; not {count!r}")
 
 
-def errors_of(model: AbstractModel, n: int, first: int, options: dict[str, Any]) -> Errors:
-    """The errors of n samples of a model, from the first on, but of those whose exact solution is
-    far from the data; `options` are those of `sample`.
+class Solved(NamedTuple):
+    """Samples of a model with their exact solutions of the probability flow; `options` are those of
+    `sample`.
+    """
+
+    model: AbstractModel
+    exact: Tensor
+    options: dict[str, Any]
+
+    def samples(self, method: Method, grid: AbstractGrid) -> Tensor:
+        """x at the end by a method, from the same x_T."""
+        return sample(self.model, len(self.exact), method=method, grid=grid, **self.options)
+
+    def errors(self, method: Method, grid: AbstractGrid) -> Tensor:
+        """See `Errors`."""
+        exact = self.exact
+        x = self.samples(method, grid)
+        return (x - exact).double().reshape(len(x), -1).cpu() / math.sqrt(exact[0].numel())
+
+
+def solved(model: AbstractModel, n: int, first: int, options: dict[str, Any]) -> Solved:
+    """n samples of a model, from the first on, but those whose exact solution is far from the
+    data; `options` are those of `sample`.
     """
     options = options | {"first": first}
     exact = sample(model, n, method=AdaptiveFlow(_TOLERANCE, _TOLERANCE), **options)
@@ -119,12 +140,7 @@ def errors_of(model: AbstractModel, n: int, first: int, options: dict[str, Any])
         options["x_T"] = solution.xs[0][index]
         model = model.rows(index)
         exact = exact[index]
-
-    def errors(method: AbstractMethod | AbstractSolver | str, grid: AbstractGrid) -> Tensor:
-        x = sample(model, len(exact), method=method, grid=grid, **options)
-        return (x - exact).double().reshape(len(x), -1).cpu() / math.sqrt(exact[0].numel())
-
-    return errors
+    return Solved(model, exact, options)
 
 
 def _near_data(model: AbstractModel, exact: Tensor) -> Tensor:
@@ -151,7 +167,7 @@ def _own_points(
     model: AbstractModel,
     n: int,
     steps: int,
-    method: AbstractMethod | AbstractSolver | str,
+    method: Method,
     options: dict[str, Any],
 ) -> Tensor:
     """log(alpha / sigma) at the points of a method's own grid; `options` has the diffusion.
@@ -175,24 +191,56 @@ def _own_points(
     return torch.as_tensor(options["sde"].log_snr(solution.ts))
 
 
-def fitted_from(l: Tensor, method: AbstractMethod | AbstractSolver | str, errors: Errors) -> Given:
-    """The grid of least mean error of a method, from the points l on, by weighted least squares."""
-    widths = l.diff().numpy()
+def moved(l: Tensor, theta: np.ndarray) -> Given:
+    """The grid whose steps are those between the points l times exp(theta_i), and divided by a
+    common factor so that the ends stay.
+    """
+    w = l.diff().numpy() * np.exp(theta)
+    inner = l[0] + (l[-1] - l[0]) * torch.from_numpy(np.cumsum(w)[:-1] / w.sum())
+    return Given(torch.cat([l[:1], inner, l[-1:]]))
 
-    def grid(theta: np.ndarray) -> Given:
-        w = widths * np.exp(theta)
-        inner = l[0] + (l[-1] - l[0]) * torch.from_numpy(np.cumsum(w)[:-1] / w.sum())
-        return Given(torch.cat([l[:1], inner, l[-1:]]))
+
+def fitted_from(l: Tensor, method: Method, errors: Errors) -> Given:
+    """The grid of least mean error of a method, from the points l on."""
+    steps = len(l) - 1
+    few = steps <= FEW_STEPS
+    theta = least_error(
+        lambda theta: (method, moved(l, theta)),
+        errors,
+        size=steps,
+        steps=steps,
+        trials=24 if few else 18,
+        period=4 if few else 9,
+    )
+    return moved(l, theta)
+
+
+def least_error(
+    sampler: Callable[[np.ndarray], tuple[Method, AbstractGrid]],
+    errors: Errors,
+    *,
+    size: int,
+    steps: int,
+    trials: int,
+    period: int,
+) -> np.ndarray:
+    """The parameters of least mean error of a sampler, from 0 on, by weighted least squares.
+
+    Arguments:
+        sampler: the method and the grid for `(size,)` parameters, of which the first, as many as
+            there are steps, are those of `moved`.
+        trials, period: as in `least_squares`.
+    """
 
     def residuals(theta: np.ndarray) -> np.ndarray:
         """Numbers whose sum of squares, which `least_squares` minimises, is the sum of the norms
         of the errors.
         """
-        e = errors(method, grid(theta))
+        e = errors(*sampler(theta))
         roots = e.norm(dim=1, keepdim=True).clamp(min=1e-12).sqrt()
         return (e / roots).flatten().numpy()
 
-    start = np.zeros(len(widths))
+    start = np.zeros(size)
     value = residuals(start)
 
     def tried(theta: np.ndarray) -> np.ndarray:
@@ -202,8 +250,5 @@ def fitted_from(l: Tensor, method: AbstractMethod | AbstractSolver | str, errors
         except NotFiniteError:
             return np.full_like(value, np.inf)
 
-    few = len(widths) <= _FEW_STEPS
-    trials = 24 if few else 18
-    period = 4 if few else 9
-    theta = least_squares(tried, start, value, trials=trials, period=period, largest=_LARGEST)
-    return grid(theta)
+    settings: dict[str, Any] = {"trials": trials, "period": period, "largest": _LARGEST}
+    return least_squares(tried, start, value, alike=steps, **settings)

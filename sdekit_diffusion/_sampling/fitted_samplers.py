@@ -1,6 +1,7 @@
 """The samplers that `fit_sampler` has recorded with a network, and what they are for."""
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -8,12 +9,14 @@ from torch import Tensor
 from sdekit_diffusion._models.derived import innermost
 from sdekit_diffusion._models.guidance import Guided
 from sdekit_diffusion._models.model import AbstractModel
+from sdekit_diffusion._models.recorded import FittedSampler
 from sdekit_diffusion._models.score_model import ScoreModel
 from sdekit_diffusion._sampling.coordinates import Coordinates, Span
-from sdekit_diffusion._sampling.default import FITTED_RULES
+from sdekit_diffusion._sampling.default import FITTED_RULES, WEIGHTED_RULES
 from sdekit_diffusion._sampling.grids import Given
 from sdekit_diffusion._sampling.method import AbstractMethod
 from sdekit_diffusion._sampling.on_clock import OnClock
+from sdekit_diffusion._sampling.weighted_rule import WeightedRule
 
 _TOLERANCE = 1e-3  # of l at the ends
 
@@ -38,14 +41,42 @@ def fitted_sampler(
     ends = (fitted.l[0] + shift, fitted.l[-1] + shift)
     if max(abs(ends[0] - span[0]), abs(ends[1] - span[1])) > _TOLERANCE:
         return method
-    if fitted.rule not in FITTED_RULES:
+    return replace(method_of(fitted), steps=method.steps, grid=grid_of(fitted))
+
+
+def method_of(fitted: FittedSampler) -> OnClock:
+    """The rule of a fitted sampler.
+
+    Raises:
+        ValueError: for a rule that this version does not have, or weights that are not valid.
+    """
+    if fitted.rule in FITTED_RULES and not fitted.weights:
+        integrand, rule = FITTED_RULES[fitted.rule]
+        return OnClock(rule, integrand=integrand)
+    advice = "fit it again with fit_sampler, or set model.samplers = {}"
+    if fitted.rule not in WEIGHTED_RULES:
         raise ValueError(
-            f"the sampler fitted to this model has a rule {fitted.rule!r}, which this version does "
-            "not know: fit it again with fit_sampler, or set model.samplers = {}"
+            f"the sampler fitted to this model has a rule {fitted.rule!r}"
+            f"{' with weights of its own' if fitted.weights else ''}, which this version does not "
+            f"know: {advice}"
         )
-    integrand, rule = FITTED_RULES[fitted.rule]
-    grid = Given(torch.tensor(fitted.l, dtype=torch.float64))
-    return OnClock(rule, integrand=integrand, steps=method.steps, grid=grid)
+    if len(fitted.weights) != len(fitted.l) - 1:
+        raise ValueError(
+            f"the sampler fitted to this model has {len(fitted.l) - 1} steps, and weights for "
+            f"{len(fitted.weights)}: {advice}"
+        )
+    try:
+        rule = WeightedRule(fitted.weights)
+    except ValueError as error:
+        raise ValueError(
+            f"the sampler fitted to this model is not valid, {error}: {advice}"
+        ) from None
+    return OnClock(rule, integrand=WEIGHTED_RULES[fitted.rule])
+
+
+def grid_of(fitted: FittedSampler) -> Given:
+    """The grid of a fitted sampler."""
+    return Given(torch.tensor(fitted.l, dtype=torch.float64))
 
 
 def _is_default(method: AbstractMethod) -> bool:

@@ -14,6 +14,7 @@ def least_squares(
     x: np.ndarray,
     value: np.ndarray,
     *,
+    alike: int,
     trials: int,
     period: int,
     largest: float,
@@ -30,9 +31,9 @@ def least_squares(
 
         J + (r(x + s) - r(x) - J s) s' / s's.
 
-    The function must be the same if the same number is added to all variables. Therefore s, before
-    it is clipped, and the rows of J are taken less their means; otherwise x would drift, since
-    differences are only nearly derivatives.
+    The function must be the same if the same number is added to the first variables, as many as
+    `alike` says. Therefore these parts of s, before it is clipped, and of the rows of J are taken
+    less their means; otherwise x would drift, since differences are only nearly derivatives.
 
     SciPy's `least_squares` asks for derivatives at the points that it takes, so that it learns
     nothing from those that it refuses.
@@ -41,6 +42,7 @@ def least_squares(
         function: r; infinite or not a number where a trial is refused.
         x: the first point.
         value: r there.
+        alike: how many of the variables, from the first on, may be moved together.
         trials: their number.
         period: how many trials there are for each that takes differences.
         largest: the largest |x_i| of a trial.
@@ -53,16 +55,16 @@ def least_squares(
     moved = True
     for trial in range(trials):
         if moved and trial % period == 0:
-            jacobian = _differences(function, x, value)
+            jacobian = _centred(_differences(function, x, value), alike)
             moved = False
-        step = _step(jacobian, value, damping)
-        step = np.clip(x + step - step.mean(), -largest, largest) - x
-        if not np.ptp(step):  # the same r
+        step = _centred(_step(jacobian, value, damping), alike)
+        step = np.clip(x + step, -largest, largest) - x
+        if not np.ptp(step[:alike]) and not step[alike:].any():  # the same r
             break
         found = function(x + step)
         less = bool(found @ found < value @ value)
         if np.isfinite(found).all():
-            centred = step - step.mean()  # of the same r
+            centred = _centred(step, alike)  # of the same r
             change = found - value - jacobian @ centred
             jacobian = jacobian + np.outer(change, centred) / (centred @ centred)
         if less:
@@ -76,13 +78,17 @@ def least_squares(
 def _differences(
     function: Callable[[np.ndarray], np.ndarray], x: np.ndarray, value: np.ndarray
 ) -> np.ndarray:
-    """The derivatives of a function, each row less its mean; differences that are not finite are
-    taken for 0.
-    """
+    """The derivatives of a function; differences that are not finite are taken for 0."""
     values = [function(x + shift) for shift in _DIFFERENCE * np.eye(len(x))]
     jacobian = (np.stack(values, axis=1) - value[:, np.newaxis]) / _DIFFERENCE
     jacobian[~np.isfinite(jacobian)] = 0.0
-    return jacobian - jacobian.mean(axis=1, keepdims=True)
+    return jacobian
+
+
+def _centred(x: np.ndarray, alike: int) -> np.ndarray:
+    """x less the mean of its first entries, in these."""
+    first = x[..., :alike]
+    return np.concatenate([first - first.mean(axis=-1, keepdims=True), x[..., alike:]], axis=-1)
 
 
 def _step(jacobian: np.ndarray, value: np.ndarray, damping: float) -> np.ndarray:
