@@ -3,6 +3,7 @@ left out where states are not finite.
 """
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -63,6 +64,25 @@ def test_steps_follow_the_solutions_of_one_batch():
     for size in (None, 8):
         whole = own._replace(options={**own.options, "batch_size": size})
         assert fitted_weights._in_one_batch(whole) is whole
+    labelled = own._replace(model=SimpleNamespace(rows=lambda index: index.tolist()))
+    assert fitted_weights._in_one_batch(labelled).model == [0, 1, 2]
+
+
+def test_ends_are_fitted_to_all_samples(monkeypatch):
+    """And steps to those of one batch."""
+    sizes = {"_path": [], "_along": [], "_mean_error": [], "_fitted": []}
+    for name, found in sizes.items():
+        original = getattr(fitted_weights, name)
+
+        def recorded(*arguments, original=original, found=found):
+            (own,) = [one for one in arguments if hasattr(one, "exact")]
+            found.append(len(own.exact))
+            return original(*arguments)
+
+        monkeypatch.setattr(fitted_weights, name, recorded)
+    own = solved(LAW, 6, 0, {**OPTIONS, "batch_size": 4})
+    fitted_weights.weighted_samplers(own, grids(0.0))
+    assert sizes == {"_path": [4], "_along": [4] * 3, "_mean_error": [6] * 3, "_fitted": [6] * 2}
 
 
 def test_solutions_that_are_not_finite_are_left_out(monkeypatch):
