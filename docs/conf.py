@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+import warnings
 from pathlib import Path
 
 from docutils import nodes
@@ -68,6 +69,9 @@ def style(gallery_conf, script):
         }
     )
 
+
+# torch scripts some of its derivatives itself, and from Python 3.13 on warns of that in scripts.
+warnings.filterwarnings("ignore", message="`torch.jit")
 
 sphinx_gallery_conf = {
     "examples_dirs": list(GALLERIES),
