@@ -469,3 +469,9 @@ def test_a_search_puts_pages_that_answer_first(tmp_path):
     assert orders["from+a+model"][-1] == "start"  # listed by the entry of the index, too
     assert orders["model"][-1] != "start"  # for half of an entry or less it does not
     assert not summaries  # which a page that is opened as a file cannot read
+
+
+def test_a_page_has_each_heading_once():
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        headings = re.findall(r"^## .+", page.read_text(), flags=re.MULTILINE)
+        assert len(headings) == len(set(headings)), page
