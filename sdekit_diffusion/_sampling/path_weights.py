@@ -9,12 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sdekit import AbstractSDE, Increment, Point, Solution, Step
-from sdekit.elementary import Time, combined
+from sdekit import AbstractSDE, Point, Solution
 from sdekit_diffusion._sampling.method import ReverseProblem
 from sdekit_diffusion._sampling.on_clock import OnClock
 from sdekit_diffusion._sampling.on_grid import Transformed
-from sdekit_diffusion._sampling.weighted_rule import VALUES, WeightedRule, Weights, areas
+from sdekit_diffusion._sampling.weighted_rule import WeightedRule, Weights, clock_lengths
 
 _REWEIGHTINGS = 2
 _SMALLEST = 1e-3  # of an error over the mean error, in the weight of a sample
@@ -67,7 +66,7 @@ class Recording(OnClock):
 @dataclass(frozen=True, eq=False)
 class _FittedRule(WeightedRule):
     """A `WeightedRule` whose weights of each step are those with which its end is nearest to a
-    given state: by least squares over all samples, with weights 1 / |error| that are repeated.
+    given state, by iteratively reweighted least squares over all samples.
 
     Arguments:
         states: the states at the points of the grid.
@@ -80,24 +79,14 @@ class _FittedRule(WeightedRule):
     goals: Mapping[float, tuple[float, Tensor]] = field(default_factory=dict, kw_only=True)
 
     def plan(self, problem: AbstractSDE, ts: Sequence[float]) -> Self:
-        goals = zip(areas(problem, ts), self.states[1:], strict=True)
+        goals = zip(clock_lengths(problem, ts), self.states[1:], strict=True)
         return replace(self, goals=dict(zip(ts[:-1], goals, strict=True)))
 
-    def step(
-        self,
-        problem: AbstractSDE,
-        t0: Time,
-        t1: Time,
-        x: Tensor,
-        noise: Increment,
-        state: tuple[Tensor, ...],
-    ) -> Step:
-        assert isinstance(t0, float), "planned weights belong to a fixed grid"
-        slopes = (problem.drift(t0, x), *state)
-        area, goal = self.goals[t0]
+    def weights_of(self, t0: float, x: Tensor, slopes: Sequence[Tensor]) -> Sequence[float]:
+        length, goal = self.goals[t0]
         weights = _weights(goal - x, slopes)
-        self.found.append(tuple([weight / area for weight in weights]))
-        return Step(combined(x, weights, slopes), None, None, slopes[: VALUES - 1])
+        self.found.append(tuple([weight / length for weight in weights]))
+        return weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,8 +109,8 @@ class FittingWeights(OnClock):
 
 
 def _weights(change: Tensor, slopes: Sequence[Tensor]) -> list[float]:
-    """The weights w of least sum_i |change_i - sum_j w_j f_ij| over the samples i, nearly: of least
-    squares, with each sample divided by the root of its error before.
+    """The weights w that nearly minimise sum_i |change_i - sum_j w_j f_ij| over the samples i, by
+    iteratively reweighted least squares; not numbers where the values are not finite.
     """
     columns = (
         torch.stack([*slopes, change], dim=-1).double().reshape(len(change), -1, len(slopes) + 1)
@@ -131,9 +120,7 @@ def _weights(change: Tensor, slopes: Sequence[Tensor]) -> list[float]:
     for _ in range(1 + _REWEIGHTINGS):
         rows = (scale * columns).reshape(-1, columns.shape[-1])
         r = torch.linalg.qr(rows, mode="r").R.cpu().numpy()  # the same least squares, of few rows
-        if not np.isfinite(
-            r
-        ).all():  # the state after the step is not finite, which `solve` refuses
+        if not np.isfinite(r).all():  # then `solve` refuses the state after the step
             return [math.nan] * len(slopes)
         weights = np.linalg.lstsq(r[:, :-1], r[:, -1], rcond=_RANK)[0]
         remaining = columns @ torch.tensor([*-weights, 1.0], device=columns.device).to(columns)

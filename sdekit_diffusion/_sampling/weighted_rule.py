@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import methodcaller
 from typing import Self
 
 import numpy as np
@@ -54,8 +55,8 @@ class WeightedRule(AbstractSolver):
                 f"this rule has weights for {len(self.weights)} steps, and the grid has "
                 f"{len(ts) - 1}"
             )
-        rows = zip(areas(problem, ts), self.weights, strict=True)
-        planned = [tuple([area * weight for weight in row]) for area, row in rows]
+        rows = zip(clock_lengths(problem, ts), self.weights, strict=True)
+        planned = [tuple([length * weight for weight in row]) for length, row in rows]
         return replace(self, planned=dict(zip(ts[:-1], planned, strict=True)))
 
     def step(
@@ -69,8 +70,12 @@ class WeightedRule(AbstractSolver):
     ) -> Step:
         assert isinstance(t0, float), "planned weights belong to a fixed grid"
         slopes = (problem.drift(t0, x), *state)
-        x = combined(x, self.planned[t0], slopes)
+        x = combined(x, self.weights_of(t0, x, slopes), slopes)
         return Step(x, None, None, slopes[: VALUES - 1])
+
+    def weights_of(self, t0: float, x: Tensor, slopes: Sequence[Tensor]) -> Sequence[float]:
+        """A_n w_n for the step from x at t0."""
+        return self.planned[t0]
 
     def restarted(
         self, problem: AbstractSDE, t0: Time, x: Tensor, state: tuple[Tensor, ...]
@@ -82,11 +87,9 @@ def _is_finite(weight: object) -> bool:
     return isinstance(weight, float | int) and math.isfinite(weight)
 
 
-def areas(problem: AbstractSDE, ts: Sequence[float]) -> list[float]:
+def clock_lengths(problem: AbstractSDE, ts: Sequence[float]) -> list[float]:
     """A_n of each step."""
     grid = np.asarray(ts)
     starts = grid[:-1]
-    areas = problem.quadrature(
-        lambda panels: panels.exact(), starts[:, np.newaxis], starts, grid[1:]
-    )
-    return areas[:, 0].tolist()
+    exact = methodcaller("exact")  # the integral of the rate
+    return problem.quadrature(exact, starts[:, np.newaxis], starts, grid[1:])[:, 0].tolist()
