@@ -409,6 +409,7 @@ def test_labels_travel_with_their_points():
         ({"variance": "learned"}, ValueError, "'smaller' or 'larger', not 'learned'"),
         ({"decoder_std": 0.0}, ValueError, "decoder_std must be positive"),
         ({"decoder_std": math.inf}, ValueError, "positive and finite, such as 0.01, not inf"),
+        ({"decoder_std": "a"}, ValueError, "positive and finite, such as 0.01, not 'a'"),
         ({"x": X * math.nan}, ValueError, r"x is not finite in rows \[0, 1, 2, 3, 4, 5, 6, 7\]"),
         ({"x": X + 0j}, TypeError, r"x must be real, not torch\.complex128"),
         (

@@ -205,6 +205,8 @@ def test_noise_levels_are_a_grid_of_solutions():
     close(found.sigmas, torch.tensor([9.0, 2.0, 0.5], dtype=torch.float64))
     with pytest.raises(ValueError, match="end above 0: leave out the last"):
         sd.trajectories(LAW, 3, sde="vp", grid=[9.0, 2.0, 0.0])
+    with pytest.raises(ValueError, match=r"n must be a positive integer; not 0"):
+        sd.trajectories(LAW, 0, sde="vp")
     with pytest.raises(ValueError, match=r"steps must be a positive integer; not 1\.5"):
         sd.trajectories(LAW, 3, 1.5, sde="vp")
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sdekit._common.computed import computed
+from sdekit._common.numbers import require_number
 from sdekit._equations.derivative import derivative, require_visible
 from sdekit._equations.sde import AbstractSDE, NoiseType, Slope
 from sdekit.calling import ChangedError, accepts_swapped, check_of, require_order, require_real
@@ -118,9 +119,9 @@ class ReverseSDE(AbstractSDE):
         slopes: the drift at the times of a grid, see `AbstractSDE`; `tabulated` fills it in.
 
     Raises:
-        TypeError: when the forward noise is of another kind, or the arguments of the score are
-            named in the order (x, t); in a solve, when the score is not a tensor of real
-            floating-point numbers.
+        TypeError: for an eta that is not a number; when the forward noise is of another kind, or
+            the arguments of the score are named in the order (x, t); in a solve, when the score is
+            not a tensor of real floating-point numbers.
         ValueError: for a negative eta; in a solve, for a score of another shape than x, or for
             predictors with an eta other than 0 and 1.
         RuntimeError: in a solve, when the score changes t or x in place, or for a diagonal g that
@@ -149,6 +150,7 @@ class ReverseSDE(AbstractSDE):
     noise_type: NoiseType = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        require_number("eta", self.eta)
         # A subclass may have a property of this name.
         vars(self)["noise_type"] = self.forward.noise_type if self.eta else "none"
         if self.slopes:  # of an equation that was checked

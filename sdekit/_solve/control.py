@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sdekit._common.numbers import require_number
 from sdekit._solve.active import Host
 
 _SMALLEST = 1e-300  # of errors, which may be 0
@@ -81,10 +82,10 @@ class PIDController:
                     "tolerance per coordinate, scale the coordinates or take odeint"
                 )
         for name in ("proportional", "integral", "derivative", "safety", "smallest", "largest"):
-            _require_number(name, getattr(self, name))
-        _require_number("max_steps", self.max_steps)
+            require_number(name, getattr(self, name))
+        require_number("max_steps", self.max_steps)
         if self.first is not None:
-            _require_number("first", self.first)
+            require_number("first", self.first)
         if not (self.rtol >= 0 and self.atol >= 0 and 0 < max(self.rtol, self.atol) < math.inf):
             raise ValueError(
                 f"rtol and atol are tolerances, from 0 on and not both 0; not {self.rtol} and "
@@ -158,13 +159,3 @@ class PIDController:
         factor = self.safety * np.exp(np.maximum(np.minimum(log, _LARGEST), -_LARGEST))
         factor = np.minimum(np.maximum(factor, self.smallest), self.largest)
         return np.where(q > 1, np.minimum(factor, self.safety), factor)
-
-
-def _require_number(name: str, value: object) -> None:
-    """Refuses an argument that is not a number.
-
-    Raises:
-        TypeError: with its name.
-    """
-    if not isinstance(value, Real):
-        raise TypeError(f"{name} is a number, not {value!r:.60}")

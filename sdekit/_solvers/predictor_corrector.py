@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sdekit._common.computed import computed
+from sdekit._common.numbers import require_number
 from sdekit._equations.sde import AbstractSDE, NoiseType, SDEType
 from sdekit._noise.white import Increment
 from sdekit._solvers.contract import AbstractSolver, Order, Step, Tree
@@ -69,8 +70,9 @@ class Langevin(AbstractCorrector):
             1.
 
     Raises:
+        TypeError: for an snr or an m that is not a number; in a solve of an equation without a
+            score.
         ValueError: for an snr that is not positive, steps < 1 or a negative m.
-        TypeError: in a solve of an equation without a score.
 
     Example:
         >>> vp = sd.VPSDE()
@@ -90,6 +92,8 @@ class Langevin(AbstractCorrector):
     m: float = 100.0
 
     def __post_init__(self) -> None:
+        require_number("snr", self.snr)
+        require_number("m", self.m)
         if not (self.snr > 0 and self.steps >= 1 and self.m >= 0):
             raise ValueError(
                 f"Langevin needs snr > 0, steps >= 1 and m >= 0, not {self.snr}, {self.steps} and "

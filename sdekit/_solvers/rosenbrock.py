@@ -12,6 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from sdekit._common.numbers import require_number
 from sdekit._equations.sde import AbstractSDE
 from sdekit._noise.white import Increment
 from sdekit._solvers.contract import AbstractSolver, Order, Step, Tree
@@ -98,9 +99,11 @@ class AbstractRosenbrock(AbstractSolver, ABC):
             are less accurate than the tolerance.
 
     Raises:
-        ValueError: in a solve, for a drift through which autograd finds no path to x, and with
-            `gradient=`; for samples of more than `direct` coordinates, if gradients are needed,
-            torch.func transforms the solve or tolerances are below residual / 100.
+        TypeError: for a residual that is not a number.
+        ValueError: for a residual that is not between 0 and 1; in a solve, for a drift through
+            which autograd finds no path to x, and with `gradient=`; for samples of more than
+            `direct` coordinates, if gradients are needed, torch.func transforms the solve or
+            tolerances are below residual / 100.
 
     Example:
         >>> isinstance(sdekit.Rodas4(), sdekit.AbstractRosenbrock)
@@ -115,6 +118,13 @@ class AbstractRosenbrock(AbstractSolver, ABC):
     tableau: ClassVar[RosenbrockTableau]
     direct: int = field(default=2000, repr=False)
     residual: float = field(default=1e-6, repr=False)
+
+    def __post_init__(self) -> None:
+        require_number("residual", self.residual)
+        if not 0 < self.residual < 1:
+            raise ValueError(
+                f"residual is a number between 0 and 1, such as 1e-6; not {self.residual}"
+            )
 
     def resolution(self, x: Tensor) -> float:
         return self.residual / 100 if math.prod(x.shape[1:]) > self.direct else 0.0
@@ -203,6 +213,9 @@ class Rodas4(AbstractRosenbrock):
     each sample of up to 2,000 coordinates; for larger samples it uses GMRES. States within a step
     have order three. Arguments as in `AbstractRosenbrock`.
 
+    Raises:
+        TypeError, ValueError: as `AbstractRosenbrock`.
+
     Example:
         >>> stiff = sdekit.ODE(lambda t, x: -1000 * (x - torch.cos(t)))
         >>> control = sdekit.PIDController(rtol=1e-6, atol=1e-6)
@@ -269,6 +282,9 @@ class Rodas5P(AbstractRosenbrock):
 
     A step has eight evaluations of f, and one Jacobian and one factorisation, as `Rodas4`; it takes
     fewer steps. States within a step have order four. Arguments as in `AbstractRosenbrock`.
+
+    Raises:
+        TypeError, ValueError: as `AbstractRosenbrock`.
 
     Example:
         >>> stiff = sdekit.ODE(lambda t, x: -1000 * (x - torch.cos(t)))

@@ -89,19 +89,37 @@ def require_points(x: Any) -> None:  # noqa: ANN401
         raise ValueError(f"x is not finite in rows {wrong.tolist()[:8]}; leave these out")
 
 
+def is_one_number(value: object) -> bool:
+    """Whether a value is one real number, perhaps as an array without dimensions or a tensor."""
+    if isinstance(value, Tensor):
+        return value.numel() == 1
+    return isinstance(value[()] if isinstance(value, np.ndarray) else value, Real)
+
+
+def require_counts(**counts: object) -> None:
+    """Refuses what is not a positive integer.
+
+    Raises:
+        ValueError: with what was given.
+    """
+    for name, count in counts.items():
+        if not is_whole(count, 1):
+            raise ValueError(f"{name} must be a positive integer; not {count!r:.60}")
+
+
 def require_numbers(owner: object, *names: str) -> None:
-    """Refuses an object with attributes that are not numbers.
+    """Refuses an object with attributes that are not numbers, or None where that is the default.
 
     Raises:
         TypeError: names the attribute.
     """
     for name in names:
         value = getattr(owner, name)
-        number = value[()] if isinstance(value, np.ndarray) else value
-        if not isinstance(number, Real | Tensor):
+        default = getattr(type(owner), name, "")  # a number, or None, or absent
+        if not is_one_number(value) and not (value is None and default is None):
+            such = f", such as {default}" if is_number(default) else ""
             raise TypeError(
-                f"{name} of {type(owner).__name__} is a number, such as "
-                f"{getattr(type(owner), name)}, not {value!r:.60}"
+                f"{name} of {type(owner).__name__} is a number{such}, not {value!r:.60}"
             )
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sdekit import normal
 from sdekit_diffusion._common.counters import BOUND
+from sdekit_diffusion._common.inputs import is_one_number
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._inference.decoder import Density, Levels
 from sdekit_diffusion._models.model import AbstractModel
@@ -54,9 +55,10 @@ class Chain:
     def __post_init__(self) -> None:
         if self.variance not in ("smaller", "larger"):
             raise ValueError(f"variance must be 'smaller' or 'larger', not {self.variance!r}")
-        if self.decoder_std is not None and not 0 < self.decoder_std < math.inf:
+        std = self.decoder_std
+        if std is not None and not (is_one_number(std) and 0 < std < math.inf):
             raise ValueError(
-                f"decoder_std must be positive and finite, such as 0.01, not {self.decoder_std}"
+                f"decoder_std must be positive and finite, such as 0.01, not {std!r:.60}"
             )
 
     def terms(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sdekit import AbstractMultistep, AbstractTrace, AdamsMoulton, Hutchinson, Status, normal
-from sdekit_diffusion._common.inputs import is_whole
+from sdekit_diffusion._common.inputs import is_whole, require_numbers
 from sdekit_diffusion._inference.flow_map import FlowMap, default_trace
 from sdekit_diffusion._inference.particles import CloudSolve
 from sdekit_diffusion._inference.weighted import WeightedSamples
@@ -111,8 +111,8 @@ class Particles(AbstractWeighting):
 
     Raises:
         ValueError: for numbers out of range, or a method without noise.
-        TypeError: while sampling, for a solver with several evaluations per step, see
-            `sdekit.Transitions`.
+        TypeError: for a threshold that is not a number; while sampling, for a solver with several
+            evaluations per step, see `sdekit.Transitions`.
 
     Example:
         >>> law = sd.GaussianMixture([0.5, 0.5], [[-1.0, 0.0], [1.0, 0.0]], [0.1, 0.1])
@@ -134,6 +134,7 @@ class Particles(AbstractWeighting):
     method: OnClock = field(default=OnClock(AdamsMoulton(2), eta=1.0))
 
     def __post_init__(self) -> None:
+        require_numbers(self, "threshold")
         valid = is_whole(self.particles, 2) and (self.steps is None or is_whole(self.steps, 1))
         if not (valid and 0 <= self.threshold <= 1):
             raise ValueError(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sdekit import did_you_mean
 from sdekit.elementary import Time, broadcast, sqrt, sum_of_sample
-from sdekit_diffusion._common.inputs import is_whole
+from sdekit_diffusion._common.inputs import is_whole, require_numbers
 from sdekit_diffusion._diffusions.vp import VPSDE
 from sdekit_diffusion._models.covariances import (
     COVARIANCES,
@@ -298,7 +298,7 @@ class DPS(AbstractPosterior):
             published; for linear observations.
 
     Raises:
-        TypeError: for anything but an observation.
+        TypeError: for anything but an observation, or a zeta that is not a number.
         ValueError: for `published` with an observation that is not linear, or with jacobian=False,
             a zeta that is not finite, or an observation that does not fit the model; while sampling
             with jacobian=True, for a model that autograd does not see.
@@ -318,6 +318,7 @@ class DPS(AbstractPosterior):
     published: bool = False
 
     def __post_init__(self) -> None:
+        require_numbers(self, "zeta")
         super().__post_init__()
         if not math.isfinite(self.zeta):
             raise ValueError(f"zeta is a finite number, 1 unless given; not {self.zeta!r:.60}")

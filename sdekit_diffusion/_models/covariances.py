@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sdekit.elementary import Time, broadcast, scaled, sum_of_sample
-from sdekit_diffusion._common.inputs import require_tensor
+from sdekit_diffusion._common.inputs import require_numbers, require_tensor
 from sdekit_diffusion._models.model import (
     AbstractModel,
     noise_scale,
@@ -77,6 +77,7 @@ class IsotropicCovariance(AbstractCovariance):
         std: s, positive; by default the standard deviation of the model's data.
 
     Raises:
+        TypeError: for a std that is not a number.
         ValueError: for a std that is not positive and finite; while sampling, without noise for
             linearly dependent rows of A.
 
@@ -94,6 +95,7 @@ class IsotropicCovariance(AbstractCovariance):
     std: float | None = None
 
     def __post_init__(self) -> None:
+        require_numbers(self, "std")
         if self.std is not None and not 0 < self.std < math.inf:
             raise ValueError(
                 "std is the standard deviation of the data, a positive number, or None for that of "
@@ -230,6 +232,7 @@ class JacobianCovariance(AbstractCovariance):
             is raised if it is not reached in two steps per measurement.
 
     Raises:
+        TypeError: for an rtol that is not a number.
         ValueError: for an rtol that is negative or not finite; while sampling, for an observation
             without noise, or a model that autograd does not see.
 
@@ -247,6 +250,7 @@ class JacobianCovariance(AbstractCovariance):
     rtol: float = 1e-3
 
     def __post_init__(self) -> None:
+        require_numbers(self, "rtol")
         if not 0 <= self.rtol < math.inf:
             raise ValueError(
                 "rtol is the residual of conjugate gradients relative to y - A D, a number from 0 "

@@ -19,6 +19,7 @@ from sdekit import (
     UnfinishedError,
     solve,
 )
+from sdekit_diffusion._common.inputs import require_numbers
 from sdekit_diffusion._models.model import AbstractModel
 from sdekit_diffusion._sampling.clock import clock_knots, on_clock
 from sdekit_diffusion._sampling.coordinates import Coordinates, Span
@@ -92,7 +93,8 @@ class AdaptiveFlow(AbstractAdaptive):
             tolerance that is needed.
 
     Raises:
-        TypeError: for a solver that is not an object, such as a name.
+        TypeError: for a solver that is not an object, such as a name, or an accuracy or tolerances
+            that are not numbers.
         ValueError: for an accuracy that is not positive, a solver without an error estimate, or a
             grid; in `sample`, for a number of steps or save="all".
 
@@ -111,6 +113,7 @@ class AdaptiveFlow(AbstractAdaptive):
     accuracy: float | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
+        require_numbers(self, "rtol", "atol", "accuracy")
         super().__post_init__()
         self.require_solver(self.solver, "Dopri5()")
         if self.accuracy is not None and not 0 < self.accuracy < math.inf:
@@ -171,7 +174,8 @@ class AdaptiveSDE(AbstractAdaptive):
         max_steps: the largest number of steps per sample, including rejected ones.
 
     Raises:
-        TypeError: for a solver that is not an object, such as a name.
+        TypeError: for a solver that is not an object, such as a name, or an eta or tolerances that
+            are not numbers.
         ValueError: for an eta that is not positive, a solver without an error estimate, or a grid;
             in `sample`, for a number of steps or save="all".
 
@@ -195,6 +199,7 @@ class AdaptiveSDE(AbstractAdaptive):
     max_steps: int = 100_000
 
     def __post_init__(self) -> None:
+        require_numbers(self, "rtol", "atol", "eta")
         super().__post_init__()
         self.require_solver(self.solver, "ShARK()")
         if not 0 < self.eta < math.inf:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sdekit import AbstractSDE, EulerMaruyama, NotFiniteError, Point, Solution, did_you_mean, solve
 from sdekit.elementary import Time
-from sdekit_diffusion._common.inputs import is_whole
+from sdekit_diffusion._common.inputs import is_whole, require_numbers
 from sdekit_diffusion._models.model import AbstractModel, signal_scale
 from sdekit_diffusion._sampling.grids import AbstractGrid, UniformInLogSNR
 from sdekit_diffusion._sampling.method import AbstractMethod, ReverseProblem
@@ -73,6 +73,7 @@ class AnnealedLangevin(AbstractMethod):
         steps, grid: L, the number of levels, and their grid, unless `sample` receives others.
 
     Raises:
+        TypeError: for a size that is not a number.
         ValueError: for moves < 1, steps < 2 or numbers of them that are not whole, an unknown
             convention, or a size with which the moves diverge.
 
@@ -96,6 +97,7 @@ class AnnealedLangevin(AbstractMethod):
     grid: AbstractGrid = field(default=UniformInLogSNR(), kw_only=True)
 
     def __post_init__(self) -> None:
+        require_numbers(self, "size")
         if self.convention not in ("ncsnv2", "ncsn"):
             raise ValueError(
                 "convention must be 'ncsnv2' or 'ncsn', not "

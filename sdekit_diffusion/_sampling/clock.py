@@ -19,6 +19,7 @@ from sdekit import (
     geometric,
 )
 from sdekit.elementary import Time, axpy, exp, scaled, sqrt
+from sdekit_diffusion._common.inputs import is_one_number
 from sdekit_diffusion._diffusions.piecewise import PiecewiseLinear
 from sdekit_diffusion._models.affine import Affine, Function, prepared
 from sdekit_diffusion._models.model import AbstractModel, noise_scale, signal_scale
@@ -250,8 +251,9 @@ def checked_eta(eta: float) -> float:
     Raises:
         ValueError: with what eta means.
     """
-    if not 0 <= eta < math.inf:
+    if not is_one_number(eta) or not 0 <= eta < math.inf:
         raise ValueError(
-            f"eta must be a number from 0 (probability flow) on, 1 being the reverse SDE; not {eta}"
+            "eta must be a number from 0 (probability flow) on, 1 being the reverse SDE; not "
+            f"{eta!r:.60}"
         )
     return eta

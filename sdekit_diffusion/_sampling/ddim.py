@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sdekit import AbstractSDE, AbstractSolver, Increment, Order, Step, computed
 from sdekit.elementary import Time, axpy
+from sdekit_diffusion._common.inputs import require_numbers
 from sdekit_diffusion._sampling.coordinates import Coordinates, Span
 from sdekit_diffusion._sampling.grids import AbstractGrid, UniformInLogSNR
 from sdekit_diffusion._sampling.method import ReverseProblem
@@ -111,6 +112,7 @@ class DDIM(AbstractOnClock):
         steps, grid: the number of steps and their grid, unless `sample` receives others.
 
     Raises:
+        TypeError: for an eta or s_noise that is not a number.
         ValueError: for a negative eta or s_noise, or another number of stages.
 
     Example:
@@ -131,6 +133,7 @@ class DDIM(AbstractOnClock):
     grid: AbstractGrid = field(default=UniformInLogSNR(), kw_only=True)
 
     def __post_init__(self) -> None:
+        require_numbers(self, "eta", "s_noise")
         if not (
             0 <= self.eta < math.inf and self.stages in (1, 2) and 0 <= self.s_noise < math.inf
         ):

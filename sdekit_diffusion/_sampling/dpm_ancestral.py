@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sdekit import AbstractSDE, AbstractSolver, Increment, Order, Step, computed
 from sdekit.elementary import Time, axpy
+from sdekit_diffusion._common.inputs import require_numbers
 from sdekit_diffusion._sampling.grids import AbstractGrid, UniformInLogSNR
 from sdekit_diffusion._sampling.method import ReverseProblem
 from sdekit_diffusion._sampling.on_clock import AbstractOnClock, OnClock
@@ -84,6 +85,7 @@ class DPMAncestral(AbstractOnClock):
         steps, grid: the number of steps and their grid, unless `sample` receives others.
 
     Raises:
+        TypeError: for an eta or s_noise that is not a number.
         ValueError: for another integrand, or a negative eta or s_noise.
 
     Example:
@@ -105,6 +107,7 @@ class DPMAncestral(AbstractOnClock):
     grid: AbstractGrid = field(default=UniformInLogSNR(), kw_only=True)
 
     def __post_init__(self) -> None:
+        require_numbers(self, "eta", "s_noise")
         if self.integrand not in get_args(Prediction):
             raise ValueError(f"integrand must be 'noise' or 'data', not {self.integrand!r}")
         if not (0 <= self.eta < math.inf and 0 <= self.s_noise < math.inf):

@@ -18,6 +18,7 @@ from sdekit import (
     did_you_mean,
 )
 from sdekit.elementary import Time, axpy
+from sdekit_diffusion._common.inputs import require_numbers
 from sdekit_diffusion._sampling.grids import AbstractGrid, UniformInLogSNR
 from sdekit_diffusion._sampling.method import ReverseProblem
 from sdekit_diffusion._sampling.on_clock import AbstractOnClock, OnClock
@@ -108,6 +109,7 @@ class EDM(AbstractOnClock):
         steps, grid: N and the grid, unless `sample` receives others.
 
     Raises:
+        TypeError: for amounts or levels of noise that are not numbers.
         ValueError: for a negative s_churn, s_tmin or s_noise, s_tmin > s_tmax, or another rule.
 
     Example:
@@ -129,6 +131,7 @@ class EDM(AbstractOnClock):
     grid: AbstractGrid = field(default=UniformInLogSNR(), kw_only=True)
 
     def __post_init__(self) -> None:
+        require_numbers(self, "s_churn", "s_tmin", "s_tmax", "s_noise")
         if not (
             0 <= self.s_churn < math.inf
             and 0 <= self.s_tmin <= self.s_tmax

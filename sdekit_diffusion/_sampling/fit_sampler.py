@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sdekit import NotFiniteError
+from sdekit_diffusion._common.inputs import require_counts
 from sdekit_diffusion._models.derived import innermost
 from sdekit_diffusion._models.guidance import Guided
 from sdekit_diffusion._models.model import AbstractModel
@@ -18,7 +19,6 @@ from sdekit_diffusion._sampling.fitted_grid import (
     FEW_STEPS,
     Errors,
     fitted_from,
-    require_counts,
     solved,
 )
 from sdekit_diffusion._sampling.fitted_samplers import grid_of, guidance_of, method_of

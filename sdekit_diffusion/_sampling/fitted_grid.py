@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sdekit import AbstractSolver, NotFiniteError
-from sdekit_diffusion._common.inputs import is_whole
+from sdekit_diffusion._common.inputs import require_counts
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._models.data_scale import data_scale
 from sdekit_diffusion._models.model import AbstractModel
@@ -93,17 +93,6 @@ def fitted_grid(
     fitted = fitted_from(l, method, solved(model, n, 0, options).errors)
     errors = solved(model, n, n, options).errors
     return min(Given(l), fitted, key=lambda grid: float(errors(method, grid).norm(dim=1).mean()))
-
-
-def require_counts(**counts: object) -> None:
-    """Refuses what is not a positive integer.
-
-    Raises:
-        ValueError: with what was given.
-    """
-    for name, count in counts.items():
-        if not is_whole(count, 1):
-            raise ValueError(f"{name} must be a positive integer; not {count!r}")
 
 
 class Solved(NamedTuple):

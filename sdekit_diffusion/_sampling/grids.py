@@ -14,6 +14,7 @@ from torch import Tensor
 from sdekit import did_you_mean, uniform
 from sdekit.elementary import Time, exp, log1p, sigmoid
 from sdekit_diffusion._common.immutable import is_immutable
+from sdekit_diffusion._common.inputs import require_numbers
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._models.model import AbstractModel
 from sdekit_diffusion._sampling.coordinates import Coordinates, Span
@@ -213,6 +214,7 @@ class Karras(AbstractGrid):
             in the limit they are uniform in log(y).
 
     Raises:
+        TypeError: for a rho that is not a number.
         ValueError: for a rho that is not positive and finite.
 
     Example:
@@ -227,6 +229,7 @@ class Karras(AbstractGrid):
     rho: float = 7.0
 
     def __post_init__(self) -> None:
+        require_numbers(self, "rho")
         if not 0 < self.rho < math.inf:
             raise ValueError(f"rho must be a positive number, such as 7; not {self.rho}")
 
@@ -281,6 +284,7 @@ class Focused(AbstractGrid):
             l.
 
     Raises:
+        TypeError: for arguments that are not numbers.
         ValueError: for a share that is not in [0, 1), shares whose sum is not less than 1, or a
             reach or a sharpness that is not positive.
 
@@ -298,6 +302,7 @@ class Focused(AbstractGrid):
     native_share: float | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
+        require_numbers(self, "share", "reach", "sharpness", "native_share")
         if self.share is not None and not 0 <= self.share < 1:
             raise ValueError(
                 f"share is a number from 0 on and less than 1, such as 0.8; not {self.share}"

@@ -11,6 +11,7 @@ from torch import Tensor
 from sdekit import AbstractPredictor, AbstractSolver, ReverseSDE
 from sdekit.elementary import Time, scaled
 from sdekit_diffusion._common.immutable import is_immutable
+from sdekit_diffusion._common.inputs import require_numbers
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._models.affine import Affine, Function, prepared
 from sdekit_diffusion._models.model import AbstractModel
@@ -121,6 +122,7 @@ class InTime(AbstractGridMethod):
         steps, grid: the number of steps and their grid, unless `sample` receives others.
 
     Raises:
+        TypeError: for an eta that is not a number.
         ValueError: in `sample`, for a negative eta, or a solver that does not support additive
             noise.
 
@@ -138,6 +140,9 @@ class InTime(AbstractGridMethod):
     eta: float = 1.0
     steps: int = field(default=1000, kw_only=True)
     grid: AbstractGrid = field(default=Native(), kw_only=True)
+
+    def __post_init__(self) -> None:
+        require_numbers(self, "eta")
 
     def transformed(self, problem: ReverseProblem, grid: Tensor) -> Transformed:
         coordinates = problem.coordinates

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sdekit.elementary import axpy, scaled
 from sdekit_diffusion._common.counters import START
+from sdekit_diffusion._common.inputs import require_numbers
 from sdekit_diffusion._models.model import AbstractModel, noise_scale, signal_scale
 from sdekit_diffusion._sampling.coordinates import Coordinates, Span
 from sdekit_diffusion._sampling.initial_states import AbstractStart, require_states
@@ -38,7 +39,8 @@ class Noised(AbstractStart):
             result of `sample(end=level)`.
 
     Raises:
-        TypeError: in `sample`, for an x that is not a floating tensor.
+        TypeError: for a strength or a level that is not a number; in `sample`, for an x that is
+            not a floating tensor.
         ValueError: unless one of strength and level is given, in its range; in `sample`, for an x
             that is not finite or of another shape, or a level outside the range of the solve.
 
@@ -63,6 +65,7 @@ class Noised(AbstractStart):
     add_noise: bool = field(default=True, kw_only=True)
 
     def __post_init__(self) -> None:
+        require_numbers(self, "strength", "level")
         if (self.strength is None) == (self.level is None):
             raise ValueError(
                 "give one of strength, a share of the diffusion's time such as 0.6, and level, "

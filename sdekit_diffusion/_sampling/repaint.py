@@ -20,7 +20,7 @@ from sdekit import (
     solve,
 )
 from sdekit.elementary import Time, axpy
-from sdekit_diffusion._common.inputs import is_whole
+from sdekit_diffusion._common.inputs import is_whole, require_numbers
 from sdekit_diffusion._models.known import known_values
 from sdekit_diffusion._models.model import AbstractModel, noise_scale, signal_scale
 from sdekit_diffusion._sampling.grids import AbstractGrid, UniformInLogSNR
@@ -140,7 +140,8 @@ class RePaint(AbstractMethod):
             receives others; the number of evaluations is at most resamplings times as large.
 
     Raises:
-        TypeError: for a y that is not a floating tensor, or a mask that is not boolean.
+        TypeError: for a y that is not a floating tensor, a mask that is not boolean, or an eta that
+            is not a number.
         ValueError: for shapes that do not fit, known values that are not finite, or numbers out of
             range; while sampling, for a jump that is not less than the number of steps.
 
@@ -168,6 +169,7 @@ class RePaint(AbstractMethod):
     grid: AbstractGrid = field(default=UniformInLogSNR(), kw_only=True)
 
     def __post_init__(self) -> None:
+        require_numbers(self, "eta")
         whole = is_whole(self.resamplings, 1) and is_whole(self.jump, 1)
         if not whole or not 0 <= self.eta <= 1:
             raise ValueError(

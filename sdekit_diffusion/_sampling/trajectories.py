@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sdekit import Point, Solution, Status, UnfinishedError
-from sdekit_diffusion._common.inputs import is_whole
+from sdekit_diffusion._common.inputs import require_counts
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._models.derived import innermost
 from sdekit_diffusion._models.model import AbstractModel
@@ -181,8 +181,7 @@ def trajectories(
     chosen = grid_of(grid)
     if chosen.denoises:
         raise ValueError("noise levels of solutions end above 0: leave out the last")
-    if not is_whole(steps, 1):
-        raise ValueError(f"steps must be a positive integer; not {steps!r}")
+    require_counts(n=n, steps=steps)
     points = chosen.points(coordinates, chosen.span(model, coordinates, end), chosen.count or steps)
     relative = torch.exp(-points).tolist()  # sigma / alpha in standard deviations of the data
     beginnings: list[Tensor] = []

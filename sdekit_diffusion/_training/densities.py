@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sdekit.elementary import clip
+from sdekit_diffusion._common.inputs import require_numbers
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 
 __all__ = ["DENSITIES", "AbstractDensity", "AbstractLogSNRDensity", "LogNormal", "Logistic"]
@@ -116,6 +117,7 @@ class LogNormal(_AbstractSymmetric):
             t = sigma / (alpha s + sigma), is logit-normal, as in Stable Diffusion 3.
 
     Raises:
+        TypeError: for arguments that are not numbers.
         ValueError: unless std is positive and mean finite.
 
     Example:
@@ -128,6 +130,7 @@ class LogNormal(_AbstractSymmetric):
     std: float = 1.2
 
     def __post_init__(self) -> None:
+        require_numbers(self, "mean", "std")
         if not (0 < self.std < math.inf and math.isfinite(self.mean)):
             raise ValueError(f"mean must be finite and std positive: {self}")
 
@@ -151,6 +154,7 @@ class Logistic(_AbstractSymmetric):
             and scale = 1 the time of flow matching, t = sigma / (alpha s + sigma), is uniform.
 
     Raises:
+        TypeError: for arguments that are not numbers.
         ValueError: unless scale is positive and mean finite.
 
     Example:
@@ -160,6 +164,7 @@ class Logistic(_AbstractSymmetric):
     scale: float = 1.0
 
     def __post_init__(self) -> None:
+        require_numbers(self, "mean", "scale")
         if not (0 < self.scale < math.inf and math.isfinite(self.mean)):
             raise ValueError(f"mean must be finite and scale positive: {self}")
 

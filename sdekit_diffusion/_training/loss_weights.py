@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from sdekit_diffusion._common.inputs import require_numbers
 from sdekit_diffusion._models.prediction import Prediction
 
 __all__ = ["WEIGHTS", "AbstractWeight", "MinSNR", "Sigmoid"]
@@ -113,6 +114,7 @@ class MinSNR(AbstractWeight):
             standardised data.
 
     Raises:
+        TypeError: for a gamma that is not a number.
         ValueError: unless gamma is positive.
 
     Example:
@@ -126,6 +128,7 @@ class MinSNR(AbstractWeight):
     gamma: float = 5.0
 
     def __post_init__(self) -> None:
+        require_numbers(self, "gamma")
         if not 0 < self.gamma < math.inf:
             raise ValueError(f"gamma = {self.gamma!r} must be a positive number")
 
@@ -142,6 +145,7 @@ class Sigmoid(AbstractWeight):
         bias: the log-SNR 2l at which the weight is 1/2.
 
     Raises:
+        TypeError: for a bias that is not a number.
         ValueError: unless bias is finite.
 
     Example:
@@ -156,6 +160,7 @@ class Sigmoid(AbstractWeight):
     bias: float = 2.0
 
     def __post_init__(self) -> None:
+        require_numbers(self, "bias")
         if not math.isfinite(self.bias):
             raise ValueError(f"bias = {self.bias!r} must be a finite number")
 

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +16,20 @@ _DTYPES = {
     for sign in ("", "u")
     for bits in (8, 16, 32, 64)
 }
+
+
+def _floats(name: str, value: Any) -> float | tuple[float, ...]:  # noqa: ANN401 - a user's
+    """A number, or one for each channel, of which JSON makes a list.
+
+    Raises:
+        TypeError: for other values.
+    """
+    try:
+        return tuple(map(float, value)) if isinstance(value, list | tuple) else float(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(
+            f"{name} of Scale is a number, or one for each channel, not {value!r:.60}"
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -35,6 +50,7 @@ class Scale:
         dtype: that of the data, such as "uint8".
 
     Raises:
+        TypeError: for a shift or a unit that is not a number or several.
         ValueError: for a shift that is not finite, a unit that is not positive, fewer than two
             levels, or a dtype that is neither integer nor floating, or that does not hold the
             levels.
@@ -56,12 +72,7 @@ class Scale:
 
     def __post_init__(self) -> None:
         for name in ("shift", "unit"):
-            value = getattr(self, name)  # a list if it comes from JSON
-            object.__setattr__(
-                self,
-                name,
-                tuple(map(float, value)) if isinstance(value, list | tuple) else float(value),
-            )
+            object.__setattr__(self, name, _floats(name, getattr(self, name)))
         units = self.unit if isinstance(self.unit, tuple) else (self.unit,)
         shifts = self.shift if isinstance(self.shift, tuple) else (self.shift,)
         valid_levels = isinstance(self.levels, Integral) and self.levels > 1
