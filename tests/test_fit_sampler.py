@@ -104,7 +104,7 @@ def test_nothing_is_recorded_that_is_not_more_accurate_by_two_standard_errors(mo
     def errors_are(*default):
         """With the recorded sampler they are nine tenths of these."""
 
-        def solved(model, n, first, options):
+        def solved(model, n, first, options, count=None):
             firsts.append(first)
             found = torch.tensor(default)[:, None]
 
@@ -209,7 +209,7 @@ def test_of_the_candidates_the_best_for_other_samples_is_recorded(monkeypatch):
     found = [FittedSampler("UniPC(2), data", (-4.0, middle, 6.0)) for middle in (0.0, 1.0, 2.0)]
     monkeypatch.setattr(fitting, "_candidates", lambda starts, errors: found)
 
-    def solved(model, n, first, options):
+    def solved(model, n, first, options, count=None):
         wanted = 1.0 if first else 2.0
 
         def errors(method, grid):
@@ -316,7 +316,7 @@ def test_weights_are_fitted_up_to_ten_steps_also_on_the_fitted_grids(monkeypatch
         seen.append([grid.tolist() for grid in grids])
         return []
 
-    def solved(model, n, first, options):
+    def solved(model, n, first, options, count=None):
         return SimpleNamespace(errors=lambda method, grid: torch.ones(n, 1))
 
     monkeypatch.setattr(fitting, "_candidates", candidates)
@@ -326,3 +326,27 @@ def test_weights_are_fitted_up_to_ten_steps_also_on_the_fitted_grids(monkeypatch
     (grids,) = seen
     assert [len(grid) for grid in grids] == [11] * 6
     assert grids[5] == pytest.approx([l + 0.5 for l in grids[0]])
+
+
+def test_a_bar_counts_the_solves_and_its_total_is_about_theirs(monkeypatch):
+    bars = []
+
+    class Bar(fitting.tqdm):
+        def __init__(self, **settings):
+            super().__init__(**settings)
+            self.updates = []
+            bars.append(self)
+
+        def update(self, n=1):
+            self.updates.append(n)
+            return super().update(n)
+
+    monkeypatch.setattr(fitting, "tqdm", Bar)
+    sd.fit_sampler(network(), [2], n=4)
+    assert bars[0].disable
+    sd.fit_sampler(network(), [2, 11], n=4, progress=True)
+    bar = bars[1]
+    assert bar.n == bar.total == 38 * 9 + 6 * 34
+    left = sorted(bar.updates)[-2:]  # what the fits of both numbers of steps did not take
+    assert bar.updates.count(1) >= len(bar.updates) - 2
+    assert sum(left) < 0.25 * bar.total

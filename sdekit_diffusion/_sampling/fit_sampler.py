@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from sdekit import NotFiniteError
 from sdekit_diffusion._common.inputs import require_counts
@@ -39,6 +40,7 @@ def fit_sampler(
     end: float = DEFAULT_END,
     seed: int = 0,
     batch_size: int | None = None,
+    progress: bool = False,
 ) -> dict[int, float]:
     """Fits the default sampler to a network: for each number of steps the multistep rule and the
     grid that have the least mean error, |x - x_exact|, for n samples. x_exact is the solution of
@@ -76,6 +78,7 @@ def fit_sampler(
         n: the number of samples of a fit, and of those of the comparison; 2 or more, and many under
             strong guidance, where errors of a few samples are far larger than those of the others.
         end, seed, batch_size: as in `sample`.
+        progress: show a progress bar.
 
     Returns:
         for each number of steps the mean error over that of the default, on the other samples; 1
@@ -108,6 +111,39 @@ def fit_sampler(
         require_counts(steps=count)
     if n == 1:
         raise ValueError("n must be 2 or more: one sample has no standard error")
+    network, guidance = _network_of(model)
+    options: dict[str, Any] = {"end": end, "seed": seed, "batch_size": batch_size}
+    ratios = {}
+    solves = 0
+    total = sum(map(_solves, counts))
+    with tqdm(total=total, unit="solve", desc="fitting", disable=not progress) as bar:
+        own = solved(model, n, 0, options, bar.update)
+        others = solved(model, n, n, options).errors
+        for count in counts:
+            starts = [_points(model, n, count, grid, options) for grid in _GRIDS]
+            candidates = _candidates(starts, own.errors)
+            if count <= FEW_STEPS:
+                grids = [grid_of(one).l for one in candidates[_FITS:]]
+                candidates += weighted_samplers(own, [*starts, *grids])
+            fitted = min(candidates, key=lambda one: float(_errors(one, others).mean()))
+            before = _norms("default", Given(starts[0]), others)
+            after = _errors(fitted, others)
+            better = _is_less(after, before)
+            kept = {key: one for key, one in network.samplers.items() if key != (guidance, count)}
+            network.samplers = kept | ({(guidance, count): fitted} if better else {})
+            ratios[count] = float(after.mean() / before.mean()) if better else 1.0
+            solves += _solves(count)
+            bar.update(solves - bar.n)  # a fit may end before the last trial
+    return ratios
+
+
+def _network_of(model: AbstractModel) -> tuple[ScoreModel, float]:
+    """The network that a sampler is fitted to, and its guidance.
+
+    Raises:
+        TypeError: for other models.
+        ValueError: for students.
+    """
     network = innermost(model)
     guidance = guidance_of(model)
     if not isinstance(network, ScoreModel) or guidance is None:
@@ -122,25 +158,12 @@ def fit_sampler(
             "this model was trained at a few noise levels only, where the flow cannot be solved: "
             "fit a sampler to its teacher"
         )
-    options: dict[str, Any] = {"end": end, "seed": seed, "batch_size": batch_size}
-    own = solved(model, n, 0, options)
-    others = solved(model, n, n, options).errors
+    return network, guidance
 
-    ratios = {}
-    for count in counts:
-        starts = [_points(model, n, count, grid, options) for grid in _GRIDS]
-        candidates = _candidates(starts, own.errors)
-        if count <= FEW_STEPS:
-            grids = [grid_of(one).l for one in candidates[_FITS:]]
-            candidates += weighted_samplers(own, [*starts, *grids])
-        fitted = min(candidates, key=lambda one: float(_errors(one, others).mean()))
-        before = _norms("default", Given(starts[0]), others)
-        after = _errors(fitted, others)
-        better = _is_less(after, before)
-        kept = {key: one for key, one in network.samplers.items() if key != (guidance, count)}
-        network.samplers = kept | ({(guidance, count): fitted} if better else {})
-        ratios[count] = float(after.mean() / before.mean()) if better else 1.0
-    return ratios
+
+def _solves(steps: int) -> int:
+    """About how often n samples are solved in a fit."""
+    return 38 * (steps + 7) if steps <= FEW_STEPS else 6 * (steps + 23)
 
 
 def _is_less(after: Tensor, before: Tensor) -> bool:
