@@ -1,13 +1,15 @@
-"""Size of the code of both packages: the longest file, function and parameter list, and duplicated
-blocks.
+"""Size of the code of both packages: the longest file, function and parameter list, duplicated
+blocks, and comments by which the type checker is told to be silent.
 
-It prints and judges nothing. A block is duplicated where six or more lines of code stand at two
-places. Blank lines, comments, docstrings, imports, `__all__` and lone punctuation do not count.
+It prints them, and fails where one of `BOUNDS` is exceeded. A block is duplicated where six or more
+lines of code stand at two places. Blank lines, comments, docstrings, imports, `__all__` and lone
+punctuation do not count.
 `python tests/measures.py [FOLDER]`, the folder of both packages.
 """
 
 import ast
 import io
+import re
 import sys
 import tokenize
 from collections import defaultdict
@@ -18,6 +20,9 @@ from typing import NamedTuple
 
 PACKAGES = ("sdekit", "sdekit_diffusion")
 BLOCK = 6  # lines
+BOUNDS = {"lines of a function": 50, "duplicated blocks": 8, "suppressions": 9}
+
+SUPPRESSION = re.compile(r"# (?:pyright|type): ignore")
 
 
 class Line(NamedTuple):
@@ -114,10 +119,12 @@ def main() -> None:
     root = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent.parent
     sizes = {"file": [], "function": [], "parameter list": []}
     files = {}
+    suppressions = 0
     for path in sorted(path for package in PACKAGES for path in (root / package).rglob("*.py")):
         name = str(path.relative_to(root))
         source = path.read_text(encoding="utf-8")
         tree = ast.parse(source)
+        suppressions += len(SUPPRESSION.findall(source))
         files[name] = code(source, tree)
         sizes["file"].append(Size(len(source.splitlines()), name))
         for node in functions(tree):
@@ -126,6 +133,8 @@ def main() -> None:
             sizes["parameter list"].append(Size(parameters(node), place))
     for kind, values in sizes.items():
         print(f"longest {kind}: {max(values).value}, {max(values).name}")
+    print(f"suppressions of the type checker: {suppressions}")
+    found_blocks = {}
     for field, same in (
         ("text", "the same"),
         ("shape", "the same but for names, strings and numbers"),
@@ -133,6 +142,15 @@ def main() -> None:
         found = duplicates(files, field)
         longest = f"; longest: {found[0].value} lines, {found[0].name}" if found else ""
         print(f"pairs of blocks of {BLOCK} or more lines that are {same}: {len(found)}{longest}")
+        found_blocks[field] = len(found)
+    values = {
+        "lines of a function": max(sizes["function"]).value,
+        "duplicated blocks": found_blocks["text"],
+        "suppressions": suppressions,
+    }
+    exceeded = [f"{name}: {values[name]}" for name, most in BOUNDS.items() if values[name] > most]
+    if exceeded:
+        sys.exit(f"more than allowed, {BOUNDS}: {', '.join(exceeded)}")
 
 
 if __name__ == "__main__":

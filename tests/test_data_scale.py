@@ -34,6 +34,7 @@ from sdekit_diffusion import (
     sample,
     save,
 )
+from sdekit_diffusion._models import data_scale as scale_module
 from sdekit_diffusion._models.data_scale import data_scale
 from sdekit_diffusion._models.model import signal_scale
 from sdekit_diffusion._models.score_model import as_model
@@ -440,7 +441,9 @@ def test_a_mean_that_is_known_is_kept():
     assert torch.equal(found.mean, torch.full((4,), 0.5))
     assert found.std == pytest.approx(3.0, rel=0.05)
     labelled = ScoreModel(Scaled(3.0), "vp", shape=(4,), data_mean=7.0).given(y=torch.arange(3))
-    assert (data_scale(labelled, None).mean, data_scale(labelled, None).std) == (7.0, 1.0)
+    with pytest.warns(UserWarning, match=r"of mean 0 and standard deviation 1\. Give"):
+        found = data_scale(labelled, None)
+    assert (found.mean, found.std) == (7.0, 1.0)
 
 
 def test_a_mean_is_found_where_the_noise_hides_little():
@@ -540,7 +543,8 @@ class Labelled(nn.Module):
 def test_samples_do_not_depend_on_the_labels_of_others():
     """Although the scale of the data, which is not known here, differs from label to label."""
     law = GaussianMixture([1.0], [[0.0, 0.0]], [1.0])
-    model = ScoreModel(Labelled(law), "vp", "data", shape=(2,), conditioning="log_snr")
+    settings = {"shape": (2,), "conditioning": "log_snr"}
+    model = ScoreModel(Labelled(law), "vp", "data", **settings, null={"label": 0.0})
     labels = torch.arange(4.0)
     together = sample(model.given(label=labels), 4, seed=0, steps=5)
     parts = [
@@ -548,6 +552,39 @@ def test_samples_do_not_depend_on_the_labels_of_others():
         for first, part in ((0, labels[:2]), (2, labels[2:]))
     ]
     torch.testing.assert_close(together, torch.cat(parts))
+
+
+def test_with_labels_per_sample_the_estimate_is_that_without(monkeypatch):
+    """Made once for all labels, from the weights as they are; refused where training never dropped
+    the labels, or there is no value for an unknown one.
+    """
+    law = GaussianMixture([1.0], [[40.0, 0.0]], [9.0])
+    settings = {"shape": (2,), "conditioning": "log_snr"}
+    model = ScoreModel(Labelled(law), "vp", "data", **settings, null={"label": 0.0})
+    calls = []
+    estimate = scale_module._estimate
+    monkeypatch.setattr(
+        scale_module, "_estimate", lambda *given: calls.append(1) or estimate(*given)
+    )
+    for label in (torch.arange(3.0), torch.arange(4.0)):
+        found = data_scale(model.given(label=label), None)
+        assert found.std == pytest.approx(3.0, rel=0.05)
+        assert (found.mean - torch.tensor([40.0, 0.0])).abs().max() < 0.1
+    assert len(calls) == 1
+    with torch.no_grad():
+        model.net.weight.mul_(1.01)
+    data_scale(model.given(label=torch.arange(3.0)), None)
+    assert len(calls) == 2
+    settings["data_range"] = (30.0, 50.0)
+    for never, null in ((("label",), {"label": 0.0}), ((), None)):
+        other = ScoreModel(Labelled(law), "vp", "data", **settings, null=null)
+        other.never_dropped = never
+        found = data_scale(other.given(label=torch.arange(3.0)), None)
+        assert (found.mean, found.std) == (40.0, 5.0)
+        other.data_range = None
+        with pytest.warns(UserWarning, match="conditions of each sample that does not work with"):
+            data_scale(other.given(label=torch.arange(3.0)), None)
+    assert len(calls) == 2
 
 
 def test_data_larger_than_the_noise_are_warned_of():

@@ -67,7 +67,7 @@ def test_there_are_examples():
 @pytest.mark.parametrize(
     ("name", "most"),
     [
-        ("Midpoint", 20),
+        ("ExplicitMidpoint", 20),
         ("StochasticMidpoint", 20),
         ("Adams", 4),
         ("LinearNoise", 15),

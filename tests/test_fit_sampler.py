@@ -104,7 +104,7 @@ def test_nothing_is_recorded_that_is_not_more_accurate_by_two_standard_errors(mo
     def errors_are(*default):
         """With the recorded sampler they are nine tenths of these."""
 
-        def solved(model, n, first, options, count=None):
+        def solved(model, n, first, options, report=None):
             firsts.append(first)
             found = torch.tensor(default)[:, None]
 
@@ -209,7 +209,7 @@ def test_of_the_candidates_the_best_for_other_samples_is_recorded(monkeypatch):
     found = [FittedSampler("UniPC(2), data", (-4.0, middle, 6.0)) for middle in (0.0, 1.0, 2.0)]
     monkeypatch.setattr(fitting, "_candidates", lambda starts, errors: found)
 
-    def solved(model, n, first, options, count=None):
+    def solved(model, n, first, options, report=None):
         wanted = 1.0 if first else 2.0
 
         def errors(method, grid):
@@ -304,6 +304,18 @@ def test_a_complete_run_that_is_resumed_keeps_its_sampler(tmp_path):
     assert sd.load(tmp_path / "run").samplers == samplers
 
 
+def test_another_average_of_the_weights_has_no_sampler_of_these(tmp_path):
+    data = torch.randn(64, 2, generator=torch.Generator().manual_seed(0))
+    model = sd.ScoreModel(sd.nets.MLP(shape=(2,), width=8), "vp", "velocity", shape=(2,))
+    recipe = sd.Recipe(steps=20, batch_size=8, widths=(0.05, 0.1))
+    folder = tmp_path / "run"
+    sd.fit(model, data, recipe, folder=folder, log=sd.Log(snapshots=5), progress=False)
+    model.samplers = {(0.0, 2): FittedSampler("UniPC(2), data", (-5.0, 0.25, 6.5))}
+    sd.save(model, folder, read_config(folder)["notes"])
+    assert sd.load(folder).samplers == model.samplers
+    assert sd.load(folder, width=0.07).samplers == sd.load(folder, ema=0.999).samplers == {}
+
+
 def test_weights_are_fitted_up_to_ten_steps_also_on_the_fitted_grids(monkeypatch):
     seen = []
 
@@ -316,7 +328,7 @@ def test_weights_are_fitted_up_to_ten_steps_also_on_the_fitted_grids(monkeypatch
         seen.append([grid.tolist() for grid in grids])
         return []
 
-    def solved(model, n, first, options, count=None):
+    def solved(model, n, first, options, report=None):
         return SimpleNamespace(errors=lambda method, grid: torch.ones(n, 1))
 
     monkeypatch.setattr(fitting, "_candidates", candidates)

@@ -1,6 +1,8 @@
 """Which calls of `sample` take the sampler that was fitted to the network."""
 
+import copy
 import math
+import pickle
 
 import pytest
 import torch
@@ -71,7 +73,10 @@ def test_the_rule_is_the_one_that_was_fitted():
     stepped = sd.stepper(model, 4, steps=2, **options).next().next()
     assert float(model.under(None).log_snr(stepped.t)) == pytest.approx(-math.log(END), abs=1e-6)
     assert torch.allclose(stepped.x, model.under(None).alpha(stepped.t) * by_hand, atol=1e-5)
-    assert middle(model, method="default") == pytest.approx(0.0, abs=1e-6)
+    default = sd.METHODS["default"]
+    sent = pickle.loads(pickle.dumps(default))  # noqa: S301 - as to another process
+    for one in ("default", default, copy.deepcopy(default), sent):
+        assert middle(model, method=one) == pytest.approx(0.0, abs=1e-6)
 
 
 def test_a_rule_of_another_version_is_an_error():

@@ -1,7 +1,7 @@
 """Attributes that are checked when they are set."""
 
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 Given = TypeVar("Given")
 Value = TypeVar("Value")
@@ -32,7 +32,7 @@ class Checked(Generic[Given, Value]):
 
     def __get__(self, instance: Any, owner: type | None = None) -> Value:  # noqa: ANN401
         if instance is None:
-            return self  # pyright: ignore[reportReturnType]
+            return cast(Value, self)
         if self.name in vars(instance):
             return vars(instance)[self.name]
         if not hasattr(type(instance), "__getattr__"):

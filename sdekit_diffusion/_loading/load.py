@@ -114,6 +114,8 @@ def load(
         if config["net"]["class"] == WRAPPER:
             network = wrap(network)
         model = _model(config, network)
+        if width is not None:  # the samplers are those of other weights
+            model.samplers = {}
     except CheckpointError:
         raise
     except _CONSTRUCTOR_ERRORS as error:

@@ -17,6 +17,7 @@ from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._models.derived import AbstractDerivedModel
 from sdekit_diffusion._models.evaluating import evaluating
 from sdekit_diffusion._models.model import AbstractModel, signal_scale
+from sdekit_diffusion._models.score_model import ScoreModel
 
 # The number of coordinates of all points together: the estimate is accurate to a few per cent.
 _MIN_COORDINATES = 2048
@@ -41,7 +42,8 @@ class DataScale:
     std: float
 
 
-_ESTIMATES: WeakKeyDictionary[AbstractModel, tuple[Hashable, DataScale]] = WeakKeyDictionary()
+# By models, or for networks with conditions, of which every label makes a new model, by these.
+_ESTIMATES: WeakKeyDictionary[object, tuple[Hashable, DataScale]] = WeakKeyDictionary()
 
 
 def data_scale(model: AbstractModel, shape: tuple[int, ...] | None) -> DataScale:
@@ -50,9 +52,11 @@ def data_scale(model: AbstractModel, shape: tuple[int, ...] | None) -> DataScale
 
     A data_mean that is not 0 is kept. Where an estimate is not possible, the mean is the middle of
     the model's `data_range` and the standard deviation a quarter of its width, or without a range 0
-    and 1. There is no estimate for a model with labels per sample either, because a sample must not
-    depend on the labels of the others. A warning is raised where the network seems to be one of
-    data with a larger standard deviation than the largest noise of the diffusion.
+    and 1. With labels per sample the estimate is that of the network without them, because a sample
+    must not depend on the labels of the others; there is none if the network does not work without
+    them, of which a warning is raised, unless there is a range. A warning is also raised where the
+    network seems to be one of data with a larger standard deviation than the largest noise of the
+    diffusion.
     """
     if model.data_std is not None:
         return DataScale(model.data_mean, model.data_std)
@@ -67,15 +71,39 @@ def _estimate_or_default(model: AbstractModel, shape: tuple[int, ...] | None) ->
     low, high = getattr(model, "data_range", None) or (-2.0, 2.0)
     default = DataScale((low + high) / 2, (high - low) / 4)
     event = model.shape if shape is None else shape
-    if model.entries() or model.sde is None or event is None or not math.prod(event):
+    if model.sde is None or event is None or not math.prod(event):
         return default
-    key = _key(model, event)
+    same_for_all = _without_entries(model)
+    if same_for_all is None:
+        if getattr(model, "data_range", None) is None:
+            warnings.warn(
+                "the mean and the standard deviation of the data are not known, nor can they be "
+                "estimated from a model with conditions of each sample that does not work without: "
+                f"the solve is made for data of mean {default.mean:g} and standard deviation "
+                f"{default.std:g}. Give ScoreModel(..., data_mean=, data_std=)",
+                stacklevel=2,
+            )
+        return default
+    key = _key(same_for_all, event)
     if key is None:
-        return _estimate(model, event, default)
-    cached = _ESTIMATES.get(model)
+        return _estimate(same_for_all, event, default)
+    owner = model if same_for_all is model else getattr(same_for_all, "net", model)
+    cached = _ESTIMATES.get(owner)
     if cached is None or cached[0] != key:
-        cached = _ESTIMATES[model] = key, _estimate(model, event, default)
+        cached = _ESTIMATES[owner] = key, _estimate(same_for_all, event, default)
     return cached[1]
+
+
+def _without_entries(model: AbstractModel) -> AbstractModel | None:
+    """The model without its conditions of each sample; None if it has no values for unknown ones,
+    or was never trained with them.
+    """
+    given = set(model.entries())
+    if not given:
+        return model
+    if not isinstance(model, ScoreModel) or not given <= {*model.null} - {*model.never_dropped}:
+        return None
+    return model.unconditional()
 
 
 def _key(model: AbstractModel, shape: tuple[int, ...]) -> Hashable | None:

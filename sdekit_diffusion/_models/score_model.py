@@ -118,8 +118,10 @@ class ScoreModel(nn.Module, AbstractModel):
         data_mean, data_std: the mean of the data, a number or shaped like one sample, and the
             standard deviation of a coordinate, as a root mean square over the coordinates. Training
             records them; a data_std of None is estimated from the network when a solve begins. With
-            conditions per sample it is not, because no sample may depend on those of the others: it
-            is taken as a quarter of the width of data_range, 1 without one. Give both there.
+            conditions per sample it is that of the network without them, because no sample may
+            depend on those of the others; a network that does not work without them is taken to
+            have a quarter of the width of data_range, or 1, of which a warning is raised. Give both
+            there.
         data_range: the smallest and the largest value that the data can have, such as (-1, 1); None
             for no bounds.
         scale: the conversion of the data from their own range and dtype to those of this model, and

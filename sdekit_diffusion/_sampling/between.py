@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -150,7 +151,7 @@ def sample_between(
     ends = [
         normal(seed, zero[:1], event, dtype=state_dtype).expand(n, *event) for seed in (first, last)
     ]
-    draws = _PriorDraws(coordinates.physical(start, noise.interpolate(*ends)))
+    draws: Any = _PriorDraws(coordinates.physical(start, noise.interpolate(*ends)))
     return sample(
         model,
         sde=diffusion,
@@ -160,7 +161,7 @@ def sample_between(
         noise=noise,
         end=end,
         denoise=denoise,
-        start=draws,  # pyright: ignore[reportArgumentType] - which callers do not give
+        start=draws,  # which is not public
         batch_size=batch_size,
         dtype=dtype,
     )

@@ -39,13 +39,7 @@ class DDIMStep(AbstractSolver):
         return 1 if self.stages == 2 and self.eta else 0
 
     def step(
-        self,
-        problem: AbstractSDE,
-        t0: Time,
-        t1: Time,
-        x: Tensor,
-        noise: Increment,
-        state: tuple[()],
+        self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: object
     ) -> Step:
         assert isinstance(t0, float), "DDIM lives on fixed grids"
         assert isinstance(t1, float)

@@ -32,13 +32,7 @@ class DPMAncestralStep(AbstractSolver):
         return 1 if self.eta else 0
 
     def step(
-        self,
-        problem: AbstractSDE,
-        t0: Time,
-        t1: Time,
-        x: Tensor,
-        noise: Increment,
-        state: tuple[()],
+        self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: object
     ) -> Step:
         assert isinstance(t0, float), "ancestral samplers live on fixed grids"
         assert isinstance(t1, float)

@@ -60,13 +60,7 @@ class Churn(AbstractSolver):
         return replace(self, gamma=min(self.s_churn / count, math.sqrt(2) - 1))
 
     def step(
-        self,
-        problem: AbstractSDE,
-        t0: Time,
-        t1: Time,
-        x: Tensor,
-        noise: Increment,
-        state: tuple[()],
+        self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: object
     ) -> Step:
         t = t0
         if self.gamma and self.s_tmin <= t0 <= self.s_tmax:

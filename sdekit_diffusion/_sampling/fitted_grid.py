@@ -97,20 +97,20 @@ def fitted_grid(
 
 class Solved(NamedTuple):
     """Samples of a model with their exact solutions of the probability flow; `options` are those of
-    `sample`, and `count` is called after each solve.
+    `sample`, and `report` is called after each solve.
     """
 
     model: AbstractModel
     exact: Tensor
     options: dict[str, Any]
-    count: Callable[[], object] = lambda: None
+    report: Callable[[], object] = lambda: None
 
     def samples(self, method: Method, grid: AbstractGrid) -> Tensor:
         """x at the end by a method, from the same x_T."""
         try:
             return sample(self.model, len(self.exact), method=method, grid=grid, **self.options)
         finally:
-            self.count()
+            self.report()
 
     def errors(self, method: Method, grid: AbstractGrid) -> Tensor:
         """See `Errors`."""
@@ -124,10 +124,10 @@ def solved(
     n: int,
     first: int,
     options: dict[str, Any],
-    count: Callable[[], object] = lambda: None,
+    report: Callable[[], object] = lambda: None,
 ) -> Solved:
     """n samples of a model, from the first on, but those whose exact solution is far from the
-    data; `options` and `count` are those of `Solved`.
+    data; `options` and `report` are those of `Solved`.
     """
     options = options | {"first": first}
     exact = sample(model, n, method=AdaptiveFlow(_TOLERANCE, _TOLERANCE), **options)
@@ -139,7 +139,7 @@ def solved(
         options["x_T"] = solution.xs[0][index]
         model = model.rows(index)
         exact = exact[index]
-    return Solved(model, exact, options, count)
+    return Solved(model, exact, options, report)
 
 
 def _near_data(model: AbstractModel, exact: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from sdekit_diffusion._sampling.coordinates import Coordinates, Span
 from sdekit_diffusion._sampling.default import FITTED_RULES, WEIGHTED_RULES
 from sdekit_diffusion._sampling.grids import Given
 from sdekit_diffusion._sampling.method import AbstractMethod
-from sdekit_diffusion._sampling.on_clock import OnClock
+from sdekit_diffusion._sampling.on_clock import DefaultGrid, OnClock
 from sdekit_diffusion._sampling.weighted_rule import WeightedRule
 
 _TOLERANCE = 1e-3  # of l at the ends
@@ -82,7 +82,7 @@ def grid_of(fitted: FittedSampler) -> Given:
 def _is_default(method: AbstractMethod) -> bool:
     """Whether a method is the default: chooses its rule by the model, on its own grid."""
     chosen = isinstance(method, OnClock) and method.integrand == "model" and method.solver is None
-    return chosen and method.grid is OnClock.grid
+    return chosen and isinstance(method.grid, DefaultGrid)
 
 
 def guidance_of(model: AbstractModel) -> float | None:

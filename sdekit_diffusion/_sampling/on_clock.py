@@ -81,6 +81,10 @@ def _shifted(eta: Callable[[float], float], coordinates: Coordinates) -> Callabl
     return lambda l: eta(l - shift)
 
 
+class DefaultGrid(Focused):
+    """`Focused` where no grid was given: the one in place of which a fitted sampler is taken."""
+
+
 @dataclass(frozen=True, eq=False)
 class OnClock(AbstractGridMethod):
     """A solver on the clock of the signal-to-noise ratio, where the linear part is exact.
@@ -123,7 +127,7 @@ class OnClock(AbstractGridMethod):
     integrand: Integrand | Literal["model"] = "data"
     convention: EtaConvention = field(default="sde", kw_only=True)
     steps: int = field(default=100, kw_only=True)
-    grid: AbstractGrid = field(default=Focused(), kw_only=True)
+    grid: AbstractGrid = field(default=DefaultGrid(), kw_only=True)
 
     def __post_init__(self) -> None:
         if not isinstance(self.solver, AbstractSolver | None):

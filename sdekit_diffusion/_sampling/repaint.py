@@ -86,13 +86,7 @@ class ReplacingStep(AbstractSolver):
     eta: float
 
     def step(
-        self,
-        problem: AbstractSDE,
-        t0: Time,
-        t1: Time,
-        x: Tensor,
-        noise: Increment,
-        state: tuple[()],
+        self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: object
     ) -> Step:
         assert noise.z is not None
         (eps,) = noise.z

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor
 
+Values = Tensor | None  # a condition of a batch; None if it is unknown for all samples
+
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _UNKNOWN = {"label": -1, "context": math.nan, "image": math.nan}
 _ARGUMENTS = {"label": "classes=10", "context": "context=4", "image": "image=1"}
@@ -100,9 +102,9 @@ class Conditions(nn.Module):
     def require(
         self,
         x: Tensor,
-        label: Tensor | None = None,
-        context: Tensor | None = None,
-        image: Tensor | None = None,
+        label: Values = None,
+        context: Values = None,
+        image: Values = None,
     ) -> None:
         """Refuses conditions that do not fit the network or x, (B, ...).
 
@@ -127,9 +129,7 @@ class Conditions(nn.Module):
         if label is not None:
             self.require_classes(label)
 
-    def forward(
-        self, embedding: Tensor, label: Tensor | None = None, context: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, embedding: Tensor, label: Values = None, context: Values = None) -> Tensor:
         """The embedding of the time (B, width) plus those of the label and of the context."""
         if self.labels is not None:
             # Row 0 is that of unknown labels, -1; on accelerators, indices outside the table fail.
@@ -139,7 +139,7 @@ class Conditions(nn.Module):
             embedding = embedding + self._embed_context(self.contexts, context)
         return embedding
 
-    def _embed_context(self, layers: nn.Module, context: Tensor | None) -> Tensor:
+    def _embed_context(self, layers: nn.Module, context: Values) -> Tensor:
         """The embeddings of contexts; that of an unknown one for all samples if there are none."""
         if context is None:
             return self.unknown_context
@@ -148,7 +148,7 @@ class Conditions(nn.Module):
         numbers = torch.where(known, context, 0).to(self.unknown_context.dtype)
         return torch.where(known, layers(numbers), self.unknown_context)
 
-    def append_image(self, x: Tensor, image: Tensor | None = None) -> Tensor:
+    def append_image(self, x: Tensor, image: Values = None) -> Tensor:
         """x (B, C, *size) with the channels of the image and one that says whether it is known."""
         channels = self.sizes["image"]
         if not channels:

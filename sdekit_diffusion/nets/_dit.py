@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sdekit_diffusion.nets._conditions import Conditions, require_all_whole, require_whole
+from sdekit_diffusion.nets._conditions import Conditions, Values, require_all_whole, require_whole
 from sdekit_diffusion.nets._embedding import TimeEmbedding, check_time, require_both
 from sdekit_diffusion.nets._skip import Skip
 
@@ -113,9 +113,9 @@ class DiT(nn.Module):
         x: Tensor,
         t: Tensor | None = None,
         *,
-        label: Tensor | None = None,
-        context: Tensor | None = None,
-        image: Tensor | None = None,
+        label: Values = None,
+        context: Values = None,
+        image: Values = None,
     ) -> Tensor:
         """Returns a tensor of the shape of x.
 

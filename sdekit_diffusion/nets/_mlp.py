@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sdekit_diffusion.nets._conditions import Conditions, require_all_whole, require_whole
+from sdekit_diffusion.nets._conditions import Conditions, Values, require_all_whole, require_whole
 from sdekit_diffusion.nets._embedding import TimeEmbedding, check_time, require_both
 from sdekit_diffusion.nets._skip import Skip
 
@@ -97,12 +97,7 @@ class MLP(nn.Module):
         return self.conditions.null
 
     def forward(
-        self,
-        x: Tensor,
-        t: Tensor | None = None,
-        *,
-        label: Tensor | None = None,
-        context: Tensor | None = None,
+        self, x: Tensor, t: Tensor | None = None, *, label: Values = None, context: Values = None
     ) -> Tensor:
         """Returns a tensor of the shape of x.
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sdekit_diffusion.nets._conditions import Conditions, require_all_whole, require_whole
+from sdekit_diffusion.nets._conditions import Conditions, Values, require_all_whole, require_whole
 from sdekit_diffusion.nets._embedding import TimeEmbedding, check_time, require_both
 from sdekit_diffusion.nets._skip import Skip
 from sdekit_diffusion.nets._unet_blocks import Convolutions, Level, norm
@@ -109,9 +109,9 @@ class UNet(nn.Module):
         x: Tensor,
         t: Tensor | None = None,
         *,
-        label: Tensor | None = None,
-        context: Tensor | None = None,
-        image: Tensor | None = None,
+        label: Values = None,
+        context: Values = None,
+        image: Values = None,
     ) -> Tensor:
         """Returns a tensor of the shape of x.
 
