@@ -512,6 +512,31 @@ def sampler_cases(name: str, evaluations: int) -> dict[str, Callable[[], Any]]:
     return cases
 
 
+def sampler_mlp_overhead(repeats: int = 31, evaluations: int = 50) -> dict[str, float]:
+    """Whole calls of `sample` with a multilayer perceptron at (512, 2) over bare loops with it."""
+    torch.manual_seed(0)
+    net = nets.MLP(shape=(2,)).eval()
+    x = torch.randn(512, 2, generator=torch.Generator().manual_seed(0))
+    found = {}
+    for name, (loop, each, predicts, _) in LOOPS.items():
+        steps = evaluations // each
+        ts = uniform(1.0, 1e-3, steps)
+        labels = dict(zip(ts.tolist(), ts.to(torch.float32), strict=True))
+        model = ScoreModel(net, SDE, predicts, shape=(2,), data_std=1.0)
+        score = functools.partial(labelled, net, labels)
+        cases = {
+            "sdekit": functools.partial(sample, model, 512, method=name, steps=steps, seed=0),
+            "bare": functools.partial(loop, score, x, ts.tolist()),
+        }
+        found[name] = ratio(interleaved(cases, repeats), "sdekit", "bare")
+    return printed("MLP (512, 2), samplers", found, "  (bar: <= 1.1)")
+
+
+def labelled(net: torch.nn.Module, labels: dict[float, Tensor], t: float, x: Tensor) -> Tensor:
+    """A network at a time of a grid, whose labels are known."""
+    return net(x, labels[t].expand(len(x)))
+
+
 def sampler_unet_overhead(repeats: int = 9, steps: int = 20) -> dict[str, dict[str, float]]:
     """Samples of a model that does next to nothing over as many evaluations of a U-Net, at (8, 1,
     28, 28).
@@ -599,7 +624,9 @@ def publish_tables(result: dict[str, Any]) -> None:
     tables = {
         "overhead": of_loops(result),
         "overhead_samplers": of_samplers(
-            result["samplers (64, 2)"], result["samplers (8, 1, 28, 28)"]
+            result["samplers (64, 2)"],
+            result["samplers, MLP (512, 2)"],
+            result["samplers (8, 1, 28, 28)"],
         ),
         "overhead_torchsde": of_methods(result["against torchsde"]),
         "overhead_paths": of_paths(result["paths"]),
@@ -633,10 +660,13 @@ def of_loops(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def of_samplers(
-    rows: dict[str, dict[str, float]], of_images: dict[str, dict[str, float]]
+    rows: dict[str, dict[str, float]],
+    of_mlp: dict[str, float],
+    of_images: dict[str, dict[str, float]],
 ) -> list[dict[str, Any]]:
-    """Times beyond the network over those of a bare loop, of a call without its steps, and with a
-    network that does nothing over those of a U-Net.
+    """Times beyond the network over those of a bare loop, of a call without its steps, of whole
+    calls with an MLP over those of loops, and with a network that does nothing over those of a
+    U-Net.
     """
     return [
         {
@@ -646,6 +676,7 @@ def of_samplers(
                 for n in (50, 1000)
             },
             "a call, ms": rows[f"{name}, a call"]["ms"],
+            "MLP, all": of_mlp[name],
             "no network / U-Net": of_images[name]["null / network"],
         }
         for name in LOOPS
@@ -707,6 +738,7 @@ def main() -> None:
         )
         result["unet (8, 1, 28, 28)"] = unet_overhead()
         result["samplers (64, 2)"] = sampler_overhead()
+        result["samplers, MLP (512, 2)"] = sampler_mlp_overhead()
         result["samplers (8, 1, 28, 28)"] = sampler_unet_overhead()
         result["against torchsde"] = against_torchsde()
         result["paths"] = paths()

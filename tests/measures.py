@@ -1,5 +1,5 @@
 """Size of the code of both packages: the longest file, function and parameter list, duplicated
-blocks, and comments by which the type checker is told to be silent.
+blocks, and comments that silence the type checker.
 
 It prints them, and fails where one of `BOUNDS` is exceeded. A block is duplicated where six or more
 lines of code stand at two places. Blank lines, comments, docstrings, imports, `__all__` and lone

@@ -224,6 +224,21 @@ def test_native_steps_are_those_of_the_diffusion_of_the_model():
     assert not torch.allclose(chosen.points(other, span, 20), chosen.points(unknown, span, 20))
 
 
+def test_native_steps_of_data_far_from_the_unit_are_those_of_a_half_or_of_two():
+    """Where alpha < 1: the range of "ve" is in proportion to the data."""
+    span = -4.0, 6.0
+    chosen = Focused(0.5, native_share=0.3)
+
+    def points(kernel, std):
+        return chosen.points(Coordinates(kernel, std=std), span, 20)
+
+    for far, std in ((0.01, 0.5), (100.0, 2.0)):
+        assert torch.equal(points(VPSDE(), far), points(VPSDE(), std))
+        near = 0.5 * (1 + std)
+        assert not torch.allclose(points(VPSDE(), near), points(VPSDE(), std), atol=1e-2)
+        assert not torch.allclose(points(VESDE(), far), points(VESDE(), std), atol=1e-2)
+
+
 def test_a_focused_grid_is_computed_once():
     """For each diffusion and each scale of the data if it has native steps, else for all."""
     span = -4.0, 6.0

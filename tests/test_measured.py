@@ -159,13 +159,35 @@ def test_a_table_of_networks_ends_in_geometric_means_without_digits():
     ]
     assert measured.networks(rows)[2:] == [
         "| curve 1, vp, noise | 0.50 | 0.50 |",
-        "| surface, vp, noise | 2.00 | 2.00 |",
-        "| digits, vp, noise | 9.00 | 9.00 |",
+        "| surface, vp, noise | **2.00** | **2.00** |",
+        "| digits, vp, noise | **9.00** | **9.00** |",
         "| geometric mean | 1.00 | 1.00 |",
         "| geometric mean of ratios of medians | 2.00 | 2.00 |",
         "| geometric mean in hindsight | 3.00 | 3.00 |",
+        "",
+        "Above the aim: 4 of the 6 ratios.",
     ]
-    assert len(measured.networks(rows[4:])) == 3
+    assert len(measured.networks(rows[4:])) == 5
+
+
+def test_ratios_above_the_aim_are_bold_and_counted():
+    """The aim falls with the evaluations; a row without an aim is not judged."""
+    figures = {5: (1.0, 1.01), 10: (0.71, 0.3), 20: (0.5, 0.51), 7: (9.0, 9.0)}
+    rows = [
+        {"problem": "a", "evaluations": n, "mean": mean, "median": median}
+        for n, (mean, median) in figures.items()
+    ]
+    table = measured.judged(
+        measured.crossed("problem", "evaluations", "{mean} {median}"),
+        measured.EXACT_AIMS,
+        mean="means",
+        median="medians",
+    )
+    assert table(rows)[2:] == [
+        "| a | 1.00 **1.01** | **0.71** 0.30 | 0.50 **0.51** | 9.00 9.00 |",
+        "",
+        "Above the aim: 1 of the 3 means, 2 of the 3 medians.",
+    ]
 
 
 def test_the_grid_of_a_sampler_has_the_least_geometric_mean_on_other_networks(

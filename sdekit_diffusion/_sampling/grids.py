@@ -47,6 +47,9 @@ _SHARE_WITH_REACH = 0.9
 # With a reach, the steps that are uniform in l begin at most at this many extents, so that at lower
 # levels the grid is the same for diffusions with more noise.
 _FARTHEST = 10.0
+# Standard deviations of data for which a diffusion with alpha < 1 is made. For others its times are
+# nearly all at far more noise than data, or at far less: see benchmarks/scale.py.
+_NATIVE_STDS = (0.5, 2.0)
 _FINE = 4000  # steps of the grid on which the points of `Focused` are interpolated
 DEFAULT_END = 1e-3  # sigma / alpha at the end of a solve, in units of s
 _SIGMAS_EXPECTED = (
@@ -280,8 +283,8 @@ class Focused(AbstractGrid):
             sharpness / d^{1/2}, but at least 2. None means the factors 5 and 12 above, and 12 with
             a reach, in any number of coordinates.
         native_share: the share of the steps of `Native` under the model's diffusion, or under that
-            of the solve if the model has none; None means 0. What both shares leave is uniform in
-            l.
+            of the solve if the model has none; None means 0. Where alpha < 1, the data are taken to
+            have a standard deviation from 1/2 to 2 there. What both shares leave is uniform in l.
 
     Raises:
         TypeError: for arguments that are not numbers.
@@ -374,6 +377,8 @@ def _focused(
     mass = density.share * _from_0_to_1(v) + rest * _from_0_to_1(finer)
     if sde is not None:
         fractions = 1 - uniform(1.0, 0.0, _FINE) ** 3  # close near the data, where l varies fast
+        if float(sde.alpha(sde.latest())) < 1:
+            std = float(np.clip(std, *_NATIVE_STDS))
         native = _native(Coordinates(sde, std=std), span, fractions)
         part = np.interp(l.numpy(), native.numpy(), fractions.numpy())
         mass += density.native_share * torch.from_numpy(part)
