@@ -35,12 +35,12 @@ __all__ = [
 ]
 
 # Chosen by benchmarks/choice.py. With a reach, or with fewer than _FEW_STEPS steps and no native
-# share, `Focused` calls `smooth` with _FEW_SHARPNESS instead of _SHARPNESS. With so few steps and
+# share, `Focused` calls `smooth` with _FEW_SHARPNESS instead of SHARPNESS. With so few steps and
 # neither of them it also raises the extent to the power _FEW_EXTENT.
 _FEW_STEPS = 12
 _FEW_SHARPNESS = 12.0
 _FEW_EXTENT = 0.75
-_SHARPNESS = 5.0
+SHARPNESS = 5.0
 _LEAST_SHARPNESS = 2.0  # about the factor in 64 coordinates, the most with which it was chosen
 _SHARE = 0.8
 _SHARE_WITH_REACH = 0.9
@@ -332,7 +332,7 @@ class Focused(AbstractGrid):
     def points(self, coordinates: Coordinates, span: Span, steps: int) -> Tensor:
         native_share = self.native_share or 0.0
         few = self.reach is not None or (steps < _FEW_STEPS and not native_share)
-        sharpness = _FEW_SHARPNESS if few else _SHARPNESS
+        sharpness = _FEW_SHARPNESS if few else SHARPNESS
         extent = coordinates.extent
         if self.sharpness is not None:
             sharpness = max(self.sharpness / extent, _LEAST_SHARPNESS)
@@ -394,7 +394,7 @@ def _from_0_to_1(values: Tensor) -> Tensor:
     return (values - values[0]) / (values[-1] - values[0])
 
 
-def smooth(l: Time, extent: float, sharpness: float = _SHARPNESS) -> Time:
+def smooth(l: Time, extent: float, sharpness: float = SHARPNESS) -> Time:
     """v = log(1 + k y / (y / r + 1)) with y = e^{-l}, the sharpness k and the extent r, for data
     of standard deviation 1.
 

@@ -21,10 +21,8 @@ from sdekit import (
 from sdekit.elementary import Time, broadcast, clip, expm1, log, sqrt
 from sdekit_diffusion._models.affine import Function
 from sdekit_diffusion._models.model import AbstractModel
+from sdekit_diffusion._sampling.grids import SHARPNESS
 
-# The sharpness k of the clock log(1 + k y / (y + 1)). It is `smooth` of grids.py with the extent 1,
-# and has the k that was chosen there by benchmarks/choice.py.
-_SHARPNESS = 5.0
 # Of k - (e^v - 1): where v is rounded in float32, y may run off to infinity.
 _SMALLEST_DIFFERENCE = 1e-6
 _LARGEST_LEVEL = 300.0  # of |l| that its exponential holds
@@ -41,10 +39,10 @@ class ProbabilityFlowOnClock(AbstractSDE):
     du/dl = a (D - a u), l = log(a / b), where a u is the denoiser of N(0, I): the right-hand side
     and its divergence are 0 for such data.
 
-    The time is v = log(1 + k y / (y + 1)) with y = b / a and k = 5, between 0 and log(k + 1). It is
-    nearly linear in y for y below 1 / (k + 1), in log(y) from there to 1, and in 1/y above. The
-    flow is smooth in y as y goes to 0 and in 1/y as y goes to infinity, and varies between; l would
-    be unbounded on both sides. dl/dv = -((k + 1) y + 1)(y + 1) / (k y).
+    The time is v = log(1 + k y / (y + 1)) with y = b / a and k = 5, between 0 and log(k + 1), which
+    is `smooth` of grids.py with the extent 1. It is nearly linear in y for y below 1 / (k + 1), in
+    log(y) from there to 1, and in 1/y above. The flow is smooth in y as y goes to 0 and in 1/y as y
+    goes to infinity, and varies between; l would be unbounded on both sides. dl/dv = -((k + 1) y + 1)(y + 1) / (k y).
     """
 
     noise_type = "none"
@@ -59,13 +57,13 @@ class ProbabilityFlowOnClock(AbstractSDE):
     def clock(l: float) -> float:
         """v at l."""
         y = math.exp(-l)
-        return math.log1p(_SHARPNESS * y / (y + 1))
+        return math.log1p(SHARPNESS * y / (y + 1))
 
     @staticmethod
     def ratio(v: Time) -> Time:
         """y = b / a at v."""
         rise = expm1(v)
-        return rise / clip(_SHARPNESS - rise, _SMALLEST_DIFFERENCE, _SHARPNESS)
+        return rise / clip(SHARPNESS - rise, _SMALLEST_DIFFERENCE, SHARPNESS)
 
     def log_snr(self, v: Time) -> Time:
         """l at v."""
@@ -90,7 +88,7 @@ class ProbabilityFlowOnClock(AbstractSDE):
     def _weights(y: Time) -> tuple[Time, Time]:
         """The factors of D and of u in the drift."""
         a = 1 / sqrt(1 + y * y)
-        factor = ((_SHARPNESS + 1) * y + 1) * (y + 1) / (_SHARPNESS * y) * a
+        factor = ((SHARPNESS + 1) * y + 1) * (y + 1) / (SHARPNESS * y) * a
         return -factor, factor * a
 
     def relocated(self, error: UnfinishedError, after: int = 0) -> UnfinishedError:
