@@ -42,7 +42,8 @@ class ProbabilityFlowOnClock(AbstractSDE):
     The time is v = log(1 + k y / (y + 1)) with y = b / a and k = 5, between 0 and log(k + 1), which
     is `smooth` of grids.py with the extent 1. It is nearly linear in y for y below 1 / (k + 1), in
     log(y) from there to 1, and in 1/y above. The flow is smooth in y as y goes to 0 and in 1/y as y
-    goes to infinity, and varies between; l would be unbounded on both sides. dl/dv = -((k + 1) y + 1)(y + 1) / (k y).
+    goes to infinity, and varies between; l would be unbounded on both sides.
+    dl/dv = -((k + 1) y + 1)(y + 1) / (k y).
     """
 
     noise_type = "none"
