@@ -92,7 +92,7 @@ def test_a_failure_is_told_in_x_and_in_the_diffusions_time():
     net = lambda x, t, spoilt: torch.where(  # noqa: E731
         spoilt[:, None] & (t < 0.3)[:, None], math.nan, MIXTURE.score(t, x, "vp")
     )
-    model = ScoreModel(net, "vp", "score", shape=(2,))
+    model = ScoreModel(net, "vp", "score", shape=(2,), data_std=1.0)
     settings = {"method": AdaptiveSDE(0.3, 0.3), "seed": 1, "dtype": torch.float64}
     with pytest.raises(
         UnfinishedError,

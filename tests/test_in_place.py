@@ -482,7 +482,7 @@ def test_conditions_are_not_changed():
     labels = torch.zeros(3, 1)
     with REFUSED:
         sample(
-            ScoreModel(Labelled(), "vp", "noise", shape=(2,)).given(y=labels),
+            ScoreModel(Labelled(), "vp", "noise", shape=(2,), data_std=1.0).given(y=labels),
             3,
             method="ddim",
             steps=3,

@@ -89,8 +89,9 @@ def test_a_network_without_its_conditions_is_named():
     with pytest.raises(ValueError, match="takes no 'y'; its conditions are label, context"):
         model.given(y=torch.zeros(3))
 
+    few = sd.ScoreModel(Few(), "vp", shape=(2,), data_std=1.0)
     with pytest.raises(TypeError, match=r"called as net\(x, t, y\) has the signature"):
-        sd.sample(sd.ScoreModel(Few(), "vp", shape=(2,)).given(y=torch.zeros(3)), 3, steps=2)
+        sd.sample(few.given(y=torch.zeros(3)), 3, steps=2)
 
 
 class Few(torch.nn.Module):
@@ -267,7 +268,7 @@ def test_a_device_that_is_not_there_in_one_sentence():
 
 
 def test_an_argument_that_a_network_still_needs():
-    model = sd.ScoreModel(lambda x, t, y: x * y[:, None], "vp", shape=(2,))
+    model = sd.ScoreModel(lambda x, t, y: x * y[:, None], "vp", shape=(2,), data_std=1.0)
     with pytest.raises(TypeError, match=r"the network also needs y: pass model.given\(y=...\)"):
         sd.sample(model, 2, steps=2)
     assert sd.sample(model.given(y=torch.ones(2)), 2, steps=2).shape == (2, 2)

@@ -722,7 +722,8 @@ def test_labels_travel_with_their_points_to_the_latents_and_back():
     is in.
     """
     y = torch.linspace(-1.0, 2.0, 7, dtype=torch.float64)
-    known = ScoreModel(lambda x, t, y: y[:, None].expand_as(x), "vp", "data", shape=(2,)).given(y=y)
+    settings = {"shape": (2,), "data_std": 1.0}
+    known = ScoreModel(lambda x, t, y: y[:, None].expand_as(x), "vp", "data", **settings).given(y=y)
     x = y[:, None] + 0.3 * X[:7]
     sde = VPSDE()
     expected = sde.alpha(1.0) * y[:, None] + sde.sigma(1.0) * (x - y[:, None]) / 0.1

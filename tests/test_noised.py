@@ -294,7 +294,8 @@ def test_a_path_is_that_of_what_is_left():
 def test_models_made_from_models():
     """Each sample has its x and its condition, in every batch."""
 
-    network = ScoreModel(lambda x, t, y: y[:, None] + 0 * x, "vp", "data", shape=(2,))
+    settings = {"shape": (2,), "data_std": 1.0}
+    network = ScoreModel(lambda x, t, y: y[:, None] + 0 * x, "vp", "data", **settings)
     known = network.given(y=torch.arange(4.0))
     x = torch.zeros(4, 2)
     settings = {"start": Noised(x, strength=0.5), "denoise": True, "seed": 0, "steps": 5}

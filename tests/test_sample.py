@@ -750,7 +750,8 @@ def test_labels_are_those_of_their_samples_in_every_batch(method):
     labels of another.
     """
     y = torch.arange(7.0)
-    known = ScoreModel(lambda x, t, y: y[:, None].expand_as(x), "vp", "data", shape=(2,)).given(y=y)
+    known = {"shape": (2,), "data_std": 1.0}
+    known = ScoreModel(lambda x, t, y: y[:, None].expand_as(x), "vp", "data", **known).given(y=y)
     settings = {"method": method, "steps": steps_of(method, 10), "denoise": True, "seed": 0}
     settings["method"] = COARSE if method == "adaptive_sde" else method
     for size in (3, None) if method == "adaptive_sde" else (3, 1, None):

@@ -440,14 +440,11 @@ def test_likelihoods_refuse_points_that_are_not_finite():
 def test_interpolation_gives_each_pair_its_own_condition():
     """A Gaussian about the condition of its row."""
 
-    def about(x, t, y):
-        return -(x - y[:, None]) / (0.2 + t[:, None])
-
     y = torch.tensor([0.0, 3.0], dtype=torch.float64)
-    model = ScoreModel(_Shifted(), "vp", "noise", shape=(2,)).given(y=y)
+    model = ScoreModel(_Shifted(), "vp", "noise", shape=(2,), data_std=1.0).given(y=y)
     both = interpolate(model, X[:2], X[2:4], 3, method=LOOSE)
     for i in range(2):
-        alone = ScoreModel(_Shifted(), "vp", "noise", shape=(2,)).given(y=y[i : i + 1])
+        alone = model.given(y=y[i : i + 1])
         one = interpolate(alone, X[i : i + 1], X[i + 2 : i + 3], 3, method=LOOSE)
         torch.testing.assert_close(both[:, i : i + 1], one, rtol=0, atol=1e-9)
 

@@ -68,7 +68,7 @@ def test_a_compiled_model_keeps_its_conditions():
         def forward(self, x, t, y):
             return x + y[:, None]
 
-    own = ScoreModel(Shifted(), "vp", "noise", shape=(2,)).given(y=torch.arange(3.0))
+    own = ScoreModel(Shifted(), "vp", "noise", shape=(2,), data_std=1.0).given(y=torch.arange(3.0))
     wrapped, graphs = compiled(own)
     torch.testing.assert_close(sample(wrapped, 3, seed=0, steps=4), sample(own, 3, seed=0, steps=4))
     assert graphs
