@@ -128,24 +128,28 @@ TRAINED_AIMS = {5: 1.0, 6: 1.0, 8: 1.0, 10: 0.8, 15: 0.8, 20: 0.8, 50: 0.8}
 
 def judged(made: Table, aims: dict[int, float], **keys: str) -> Table:
     """The same with the ratios of some keys as text, bold where they are above the aim, and a
-    sentence with the numbers of those; rows without a number of evaluations among the aims have
-    none. Each key is given with what its ratios are called.
+    sentence with the numbers of those; rows without a number of evaluations among the aims, and
+    those of a scale of guidance of 7.5, have none. Each key is given with what its ratios are
+    called.
     """
 
     def judgement(rows: Rows) -> list[str]:
-        of_aims = [row for row in rows if row["evaluations"] in aims]
+        pairs = [(row, aim_of(row, aims)) for row in rows]
+        count = sum(aim < math.inf for _, aim in pairs)
         counts = [
-            f"{sum(row[key] > aims[row['evaluations']] for row in of_aims)} of the {len(of_aims)} "
-            f"{name}"
+            f"{sum(row[key] > aim for row, aim in pairs)} of the {count} {name}"
             for key, name in keys.items()
         ]
-        marked = [
-            row | {key: bold(row[key], aims.get(row["evaluations"], math.inf)) for key in keys}
-            for row in rows
-        ]
+        marked = [row | {key: bold(row[key], aim) for key in keys} for row, aim in pairs]
         return [*made(marked), "", f"Above the aim: {', '.join(counts)}."]
 
     return judgement
+
+
+def aim_of(row: dict[str, Any], aims: dict[int, float]) -> float:
+    """The aim of a row, infinite without one."""
+    extreme = str(row.get("network")).endswith("guidance 7.5")
+    return math.inf if extreme else aims.get(row["evaluations"], math.inf)
 
 
 def bold(ratio: float, most: float) -> str:

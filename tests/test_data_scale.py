@@ -582,9 +582,41 @@ def test_with_labels_per_sample_the_estimate_is_that_without(monkeypatch):
         found = data_scale(other.given(label=torch.arange(3.0)), None)
         assert (found.mean, found.std) == (40.0, 5.0)
         other.data_range = None
-        with pytest.warns(UserWarning, match="conditions of each sample that does not work with"):
+        with pytest.warns(UserWarning, match="a model that needs conditions of each sample"):
             data_scale(other.given(label=torch.arange(3.0)), None)
     assert len(calls) == 2
+
+
+class Wide(nn.Module):
+    """The denoiser of N(0, (1 + y)^2), y the mean of a vector, and that of another number z."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def forward(self, x, l, y=None, z=0.0):
+        std = 1 + y.mean(dim=1, keepdim=True) + torch.as_tensor(z).reshape(-1, 1)
+        a = signal_scale(l)[:, None]
+        share = (a * std) ** 2 / ((a * std) ** 2 + 1 - a**2)
+        return self.weight * share * x / a
+
+
+def test_the_estimate_depends_neither_on_the_number_of_samples_nor_on_other_conditions():
+    """A vector per sample is unknown for as many points as there are; a number for all is kept,
+    and read by its value, with another null too.
+    """
+    settings = {"shape": (4,), "conditioning": "log_snr"}
+    net = Wide()
+    model = ScoreModel(net, "vp", "data", **settings, null={"y": 3.0, "z": 0.0})
+    model.never_dropped = ("z",)
+    for n in (3, 256, 257):
+        given = model.given(y=torch.ones(n, 2), z=0.0)
+        assert data_scale(given, None).std == pytest.approx(4.0, rel=0.05)
+    for z in (2.0, 0.0, 2.0, 5.0):
+        found = data_scale(model.given(y=torch.ones(3, 2), z=z), None)
+        assert found.std == pytest.approx(4.0 + z, rel=0.05)
+    other = ScoreModel(net, "vp", "data", **settings, null={"y": 1.0})
+    assert data_scale(other.given(y=torch.ones(3, 2)), None).std == pytest.approx(2.0, rel=0.05)
 
 
 def test_data_larger_than_the_noise_are_warned_of():

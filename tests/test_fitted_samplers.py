@@ -3,6 +3,7 @@
 import copy
 import math
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from sdekit_diffusion._models.recorded import FittedSampler
 from sdekit_diffusion._sampling.fitted_samplers import guidance_of
 
 STD = 2.0
+DEFAULT = sd.METHODS["default"]
 END = 0.05 * STD  # sigma / alpha
 
 
@@ -54,6 +56,7 @@ def test_each_guidance_takes_its_own():
         {"method": sd.OnClock(integrand="velocity")},
         {"method": sd.OnClock(sdekit.AdamsMoulton(2), integrand="model")},
         {"method": sd.OnClock(integrand="model", grid=sd.Karras())},
+        {"method": replace(DEFAULT, grid=replace(DEFAULT.grid, share=0.5))},
         {"sde": sd.VPSDE(beta_max=10.0)},
         {"start": sd.Noised(torch.zeros(4, 2), level=0.5)},
     ],
@@ -73,9 +76,8 @@ def test_the_rule_is_the_one_that_was_fitted():
     stepped = sd.stepper(model, 4, steps=2, **options).next().next()
     assert float(model.under(None).log_snr(stepped.t)) == pytest.approx(-math.log(END), abs=1e-6)
     assert torch.allclose(stepped.x, model.under(None).alpha(stepped.t) * by_hand, atol=1e-5)
-    default = sd.METHODS["default"]
-    sent = pickle.loads(pickle.dumps(default))  # noqa: S301 - as to another process
-    for one in ("default", default, copy.deepcopy(default), sent):
+    sent = pickle.loads(pickle.dumps(DEFAULT))  # noqa: S301 - as to another process
+    for one in ("default", DEFAULT, copy.deepcopy(DEFAULT), sent):
         assert middle(model, method=one) == pytest.approx(0.0, abs=1e-6)
 
 

@@ -171,12 +171,13 @@ def test_a_table_of_networks_ends_in_geometric_means_without_digits():
 
 
 def test_ratios_above_the_aim_are_bold_and_counted():
-    """The aim falls with the evaluations; a row without an aim is not judged."""
+    """The aim falls with the evaluations; rows without, and of strong guidance, have none."""
     figures = {5: (1.0, 1.01), 10: (0.71, 0.3), 20: (0.5, 0.51), 7: (9.0, 9.0)}
     rows = [
         {"problem": "a", "evaluations": n, "mean": mean, "median": median}
         for n, (mean, median) in figures.items()
     ]
+    rows += [rows[0] | {"problem": "b", "network": "a, guidance 7.5", "mean": 8.0}]
     table = measured.judged(
         measured.crossed("problem", "evaluations", "{mean} {median}"),
         measured.EXACT_AIMS,
@@ -185,6 +186,7 @@ def test_ratios_above_the_aim_are_bold_and_counted():
     )
     assert table(rows)[2:] == [
         "| a | 1.00 **1.01** | **0.71** 0.30 | 0.50 **0.51** | 9.00 9.00 |",
+        "| b | 8.00 1.01 |  |  |  |",
         "",
         "Above the aim: 1 of the 3 means, 2 of the 3 medians.",
     ]

@@ -2,14 +2,18 @@
 
 from numbers import Real
 
+import numpy as np
 from torch import Tensor
 
 
-def require_number(name: str, value: object) -> None:
-    """Refuses an argument that is not one number; a tensor with one element is.
+def require_number(name: str, value: object, *, tensors: bool = False) -> None:
+    """Refuses an argument that is not one number, perhaps as an array without dimensions; a tensor
+    with one element is a number where tensors are allowed.
 
     Raises:
         TypeError: with its name.
     """
-    if not isinstance(value, Real) and not (isinstance(value, Tensor) and value.numel() == 1):
-        raise TypeError(f"{name} is a number, not {value!r:.60}")
+    number = value[()] if isinstance(value, np.ndarray) else value
+    if isinstance(number, Real) or (tensors and isinstance(value, Tensor) and value.numel() == 1):
+        return
+    raise TypeError(f"{name} is a number, not {value!r:.60}")

@@ -150,7 +150,7 @@ class ReverseSDE(AbstractSDE):
     noise_type: NoiseType = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        require_number("eta", self.eta)
+        require_number("eta", self.eta, tensors=True)
         # A subclass may have a property of this name.
         vars(self)["noise_type"] = self.forward.noise_type if self.eta else "none"
         if self.slopes:  # of an equation that was checked

@@ -92,8 +92,8 @@ class Langevin(AbstractCorrector):
     m: float = 100.0
 
     def __post_init__(self) -> None:
-        require_number("snr", self.snr)
-        require_number("m", self.m)
+        require_number("snr", self.snr, tensors=True)
+        require_number("m", self.m, tensors=True)
         if not (self.snr > 0 and self.steps >= 1 and self.m >= 0):
             raise ValueError(
                 f"Langevin needs snr > 0, steps >= 1 and m >= 0, not {self.snr}, {self.steps} and "

@@ -108,14 +108,13 @@ def load(
     parts[0].pop(MEAN, None)
     if width is not None:
         parts.append(combined(run, width, config["notes"]))
+        config["samplers"] = []  # those of other weights
     own_network = _given_network(net)
     try:
         network = _network(config["net"], parts[0]) if own_network is None else own_network
         if config["net"]["class"] == WRAPPER:
             network = wrap(network)
         model = _model(config, network)
-        if width is not None:  # the samplers are those of other weights
-            model.samplers = {}
     except CheckpointError:
         raise
     except _CONSTRUCTOR_ERRORS as error:

@@ -4,12 +4,12 @@ denoiser.
 
 import math
 import warnings
-from collections.abc import Hashable
+from collections.abc import Collection, Hashable
 from dataclasses import dataclass, replace
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sdekit import normal
 from sdekit_diffusion._common.counters import SCALE
@@ -73,37 +73,59 @@ def _estimate_or_default(model: AbstractModel, shape: tuple[int, ...] | None) ->
     event = model.shape if shape is None else shape
     if model.sde is None or event is None or not math.prod(event):
         return default
-    same_for_all = _without_entries(model)
-    if same_for_all is None:
+    if not _works_without(model, model.entries().keys()):
         if getattr(model, "data_range", None) is None:
             warnings.warn(
-                "the mean and the standard deviation of the data are not known, nor can they be "
-                "estimated from a model with conditions of each sample that does not work without: "
-                f"the solve is made for data of mean {default.mean:g} and standard deviation "
-                f"{default.std:g}. Give ScoreModel(..., data_mean=, data_std=)",
+                "the mean and the standard deviation of the data are not known, and are not "
+                "estimated from a model that needs conditions of each sample: the solve is made "
+                f"for data of mean {default.mean:g} and standard deviation {default.std:g}. Give "
+                "ScoreModel(..., data_mean=, data_std=), or the model these attributes",
                 stacklevel=2,
             )
         return default
-    key = _key(same_for_all, event)
+    key = _key(model, event)
     if key is None:
-        return _estimate(same_for_all, event, default)
-    owner = model if same_for_all is model else getattr(same_for_all, "net", model)
+        return _estimate(model, event, default)
+    net = getattr(model, "net", None)
+    owner = net if model.entries() and isinstance(net, nn.Module) else model
     cached = _ESTIMATES.get(owner)
     if cached is None or cached[0] != key:
-        cached = _ESTIMATES[owner] = key, _estimate(same_for_all, event, default)
+        cached = _ESTIMATES[owner] = key, _estimate(model, event, default)
     return cached[1]
 
 
-def _without_entries(model: AbstractModel) -> AbstractModel | None:
-    """The model without its conditions of each sample; None if it has no values for unknown ones,
-    or was never trained with them.
+def _works_without(model: AbstractModel, names: Collection[str]) -> bool:
+    """Whether a model has values for these conditions that stand for unknown ones, and was trained
+    with them; true if there are none.
     """
-    given = set(model.entries())
-    if not given:
+    if not names:
+        return True
+    return isinstance(model, ScoreModel) and {*names} <= {*model.null} - {*model.never_dropped}
+
+
+def _with_unknown(model: AbstractModel, points: int) -> AbstractModel:
+    """The model with unknown conditions of each of a number of points; itself without any."""
+    entries = model.entries()
+    if not isinstance(model, ScoreModel) or not entries:
         return model
-    if not isinstance(model, ScoreModel) or not given <= {*model.null} - {*model.never_dropped}:
+    return model.rows(torch.zeros(points, dtype=torch.int64)).without(entries)
+
+
+def _key_of_conditions(model: AbstractModel) -> Hashable | None:
+    """What an estimate depends on of the conditions: for a network, by which that of all labels is
+    kept, their values, since objects of which nothing else keeps a reference may have the identity
+    of earlier ones; else their identities. None if it is not known by values.
+    """
+    given = getattr(model, "conditions", {})
+    entries = model.entries()
+    if not entries:
+        return tuple((name, id(value)) for name, value in given.items())
+    others = {name: value for name, value in given.items() if name not in entries}
+    if not all(isinstance(value, int | float | str | None) for value in others.values()):
         return None
-    return model.unconditional()
+    nulls = getattr(model, "null", {})
+    unknown = [(name, repr(nulls[name]), value.shape[1:]) for name, value in entries.items()]
+    return tuple(others.items()), tuple(unknown)
 
 
 def _key(model: AbstractModel, shape: tuple[int, ...]) -> Hashable | None:
@@ -118,14 +140,19 @@ def _key(model: AbstractModel, shape: tuple[int, ...]) -> Hashable | None:
     ]
     if not tensors or any(value.is_inference() for value in tensors):
         return None
-    conditions = getattr(model, "conditions", {}).items()
-    tensors += [value for _, value in conditions if isinstance(value, Tensor)]
+    of_conditions = _key_of_conditions(model)
+    if of_conditions is None:
+        return None
+    if not model.entries():
+        tensors += [
+            one for one in getattr(model, "conditions", {}).values() if isinstance(one, Tensor)
+        ]
     names = ("sde", "predicts", "conditioning", "data_range")
     return (
         shape,
         id(getattr(model, "net", None)),
         *(getattr(model, name, None) for name in names),
-        *((name, id(value)) for name, value in conditions),
+        of_conditions,
         *((value.data_ptr(), value._version) for value in tensors),
         *_sample_numbers(tensors),
     )
@@ -159,9 +186,10 @@ def _estimate(model: AbstractModel, shape: tuple[int, ...], default: DataScale) 
     z = torch.cat([z, -z])
     z = z / z.square().mean().sqrt()
     try:
-        with torch.no_grad(), evaluating(model, len(z)):
-            mean, std = _along_flow(model, z, *_levels(model.sde))
-            wide = 0 < std < math.inf and _is_wide(model, mean + std * z, _levels(model.sde)[0])
+        same = _with_unknown(model, len(z))
+        with torch.no_grad(), evaluating(same, len(z)):
+            mean, std = _along_flow(same, z, *_levels(model.sde))
+            wide = 0 < std < math.inf and _is_wide(same, mean + std * z, _levels(model.sde)[0])
     except Exception:
         return default
     trained = any(True for network in model.networks() for _ in network.parameters())

@@ -5,7 +5,7 @@ import math
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from operator import attrgetter
@@ -321,7 +321,11 @@ class ScoreModel(nn.Module, AbstractModel):
                 "1000}), or a network of sdekit_diffusion.nets, such as MLP(classes=10)"
             )
         self.warn_of_missing({}, stacklevel=3)
-        return self.given(**{name: self._unknown(name, null) for name, null in self.null.items()})
+        return self.without(self.null)
+
+    def without(self, names: Iterable[str]) -> Self:
+        """The same model with an unknown value for some of the conditions in `null`."""
+        return self.given(**{name: self._unknown(name, self.null[name]) for name in names})
 
     def _unknown(self, name: str, null: float) -> float | Tensor | None:
         """The value that stands for an unknown condition, in the shape of the one given; None for

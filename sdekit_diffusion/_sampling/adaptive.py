@@ -113,7 +113,8 @@ class AdaptiveFlow(AbstractAdaptive):
     accuracy: float | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        require_numbers(self, "rtol", "atol", "accuracy")
+        require_numbers(self, "accuracy")
+        PIDController(self.rtol, self.atol)  # refuses tolerances that are none
         super().__post_init__()
         self.require_solver(self.solver, "Dopri5()")
         if self.accuracy is not None and not 0 < self.accuracy < math.inf:
@@ -199,7 +200,8 @@ class AdaptiveSDE(AbstractAdaptive):
     max_steps: int = 100_000
 
     def __post_init__(self) -> None:
-        require_numbers(self, "rtol", "atol", "eta")
+        require_numbers(self, "eta")
+        PIDController(self.rtol, self.atol)  # refuses tolerances that are none
         super().__post_init__()
         self.require_solver(self.solver, "ShARK()")
         if not 0 < self.eta < math.inf:

@@ -82,7 +82,7 @@ def grid_of(fitted: FittedSampler) -> Given:
 def _is_default(method: AbstractMethod) -> bool:
     """Whether a method is the default: chooses its rule by the model, on its own grid."""
     chosen = isinstance(method, OnClock) and method.integrand == "model" and method.solver is None
-    return chosen and isinstance(method.grid, DefaultGrid)
+    return chosen and isinstance(method.grid, DefaultGrid) and method.grid.is_plain
 
 
 def guidance_of(model: AbstractModel) -> float | None:

@@ -82,7 +82,18 @@ def _shifted(eta: Callable[[float], float], coordinates: Coordinates) -> Callabl
 
 
 class DefaultGrid(Focused):
-    """`Focused` where no grid was given: the one in place of which a fitted sampler is taken."""
+    """`Focused` where no grid was given: the one in place of which a fitted sampler is taken, as
+    long as all its arguments are None.
+    """
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether all arguments are None."""
+        given = (self.share, self.reach, self.sharpness, self.native_share)
+        return given == (None, None, None, None)
+
+    def __repr__(self) -> str:
+        return repr(Focused(self.share, self.reach, self.sharpness, native_share=self.native_share))
 
 
 @dataclass(frozen=True, eq=False)

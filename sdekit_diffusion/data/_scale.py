@@ -28,7 +28,7 @@ def _floats(name: str, value: Any) -> float | tuple[float, ...]:  # noqa: ANN401
         return tuple(map(float, value)) if isinstance(value, list | tuple) else float(value)
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(
-            f"{name} of Scale is a number, or one for each channel, not {value!r:.60}"
+            f"{name} of Scale is a number, or a tuple with one for each channel, not {value!r:.60}"
         ) from None
 
 
