@@ -15,7 +15,7 @@ up to 10 steps, 48 up to 20 and 24 at 50), and its ratio to the best of the eigh
 under guidance of 3 and 7.5; for digits Frechet distances in the features of a classifier, less that
 of the solved flow, with bootstrapped standard errors, without guidance and with 3.
 
-`python benchmarks/networks.py [--quick] [--names curve surface digits]`; about four hours on
+`python benchmarks/networks.py [--quick] [--names curve surface digits]`; about five hours on
 one core, all but the digits an hour and a quarter.
 """
 
