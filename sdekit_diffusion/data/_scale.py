@@ -22,12 +22,12 @@ def _floats(name: str, value: Any) -> float | tuple[float, ...]:  # noqa: ANN401
     """A number, or one for each channel, of which JSON makes a list.
 
     Raises:
-        TypeError: for other values.
+        ValueError: for other values.
     """
     try:
         return tuple(map(float, value)) if isinstance(value, list | tuple) else float(value)
     except (TypeError, ValueError, RuntimeError):
-        raise TypeError(
+        raise ValueError(
             f"{name} of Scale is a number, or a tuple with one for each channel, not {value!r:.60}"
         ) from None
 
@@ -50,10 +50,9 @@ class Scale:
         dtype: that of the data, such as "uint8".
 
     Raises:
-        TypeError: for a shift or a unit that is not a number or several.
-        ValueError: for a shift that is not finite, a unit that is not positive, fewer than two
-            levels, or a dtype that is neither integer nor floating, or that does not hold the
-            levels.
+        ValueError: for a shift or a unit that is not a number or several, a shift that is not
+            finite, a unit that is not positive, fewer than two levels, or a dtype that is neither
+            integer nor floating, or that does not hold the levels.
 
     Example:
         >>> scale = sd.data.Scale(shift=8.0, unit=8.0, levels=16, dtype="uint8")
