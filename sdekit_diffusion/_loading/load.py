@@ -100,9 +100,7 @@ def load(
     if sum([ema is not None, width is not None, best]) > 1:
         raise ValueError("ema, width and best each name other weights: give one of them")
     run = Path(folder)
-    folder = config_folder(folder) if ema is None else newest(run) or run
-    if best:
-        folder = best_of(run)
+    folder = best_of(run) if best else config_folder(run) if ema is None else newest(run) or run
     config = read_config(folder)
     parts = [read_tensors(folder) if ema is None else _averaged(folder, config, ema)]
     parts[0].pop(MEAN, None)
