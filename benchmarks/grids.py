@@ -1,9 +1,10 @@
 """Grids of few steps for trained networks: published noise levels, and grids fitted to the network
 by `fitted_grid`, against the default's own.
 
-The networks are those of benchmarks/networks.py, of the digits only with `--names digits`. The
-published levels are those of Align Your Steps for Stable Diffusion 1.5: interpolated in log(sigma)
-to a number of steps, as their authors do, and stretched in log(sigma) to the range of the network.
+The networks are those of benchmarks/networks.py, of images only with `--names digits garments`. The
+published levels are those for Stable Diffusion of Align Your Steps, interpolated in log(sigma) to a
+number of steps, as their authors do, and of GITS, which has a table for each number of steps; they
+are stretched in log(sigma) to the range of the network.
 A grid is fitted with 128 samples and measured on 1,000 others. The error of a sample is the root
 mean square of its coordinates' difference to the flow of the same network from the same x_T, solved
 to 1e-6; samples are left out as in networks.py. A row has the mean error of the default or of
@@ -35,6 +36,15 @@ SAMPLES = 1000
 GUIDANCE = 3.0
 # Sabour, Fidler and Kreis 2024, arXiv 2404.14507, for Stable Diffusion 1.5.
 AYS = (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029)
+# Chen, Zhou, Wang, Shen and Lyu 2024, arXiv 2405.11326, as in ComfyUI with its coefficient of 1.20:
+# the levels between the first and the last.
+GITS_ENDS = (14.615, 0.0292)
+GITS = {
+    5: (2.845, 1.242, 0.5952, 0.2505),
+    6: (5.855, 2.050, 0.9535, 0.4557, 0.1703),
+    8: (5.855, 2.451, 1.370, 0.8033, 0.4557, 0.2505, 0.09825),
+    10: (5.855, 2.845, 1.671, 1.089, 0.7481, 0.5012, 0.3210, 0.1989, 0.09825),
+}
 Models = Callable[[int], sd.AbstractModel]  # the model, with labels for a number of samples
 
 
@@ -63,7 +73,7 @@ def models_of(case: Case, quick: bool) -> dict[str, Models]:
                 model.given(label=torch.arange(n) % 3), GUIDANCE
             )
         }
-    plain = model.unconditional() if case.data == "digits" else model
+    plain = model.unconditional() if model.null else model
     return {case.name: lambda n: plain}
 
 
@@ -82,13 +92,16 @@ def compared(name: str, models: Models, budgets: list[int], n: int) -> list[dict
         own = errors("default", steps, None)
         for method in ("default", "unipc"):
             fitted = sd.fitted_grid(models(128), steps, method=method, seed=SEED + 1)
-            grids = {"own": None, "quadratic": "quadratic", "AYS": Published(AYS), "fitted": fitted}
-            for kind, grid in grids.items():
+            grids = {"own": None, "quadratic": "quadratic", "AYS": Published(AYS)}
+            if steps in GITS:
+                grids["GITS"] = Published((GITS_ENDS[0], *GITS[steps], GITS_ENDS[1]))
+            for kind, grid in (grids | {"fitted": fitted}).items():
                 row = {"network": name, "evaluations": steps, "method": method, "grid": kind}
                 rows.append(row | over(errors(method, steps, grid), own))
         figures = ", ".join(
             f"{row['method']} {row['grid']} {row['ratio']:.2f} +- {row['stderr']:.2f}"
-            for row in rows[-8:]
+            for row in rows
+            if row["evaluations"] == steps
         )
         print(f"{name}, {steps} evaluations: {own.mean():.4f}; {figures}", flush=True)
     return rows

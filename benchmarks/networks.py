@@ -2,21 +2,24 @@
 that benchmarks/peer_grids.py chose for it on other networks.
 
 Networks are trained here: MLPs near random curves in the plane and near a random surface in 32
-dimensions, laws drawn after all choices, and U-Nets on digits. They predict the noise, the velocity
-or the flow. The error of a sample is the root mean square of its coordinates' difference to the
-flow of the same network from the same x_T, solved to 1e-6. Samples are left out whose flow ends
-more than ten times the median distance from the mean of the data, and more than ten standard
-deviations: under strong guidance networks diverge from some x_T, and one of a thousand would decide
-the mean. A row has the number of samples that are left out, the mean error of the default,
-that of the best of the eight published samplers, the ratio of the means and that of the medians;
-the ratio in hindsight, to the best of all of them on all four grids; and the error of the default
-after `fit_sampler`, with 512 samples of other seeds (1,024 of curves under guidance; 96 of digits
-up to 10 steps, 48 up to 20 and 24 at 50), and its ratio to the best of the eight. With labels also
-under guidance of 3 and 7.5; for digits Frechet distances in the features of a classifier, less that
-of the solved flow, with bootstrapped standard errors, without guidance and with 3.
+dimensions, laws drawn after all choices, U-Nets on digits and on Fashion-MNIST with half of the
+pixels in each direction, and one of diffusers on digits. They predict the noise, the velocity or
+the flow. The error of a sample is the root mean square of its coordinates' difference to the flow
+of the same network from the same x_T, solved to 1e-6. Samples are left out whose flow ends more
+than ten times the median distance from the mean of the data, and more than ten standard deviations:
+under strong guidance networks diverge from some x_T, and one of a thousand would decide the mean. A
+row has the number of samples that are left out, the mean error of the default, that of the best of
+the eight published samplers, the ratio of the means and that of the medians; the ratio in
+hindsight, to the best of all of them on all four grids; and the error of the default after
+`fit_sampler`, with 512 samples of other seeds (1,024 of curves under guidance; 96 of digits up to
+10 steps, 48 up to 20 and 24 at 50; of other images 48 and 24), and its ratio to the best of the
+eight. With labels also under guidance of 3 and 7.5, of garments 3. For images Frechet distances of
+all samplers in the features of a classifier, less that of the solved flow, with bootstrapped
+standard errors, without guidance and with 3; of the fitted ones up to ten steps.
 
-`python benchmarks/networks.py [--quick] [--names curve surface digits]`; about five hours on
-one core, all but the digits an hour and a quarter.
+`python benchmarks/networks.py [--quick] [--names curve surface digits garments] [--distances]`;
+about seven hours on one core, all but the images an hour and a quarter. Fashion-MNIST is the
+package dataset-fashion-mnist of Debian.
 """
 
 import argparse
@@ -38,13 +41,16 @@ from sdekit_diffusion.metrics import classifier_features, frechet
 
 SEED = 16
 SEED_DIGITS = 17
+SEED_IMAGES = 18  # of the other images
 BUDGETS = (5, 6, 8, 10, 15, 20, 50)
 SAMPLES = 1000
-DIGITS = 80  # samples compared one by one
+IMAGES_COMPARED = 80  # one by one
 FITTED = 512  # samples of a fit
 FITTED_CURVES = 1024  # under guidance, where errors of a few samples are far larger than others
 FITTED_DIGITS = {96: (5, 6, 8, 10), 48: (15, 20), 24: (50,)}  # and their numbers of steps
+FITTED_IMAGES = {48: (5, 6, 8, 10), 24: (15, 20, 50)}  # of other images
 IMAGES = 500  # for Frechet distances
+BOOTSTRAPS = 100
 GUIDANCE = (3.0, 7.5)
 GRIDS: Mapping[str, sd.AbstractGrid] = {
     "log-SNR": sd.UniformInLogSNR(),
@@ -79,7 +85,11 @@ class Case:
 
     @property
     def seed(self) -> int:
-        return SEED_DIGITS if self.data == "digits" else SEED
+        return {"digits": SEED_DIGITS}.get(self.data, SEED_IMAGES if self.of_images else SEED)
+
+    @property
+    def of_images(self) -> bool:
+        return self.data in ("digits", "digits of diffusers", "garments")
 
 
 CASES = (
@@ -95,6 +105,8 @@ CASES = (
     Case("digits", "vp", "noise"),
     Case("digits", "subvp", "velocity", "log_snr"),
     Case("digits", "flow", "flow"),
+    Case("digits of diffusers", "ddpm", "noise"),
+    Case("garments", "vp", "velocity", "log_snr"),
 )
 
 
@@ -119,15 +131,53 @@ def surface(n: int = 20_000) -> Tensor:
     return torch.tanh(z @ first) @ second + 0.05 * torch.randn(n, 32, generator=generator)
 
 
+def halved(x: Tensor) -> Tensor:
+    """Images with half of the pixels in each direction."""
+    return torch.nn.functional.avg_pool2d(x, 2)
+
+
+def garments() -> tuple[Tensor, Tensor]:
+    """The images of Fashion-MNIST, halved, in [-1, 1], and their classes."""
+    source = sd.data.load("fashion-mnist")
+    assert isinstance(source.train, Tensor)
+    assert source.labels is not None
+    return halved(source.scale.encode(source.train)), source.labels
+
+
+def of_diffusers() -> sd.ScoreModel:
+    """A U-Net of diffusers for digits, with attention at the lower resolution."""
+    from diffusers import DDPMScheduler, UNet2DModel  # pyright: ignore[reportPrivateImportUsage]
+
+    blocks: dict[str, Any] = {
+        "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+        "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+    }
+    net = UNet2DModel(
+        sample_size=8,
+        in_channels=1,
+        out_channels=1,
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        norm_num_groups=8,
+        **blocks,
+    )
+    return sd.from_diffusers(net, DDPMScheduler().config)
+
+
 def trained(case: Case, updates: float) -> sd.ScoreModel:
     """A model, its updates multiplied by a factor."""
     torch.manual_seed(case.seed)
     settings: dict[str, Any] = {"conditioning": case.conditioning}
-    if case.data == "digits":
-        data: Any = sd.data.load("digits")
-        net = sd.nets.UNet(channels=1, width=32, classes=10)
-        model = sd.ScoreModel(net, case.sde, case.predicts, shape=(1, 8, 8), **settings)
+    if case.of_images:
         recipe = sd.Recipe(steps=int(1000 * updates), batch_size=128, seed=case.seed)
+        data: Any = garments() if case.data == "garments" else sd.data.load("digits")
+        if case.data == "digits of diffusers":
+            model = of_diffusers()
+            data = data.scale.encode(data.train)
+        else:
+            shape = (1, 14, 14) if case.data == "garments" else (1, 8, 8)
+            net = sd.nets.UNet(channels=1, width=32, classes=10)
+            model = sd.ScoreModel(net, case.sde, case.predicts, shape=shape, **settings)
     elif case.data == "curves":
         data = (
             torch.cat([curve(i) for i in (13, 14, 15)]),
@@ -148,22 +198,24 @@ def trained(case: Case, updates: float) -> sd.ScoreModel:
 
 def flows(case: Case) -> dict[float, str]:
     """The scales of guidance with which a network is measured, 1 for none, and their names."""
-    scales = {"digits": (1.0, *GUIDANCE), "curves": GUIDANCE}.get(case.data, (1.0,))
-    return {w: case.name if w == 1 else f"{case.name}, guidance {w:g}" for w in scales}
+    scales = {"digits": (1.0, *GUIDANCE), "curves": GUIDANCE, "garments": (1.0, GUIDANCE[0])}
+    of_case = scales.get(case.data, (1.0,))
+    return {w: case.name if w == 1 else f"{case.name}, guidance {w:g}" for w in of_case}
 
 
 def flow(model: sd.ScoreModel, case: Case, scale: float, n: int) -> sd.ScoreModel | sd.Guided:
     """The model of n samples: without labels, or under guidance with as many of each class."""
     if scale == 1:
-        return model.unconditional() if case.data == "digits" else model
-    classes = 10 if case.data == "digits" else 3
+        return model.unconditional() if model.null else model
+    classes = 10 if case.of_images else 3
     return sd.Guided(model.given(label=torch.arange(n) % classes), scale)
 
 
 def fit(model: sd.ScoreModel, case: Case, scale: float, budgets: tuple[int, ...]) -> None:
     """Fits samplers to a network under a scale of guidance."""
-    counts = {"digits": FITTED_DIGITS, "curves": {FITTED_CURVES: BUDGETS}}
-    for n, of_these in counts.get(case.data, {FITTED: BUDGETS}).items():
+    others = FITTED_IMAGES if case.of_images else {FITTED: BUDGETS}
+    counts = {"digits": FITTED_DIGITS, "curves": {FITTED_CURVES: BUDGETS}}.get(case.data, others)
+    for n, of_these in counts.items():
         steps = [count for count in of_these if count in budgets]
         if steps:
             sd.fit_sampler(flow(model, case, scale, n), steps, n=n, seed=case.seed + 1)
@@ -256,45 +308,61 @@ def compared(
     return rows
 
 
+def reference(case: Case) -> tuple[Tensor, Tensor]:
+    """At most 2,000 training images in [0, 1], and their classes."""
+    source = sd.data.load("fashion-mnist" if case.data == "garments" else "digits")
+    x, labels = source.reference(2000)
+    assert labels is not None
+    x = source.scale.encode(x)
+    return (halved(x) if case.data == "garments" else x).double() / 2 + 0.5, labels
+
+
 def distances(
+    name: str,
     model: sd.AbstractModel,
     grids: Mapping[tuple[str, int], str],
     budgets: tuple[int, ...],
-    seed: int,
+    case: Case,
 ) -> list[dict[str, Any]]:
-    """Frechet distances of digits to the training images, less that of the solved flow; a model
-    with labels draws as many of each class.
+    """Frechet distances to training images, less that of the solved flow, of all samplers; a model
+    with labels draws as many of each class. The fitted one has up to ten steps.
     """
-    source = sd.data.load("digits")
-    known, labels = source.reference(2000)
-    assert labels is not None
-    features = classifier_features(known.double() / 16, labels)
-    reference = features(known.double() / 16)
-    rng = np.random.default_rng(seed)
+    known, labels = reference(case)
+    features = classifier_features(known, labels)
+    aim = features(known)
+    rng = np.random.default_rng(case.seed)
+    picks = [np.arange(IMAGES), *(rng.integers(IMAGES, size=IMAGES) for _ in range(BOOTSTRAPS))]
 
-    def found(method: Any, steps: int | None, grid: Any = None) -> Any:
-        x = sd.sample(model, IMAGES, method=method, steps=steps, grid=grid, seed=seed)
-        return features(x.double() / 2 + 0.5)
+    def drawn(steps: int | None, method: Any, grid: Any = None) -> Tensor:
+        return sd.sample(model, IMAGES, method=method, steps=steps, grid=grid, seed=case.seed)
 
-    flow = found(sd.AdaptiveFlow(1e-5, 1e-5), None)
+    def distances_of(x: Tensor) -> np.ndarray:
+        """That of all samples, and those of the bootstrap."""
+        points = features(x.double() / 2 + 0.5)
+        return np.array([frechet(points[pick], aim) for pick in picks])
+
+    exact = drawn(None, sd.AdaptiveFlow(1e-5, 1e-5))
+    of_flow = distances_of(exact)
     rows = []
     for steps in budgets:
-        sets = {"default": found("default", steps, "focused"), "fitted": found("default", steps)}
-        for peer in ("UniPC-3", "DPM-Solver++(2M)"):
-            sets[peer] = found(PEERS[peer], steps, GRIDS[grids[peer, steps]])
-        row: dict[str, Any] = {"evaluations": steps}
-        for name, points in sets.items():
-            picks = [rng.integers(IMAGES, size=IMAGES) for _ in range(10)]
-            differences = [
-                frechet(points[pick], reference) - frechet(flow[pick], reference) for pick in picks
-            ]
-            excess = frechet(points, reference) - frechet(flow, reference)
-            row[name] = {"excess": excess, "stderr": float(np.std(differences, ddof=1))}
-        rows.append(row)
+        sets = {"default": drawn(steps, "default", "focused")}
+        if steps <= 10:
+            sets["fitted"] = drawn(steps, "default")
+        ours = list(sets)[-1]
+        for peer, method in PEERS.items():
+            sets[peer] = drawn(steps, method, GRIDS[grids[peer, steps]])
+        excess = {method: distances_of(x) - of_flow for method, x in sets.items()}
+        for method, each in excess.items():
+            gain = excess[ours] - each
+            row = {"network": name, "method": method, "evaluations": steps}
+            row |= {"error": errors(sets[method], exact)[0], "excess": each[0]}
+            row |= {"stderr": float(np.std(each[1:], ddof=1))}
+            rows.append(row | {"ours less it": gain[0], "its stderr": float(np.std(gain[1:]))})
         figures = "; ".join(
-            f"{name} {row[name]['excess']:.3f} +- {row[name]['stderr']:.3f}" for name in sets
+            f"{row['method']} {row['excess']:.3f} +- {row['stderr']:.3f}"
+            for row in rows[-len(sets) :]
         )
-        print(f"Frechet distance above that of the flow, {steps} evaluations: {figures}")
+        print(f"{name}, {steps}: Frechet distance above that of the flow: {figures}", flush=True)
     return rows
 
 
@@ -316,10 +384,14 @@ def draw(rows: list[dict[str, Any]]) -> None:
 
 
 def publish_case(name: str, result: dict[str, Any]) -> None:
-    """Ratios of a network alone, and under guidance, and those of the fitted sampler."""
+    """Ratios of a network alone, and under guidance, those of the fitted sampler, and distances."""
+    if images := [row for row in result["distances"] if row["network"].startswith(name)]:
+        publish("networks_distances", result["environment"], images, part=name)
+    own = [row for row in result["rows"] if row["network"].startswith(name)]
+    if not own:
+        return
     ratios = ("ratio", "ratio of medians", "ratio in hindsight")
     keys = ("network", "evaluations", "left out", *ratios, "default", "best peer", "its name")
-    own = [row for row in result["rows"] if row["network"].startswith(name)]
     rows = [{key: row[key] for key in keys} for row in own]
     for table, under_guidance in (("networks", False), ("networks_guided", True)):
         if here := [row for row in rows if ("guidance" in row["network"]) is under_guidance]:
@@ -332,15 +404,25 @@ def publish_case(name: str, result: dict[str, Any]) -> None:
     publish("networks_fitted", result["environment"], fitted, part=name)
 
 
-def publish_distances(name: str, result: dict[str, Any]) -> None:
-    """Frechet distances of a network, a row for each sampler and number of evaluations."""
-    rows = [
-        {"network": name, "method": method, "evaluations": row["evaluations"], **row[method]}
-        for row in result[f"Frechet, {name}"]
-        for method in row
-        if method != "evaluations"
-    ]
-    publish("networks_distances", result["environment"], rows, part=name)
+def measure(
+    case: Case,
+    model: sd.ScoreModel,
+    budgets: tuple[int, ...],
+    result: dict[str, Any],
+    *,
+    alone: bool,
+) -> None:
+    """Adds the rows of a network: errors, and for images distances, or these alone."""
+    n = IMAGES_COMPARED if case.of_images else SAMPLES
+    for scale, name in flows(case).items():
+        grids = grids_of_peers(kind_of(model), scale)
+        fit(model, case, scale, tuple(few for few in budgets if few <= 10) if alone else budgets)
+        if not alone:
+            one = flow(model, case, scale, n)
+            result["rows"] += compared(name, one, grids, budgets, n, case.seed)
+        if case.of_images and scale <= 3:
+            one = flow(model, case, scale, IMAGES)
+            result["distances"] += distances(name, one, grids, budgets, case)
 
 
 def main() -> None:
@@ -350,31 +432,21 @@ def main() -> None:
     parser.add_argument(
         "--names", nargs="*", default=(), help='their beginnings, such as "digits" or "digits, vp"'
     )
+    parser.add_argument("--distances", action="store_true", help="Frechet distances alone")
     arguments = parser.parse_args()
     budgets = (5, 10) if arguments.quick else BUDGETS
     settings = {"dtype": "float32", "seed": SEED, "seed of digits": SEED_DIGITS}
-    result: dict[str, Any] = {"environment": environment(**settings), "rows": []}
+    settings["seed of other images"] = SEED_IMAGES
+    result: dict[str, Any] = {"environment": environment(**settings), "rows": [], "distances": []}
     for case in CASES:
         if arguments.names and not case.name.startswith(tuple(arguments.names)):
             continue
         model = trained(case, 0.1 if arguments.quick else 1.0)
-        grids = {w: grids_of_peers(kind_of(model), w) for w in (1.0, *GUIDANCE)}
-        n = DIGITS if case.data == "digits" else SAMPLES
-        for scale, name in flows(case).items():
-            fit(model, case, scale, budgets)
-            one = flow(model, case, scale, n)
-            result["rows"] += compared(name, one, grids[scale], budgets, n, case.seed)
+        measure(case, model, budgets, result, alone=arguments.distances)
         draw(result["rows"])
         save("networks", result)
         if not arguments.quick:
             publish_case(case.name, result)
-        if case.data == "digits":
-            for scale, name in list(flows(case).items())[:2]:
-                one = flow(model, case, scale, IMAGES)
-                result[f"Frechet, {name}"] = distances(one, grids[scale], budgets[:4], case.seed)
-                if not arguments.quick:
-                    publish_distances(name, result)
-            save("networks", result)
 
 
 if __name__ == "__main__":

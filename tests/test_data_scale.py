@@ -14,11 +14,13 @@ from torch import nn
 from torch.utils.data import Subset
 
 import sdekit_diffusion as sd
+from sdekit.elementary import broadcast, scaled
 from sdekit_diffusion import (
     DENSITIES,
     EDMSDE,
     VESDE,
     VPSDE,
+    AbstractModel,
     GaussianMixture,
     Recipe,
     RectifiedFlow,
@@ -36,7 +38,7 @@ from sdekit_diffusion import (
 )
 from sdekit_diffusion._models import data_scale as scale_module
 from sdekit_diffusion._models.data_scale import data_scale
-from sdekit_diffusion._models.model import signal_scale
+from sdekit_diffusion._models.model import noise_scale, signal_scale
 from sdekit_diffusion._models.score_model import as_model
 from sdekit_diffusion._training.densities import draw_times
 from sdekit_diffusion._training.moments import data_moments
@@ -389,6 +391,36 @@ def test_where_nothing_can_be_estimated_the_range_decides():
     assert data_scale(ScoreModel(lambda x, t: x * math.nan, "vp", shape=(4,)), None).std == 1.0
     assert data_scale(ScoreModel(Scaled(1e5), "vp", shape=(4,)), None).std == 1.0
     assert data_scale(ScoreModel(lambda x, t: 0 * x, "vp", shape=(4,)), None).std == 1.0
+
+
+def test_a_score_of_as_many_samples_as_it_has_labels_is_warned_of():
+    """The estimate needs other numbers of points."""
+    centres = torch.tensor([[0.0], [1.0], [2.0]])
+
+    def score(x, t):
+        return (centres - x) / broadcast(VESDE().sigma(t) ** 2, x)
+
+    message = r"that fails with 256 samples, 'The size of tensor .*solve is made for data of mean 0"
+    with pytest.warns(UserWarning, match=message):
+        x = sample(score, 3, sde=VESDE(), shape=(1,), steps=5, seed=0)
+    assert x.shape == (3, 1)
+
+
+def test_models_without_a_diffusion_are_estimated_under_that_of_the_solve():
+    class Normal(AbstractModel):
+        shape, sde, data_std = (2,), None, None
+
+        def predict_data(self, l, u):
+            a, b = signal_scale(l), noise_scale(l)
+            return scaled(400 * a / (400 * a * a + b * b), u)
+
+        def place(self):
+            return torch.float32, torch.device("cpu")
+
+    x = sample(Normal(), 4000, sde=VESDE(0.01, 500.0), steps=10, seed=0)
+    assert float(x.std()) == pytest.approx(20.0, rel=0.05)
+    assert data_scale(Normal(), None, VESDE(0.01, 500.0)).std == pytest.approx(20.0, rel=0.05)
+    assert data_scale(Normal(), None).std == 1.0
 
 
 def test_too_little_noise_for_the_data_is_warned_of_by_name():

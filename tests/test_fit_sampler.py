@@ -275,6 +275,13 @@ def test_a_student_is_refused():
         sd.fit_sampler(model)
 
 
+def test_other_weights_have_no_sampler_of_these():
+    model = network()
+    model.samplers = {(0.0, 4): FittedSampler("UniPC(2), data", (0.0, 1.0))}
+    model.load_state_dict(model.state_dict())
+    assert not model.samplers
+
+
 def test_another_network_has_no_sampler_of_this_one():
     net = sd.nets.MLP(shape=(2,), width=8)
     model = sd.ScoreModel(net, "vp", "velocity", shape=(2,), data_std=1.0)

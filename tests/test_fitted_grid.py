@@ -11,6 +11,7 @@ import torch
 
 import sdekit
 import sdekit_diffusion as sd
+from sdekit_diffusion._models.recorded import FittedSampler
 from sdekit_diffusion._sampling.fitted_grid import _near_data, fitted_from, solved
 
 LAW = sd.GaussianMixture(
@@ -47,6 +48,21 @@ def test_other_samples_are_more_accurate(method, steps, gain):
     assert grid.count == steps
     errors = [mean_error(steps, kind, method) for kind in (None, grid)]
     assert errors[1] < gain * errors[0]
+
+
+def test_a_fit_begins_from_the_own_grid_of_the_default_not_from_a_fitted_sampler():
+    torch.manual_seed(0)
+    net = sd.nets.MLP(shape=(2,), width=8)
+    model = sd.ScoreModel(net, "vp", "velocity", shape=(2,), data_std=1.0)
+    before = sd.fitted_grid(model, 3, n=8)
+    settings = {"steps": 3, "seed": 0}
+    own = sd.sample(model, 8, **settings)
+    ends = (float(before.l[0]), float(before.l[-1]))
+    l = tuple(torch.linspace(*ends, 4, dtype=torch.float64).tolist())
+    model.samplers = {(0.0, 3): FittedSampler("UniPC(2), data", l)}
+    assert not torch.equal(sd.sample(model, 8, **settings), own)
+    assert torch.equal(sd.fitted_grid(model, 3, n=8).l, before.l)
+    assert torch.equal(sd.fitted_grid(model, 3, n=8, method=sd.METHODS["default"]).l, before.l)
 
 
 def test_the_ends_are_those_of_the_solve():

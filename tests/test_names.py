@@ -157,6 +157,11 @@ MISSPELT = [
     ),
     *((lambda method=method: method_of(method), "ddim") for method in ("euler", "sample_euler")),
     (lambda: method_of("sample_euler_ancestral"), "ddpm"),  # with its eta of 1, test_diffusers.py
+    (lambda: method_of("EulerAncestralDiscreteScheduler"), "ddpm"),
+    (lambda: method_of("sample_lms"), "lms"),
+    (lambda: method_of("sample_dpm_2"), "dpm_2"),
+    (lambda: method_of("KDPM2AncestralDiscreteScheduler"), "dpm_2_ancestral"),
+    (lambda: method_of("DPM++ 2S a"), "dpmpp_2s_ancestral"),
     (lambda: method_of("DDPMScheduler"), "ddpm"),
     (lambda: ScoreModel(nn.Identity(), "vp", "epsilon_prediction"), "noise"),
     (lambda: sample(lambda x, t: -x, 4, sde="vp", shape=(2,), noise="pth"), "path"),

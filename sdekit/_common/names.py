@@ -29,7 +29,7 @@ def did_you_mean(
         return ""
     names: dict[str, object] = {str(name).lower(): name for name in known}
     candidates = {**names, **(aliases or {})}
-    normalised = given.lower().replace("-", "_")
+    normalised = given.lower().replace("-", "_").replace(" ", "_")
     matches = (
         [normalised]
         if normalised in candidates

@@ -31,6 +31,7 @@ _MAX_LEVELS = 16
 _TENSORS_READ = 16  # the number of tensors of which a value is read to detect changes
 _LARGEST_SHARE = 0.98  # of the variance: above, a network removes no noise, as before training
 _SMALLEST_REMOVED = 0.2  # at y, from data of up to 2 y; random weights may remove less by chance
+_SHOWN = 100  # characters of an error
 _WIDE_FACTOR = 0.3  # of the share removed at y / 16; for a normal law 1/64 or less
 
 
@@ -46,52 +47,64 @@ class DataScale:
 _ESTIMATES: WeakKeyDictionary[object, tuple[Hashable, DataScale]] = WeakKeyDictionary()
 
 
-def data_scale(model: AbstractModel, shape: tuple[int, ...] | None) -> DataScale:
+def data_scale(
+    model: AbstractModel, shape: tuple[int, ...] | None, sde: AbstractDiffusion | None = None
+) -> DataScale:
     """`data_mean` and `data_std` of the model; without a data_std estimates from the denoiser, by
-    some seven evaluations of a small batch.
+    some seven evaluations of a small batch, at levels of its diffusion, or of `sde` if it has none.
 
     A data_mean that is not 0 is kept. Where an estimate is not possible, the mean is the middle of
     the model's `data_range` and the standard deviation a quarter of its width, or without a range 0
     and 1. With labels per sample the estimate is that of the network without them, because a sample
     must not depend on the labels of the others; there is none if the network does not work without
-    them, of which a warning is raised, unless there is a range. A warning is also raised where the
-    network seems to be one of data with a larger standard deviation than the largest noise of the
-    diffusion.
+    them. Without a range a warning is raised of that, and of a denoiser that works with the numbers
+    of samples of the caller only. A warning is also raised where the network seems to be one of
+    data with a larger standard deviation than the largest noise of the diffusion.
     """
     if model.data_std is not None:
         return DataScale(model.data_mean, model.data_std)
     inner = model.model if isinstance(model, AbstractDerivedModel) else None
-    scale = _estimate_or_default(model, shape) if inner is None else data_scale(inner, shape)
+    if inner is None:
+        scale = _estimate_or_default(model, shape, model.sde or sde)
+    else:
+        scale = data_scale(inner, shape, sde)
     has_mean = isinstance(model.data_mean, Tensor) or model.data_mean != 0
     return replace(scale, mean=model.data_mean) if has_mean else scale
 
 
-def _estimate_or_default(model: AbstractModel, shape: tuple[int, ...] | None) -> DataScale:
+def _estimate_or_default(
+    model: AbstractModel, shape: tuple[int, ...] | None, sde: AbstractDiffusion | None
+) -> DataScale:
     """The estimate, which is cached until the model changes; the default where there is none."""
     low, high = getattr(model, "data_range", None) or (-2.0, 2.0)
     default = DataScale((low + high) / 2, (high - low) / 4)
     event = model.shape if shape is None else shape
-    if model.sde is None or event is None or not math.prod(event):
+    if sde is None or event is None or not math.prod(event):
         return default
     if not _works_without(model, model.entries().keys()):
-        if getattr(model, "data_range", None) is None:
-            warnings.warn(
-                "the mean and the standard deviation of the data are not known, and are not "
-                "estimated from a model that needs conditions of each sample: the solve is made "
-                f"for data of mean {default.mean:g} and standard deviation {default.std:g}. Give "
-                "ScoreModel(..., data_mean=, data_std=), or the model these attributes",
-                stacklevel=2,
-            )
+        _warn_of_default(model, default, "from a model that needs conditions of each sample")
         return default
-    key = _key(model, event)
+    key = _key(model, event, sde)
     if key is None:
-        return _estimate(model, event, default)
+        return _estimate(model, event, sde, default)
     net = getattr(model, "net", None)
     owner = net if model.entries() and isinstance(net, nn.Module) else model
     cached = _ESTIMATES.get(owner)
     if cached is None or cached[0] != key:
-        cached = _ESTIMATES[owner] = key, _estimate(model, event, default)
+        cached = _ESTIMATES[owner] = key, _estimate(model, event, sde, default)
     return cached[1]
+
+
+def _warn_of_default(model: AbstractModel, default: DataScale, reason: str) -> None:
+    """Warns that there is no estimate, unless the default is that of a range."""
+    if getattr(model, "data_range", None) is None:
+        warnings.warn(
+            "the mean and the standard deviation of the data are not known, and are not estimated "
+            f"{reason}: the solve is made for data of mean {default.mean:g} and standard deviation "
+            f"{default.std:g}. Give ScoreModel(..., data_mean=, data_std=), or the model these "
+            "attributes",
+            stacklevel=2,
+        )
 
 
 def _works_without(model: AbstractModel, names: Collection[str]) -> bool:
@@ -128,7 +141,7 @@ def _key_of_conditions(model: AbstractModel) -> Hashable | None:
     return tuple(others.items()), tuple(unknown)
 
 
-def _key(model: AbstractModel, shape: tuple[int, ...]) -> Hashable | None:
+def _key(model: AbstractModel, shape: tuple[int, ...], sde: AbstractDiffusion) -> Hashable | None:
     """Everything that an estimate depends on: conventions, the network, the version counters of its
     weights and buffers, and some of their values, since writes to `.data` are not counted. None if
     there are no weights.
@@ -147,9 +160,10 @@ def _key(model: AbstractModel, shape: tuple[int, ...]) -> Hashable | None:
         tensors += [
             one for one in getattr(model, "conditions", {}).values() if isinstance(one, Tensor)
         ]
-    names = ("sde", "predicts", "conditioning", "data_range")
+    names = ("predicts", "conditioning", "data_range")
     return (
         shape,
+        sde,
         id(getattr(model, "net", None)),
         *(getattr(model, name, None) for name in names),
         of_conditions,
@@ -165,7 +179,9 @@ def _sample_numbers(tensors: list[Tensor]) -> list[float]:
     return torch.stack(first).tolist() if first else []
 
 
-def _estimate(model: AbstractModel, shape: tuple[int, ...], default: DataScale) -> DataScale:
+def _estimate(
+    model: AbstractModel, shape: tuple[int, ...], sde: AbstractDiffusion, default: DataScale
+) -> DataScale:
     """The estimate; `default` if the denoiser fails, is not finite, or cannot be that of any data.
 
     A network is considered untrained if the estimate is above half the largest noise of its
@@ -178,7 +194,6 @@ def _estimate(model: AbstractModel, shape: tuple[int, ...], default: DataScale) 
     are drawn, and the probability flow is solved by DPM-Solver++(2M) to a y below s, where s^2 is
     their variance minus y^2.
     """
-    assert model.sde is not None
     dtype, device = model.place()
     dtype = torch.promote_types(dtype, torch.float32)
     pairs = max(_POINTS[0], min(_POINTS[1], _MIN_COORDINATES // math.prod(shape))) // 2
@@ -188,17 +203,21 @@ def _estimate(model: AbstractModel, shape: tuple[int, ...], default: DataScale) 
     try:
         same = _with_unknown(model, len(z))
         with torch.no_grad(), evaluating(same, len(z)):
-            mean, std = _along_flow(same, z, *_levels(model.sde))
-            wide = 0 < std < math.inf and _is_wide(same, mean + std * z, _levels(model.sde)[0])
-    except Exception:
+            mean, std = _along_flow(same, z, *_levels(sde))
+            wide = 0 < std < math.inf and _is_wide(same, mean + std * z, _levels(sde)[0])
+    except RuntimeError as error:  # of torch, as for another number of samples than expected
+        reason = f"from a model that fails with {len(z)} samples, {str(error)[:_SHOWN]!r}"
+        _warn_of_default(model, default, reason)
+        return default
+    except Exception:  # which the solve has too
         return default
     trained = any(True for network in model.networks() for _ in network.parameters())
-    largest = 0.5 * _levels(model.sde)[0] if trained else math.inf
+    largest = 0.5 * _levels(sde)[0] if trained else math.inf
     valid = 0 < std < largest and bool(mean.isfinite().all())
     if wide and std >= largest:
         warnings.warn(
             f"the standard deviation of the data is not known, and that of the network, {std:.3g}, "
-            f"is not below half the largest sigma / alpha of {model.sde}, {2 * largest:.3g}: the "
+            f"is not below half the largest sigma / alpha of {sde}, {2 * largest:.3g}: the "
             f"solve is made for data of mean {default.mean:.3g} and standard deviation "
             f"{default.std:.3g}. Give ScoreModel(..., data_mean=, data_std=) unless the network is "
             "not trained",

@@ -251,6 +251,13 @@ class ScoreModel(nn.Module, AbstractModel):
     def samplers(self, samplers: Samplers) -> None:
         self._recorded.samplers = dict(samplers)
 
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:  # noqa: ANN401
+        """That of `torch.nn.Module`; removes `samplers`, which were fitted to other weights."""
+        self.samplers = {}
+        return super().load_state_dict(state_dict, strict, assign)
+
     def record_scale(self, mean: Tensor | float, std: float | None) -> None:
         """Sets `data_mean` and `data_std`, also those of copies that `given` has made.
 

@@ -150,7 +150,7 @@ class Coordinates:
     ) -> "Coordinates":
         """The coordinates for the data of a model."""
         event = model.shape if shape is None else shape
-        scale = data_scale(model, event)
+        scale = data_scale(model, event, sde)
         mean = scale.mean
         if isinstance(mean, Tensor):
             mean = mean.to(model.place()[1])

@@ -98,8 +98,8 @@ class EDM(AbstractOnClock):
         s_tmin, s_tmax: the range of sigma / alpha in which noise is added.
         s_noise: the standard deviation of the added noise over sqrt(t^2 - t_0^2).
         rule: "heun" as published, of order two; "dpm_2", the midpoint in log(t), of order two;
-            "euler", of order one. They are `sample_heun`, `sample_dpm_2` and `sample_euler` of
-            k-diffusion. Two evaluations per step, or one with "euler".
+            "euler", of order one. Their steps are those of `sample_heun`, `sample_dpm_2` and
+            `sample_euler` of k-diffusion. Two evaluations per step, or one with "euler".
         steps, grid: N and the grid, unless `sample` receives others.
 
     Raises:

@@ -16,9 +16,11 @@ from sdekit_diffusion._models.data_scale import data_scale
 from sdekit_diffusion._models.model import AbstractModel
 from sdekit_diffusion._models.score_model import as_model
 from sdekit_diffusion._sampling.adaptive import AdaptiveFlow
+from sdekit_diffusion._sampling.fitted_samplers import is_default
 from sdekit_diffusion._sampling.grids import DEFAULT_END, AbstractGrid, Given
 from sdekit_diffusion._sampling.least_squares import least_squares
 from sdekit_diffusion._sampling.method import AbstractMethod
+from sdekit_diffusion._sampling.methods import method_of
 from sdekit_diffusion._sampling.sample import sample
 
 Method = AbstractMethod | AbstractSolver | str
@@ -175,6 +177,8 @@ def _own_points(
         ValueError: for a method with noise.
     """
     drawn: dict[str, Any] = {**options, "method": method, "steps": steps}
+    if is_default(method_of(method)):
+        drawn["grid"] = "focused"  # not that of a sampler that was fitted before
     solution = sample(model, n, save="all", return_solution=True, **drawn)
     assert solution.xs is not None
     drawn["x_T"] = solution.xs[0]

@@ -32,7 +32,7 @@ def fitted_sampler(
         ValueError: for a rule that this version does not have.
     """
     samplers = getattr(innermost(model), "samplers", None)
-    if not samplers or not _is_default(method):
+    if not samplers or not is_default(method):
         return method
     fitted = samplers.get((guidance_of(model), method.steps))
     if fitted is None:
@@ -79,7 +79,7 @@ def grid_of(fitted: FittedSampler) -> Given:
     return Given(torch.tensor(fitted.l, dtype=torch.float64))
 
 
-def _is_default(method: AbstractMethod) -> bool:
+def is_default(method: AbstractMethod) -> bool:
     """Whether a method is the default: chooses its rule by the model, on its own grid."""
     chosen = isinstance(method, OnClock) and method.integrand == "model" and method.solver is None
     return chosen and isinstance(method.grid, DefaultGrid) and method.grid.is_plain

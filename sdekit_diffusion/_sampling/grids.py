@@ -510,9 +510,10 @@ class Sigmas(AbstractGrid):
     samplers of k-diffusion and the schedulers of diffusers use them.
 
     They also set both ends of the solve: it begins with noise of the first level, and ends at the
-    last. A last level of 0 is not a step: the state x is replaced by D(x), as in those samplers.
-    The default method uses shorter multistep rules on this grid than on `Given`, because published
-    levels need not follow the model.
+    last. A last level of 0 is not a step: the state x is replaced by D(x), which is what the last
+    step of those samplers is too, except for `lms` and under churn. The default method uses shorter
+    multistep rules on this grid than on `Given`, because published levels need not follow the
+    model.
 
     Arguments:
         sigmas: decreasing and positive, except that the last may be 0; a tensor, an array or a

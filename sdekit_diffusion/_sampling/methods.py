@@ -93,8 +93,14 @@ METHODS: dict[str, AbstractMethod] = {
 # Names in papers and other libraries, for suggestions in messages.
 _PUBLISHED_NAMES = {
     "euler": "ddim", "sample_euler": "ddim", "eulerdiscretescheduler": "ddim",
-    "em": "euler_maruyama", "euler_a": "ddpm",
+    "em": "euler_maruyama", "euler_a": "ddpm", "eulerancestraldiscretescheduler": "ddpm",
     "euler_ancestral": "ddpm", "sample_euler_ancestral": "ddpm", "sample_heun": "heun",
+    "sample_lms": "lms", "sample_dpm_2": "dpm_2", "kdpm2discretescheduler": "dpm_2",
+    "sample_dpm_2_ancestral": "dpm_2_ancestral", "dpm2_a": "dpm_2_ancestral",
+    "kdpm2ancestraldiscretescheduler": "dpm_2_ancestral",
+    "sample_dpmpp_2s_ancestral": "dpmpp_2s_ancestral", "dpm++_2s_a": "dpmpp_2s_ancestral",
+    "sample_dpmpp_2m": "dpmpp_2m", "sample_dpmpp_sde": "dpmpp_sde",
+    "sample_dpmpp_2m_sde": "dpmpp_2m_sde", "sample_dpmpp_3m_sde": "dpmpp_3m_sde",
     "ddpmscheduler": "ddpm", "ddimscheduler": "ddim", "heundiscretescheduler": "heun",
     "unipcmultistepscheduler": "unipc", "deismultistepscheduler": "deis",
     "lmsdiscretescheduler": "lms", "dpmsolvermultistepscheduler": "dpmpp_2m",

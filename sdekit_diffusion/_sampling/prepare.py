@@ -76,7 +76,7 @@ def prepared(
         warn_of_end(model, coordinates, span[1], end, stacklevel=4)
     warn_of_last_step(sampler.left_over(coordinates, span), stacklevel=4)
     sampler = fitted_sampler(sampler, model, coordinates, span)
-    warn_of_levels(model, sampler, coordinates, span, stacklevel=4)
+    warn_of_levels(model, sampler, coordinates, span, denoise=denoise, stacklevel=4)
     noise = noise_of(noise, sampler, coordinates, span, seed=seed, first=first)
     problems = ReverseProblems(
         coordinates, span, noise, save, None, n, event, begin, seed, first, sampler.steps, dtype,

@@ -61,10 +61,11 @@ def warn_of_prior(
     if l > start:
         where = "the grid begins"
         remedy = "Begin at a higher level"
+    estimated = " (estimated)" if model.data_std is None else ""
     warnings.warn(
         f"{where} at sigma / alpha = {noise:.3g}, {noise / std:.3g} times the standard deviation "
-        f"of the data{direction}, {std:.3g}: the prior is far from the law there, and so is the "
-        f"result from that of the data. {remedy}{alternative}",
+        f"of the data{direction}, {std:.3g}{estimated}: the prior is far from the law there, and "
+        f"so is the result from that of the data. {remedy}{alternative}",
         stacklevel=stacklevel,
     )
 

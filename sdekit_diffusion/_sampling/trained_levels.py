@@ -22,19 +22,23 @@ def warn_of_levels(
     coordinates: Coordinates,
     span: Span,
     *,
+    denoise: bool,
     stacklevel: int,
 ) -> None:
-    """Warns unless a student is sampled by DDIM with steps that begin at its trained levels."""
+    """Warns unless a student is sampled by DDIM with steps that begin at its trained levels, and is
+    not evaluated at the end, to `denoise`.
+    """
     trained = getattr(innermost(model), "trained_levels", ())
     if not trained:
         return
     known = torch.tensor(trained, dtype=torch.float64) + math.log(coordinates.std)
     levels = _levels_of_ddim(method, coordinates, span)
-    if len(levels) == len(known) and torch.allclose(levels, known, rtol=0, atol=_TOLERANCE):
+    same = len(levels) == len(known) and torch.allclose(levels, known, rtol=0, atol=_TOLERANCE)
+    if same and not denoise:
         return
     warnings.warn(
         f"{_trained_at(trained)}: sample it with method='ddim' and the grid that it was trained "
-        "for, whose steps begin there (Trajectories.sigmas)",
+        "for, whose steps begin there (Trajectories.sigmas), without denoise and without a level 0",
         stacklevel=stacklevel,
     )
 
