@@ -182,6 +182,11 @@ class ReverseSDE(AbstractSDE):
         slopes = {} if self.prepare is None else self.prepare(ts)
         return replace(self, forward=self.forward.tabulated(ts), score=score, slopes=slopes)
 
+    @computed
+    def scores(self) -> Mapping[float, Slope]:
+        """Those of a score that has them, after its `tabulated`."""
+        return getattr(self.score, "scores", {})
+
     def within(self, t0: float, t1: float) -> Self:
         return replace(self, forward=self.forward.within(t0, t1))
 

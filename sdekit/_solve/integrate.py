@@ -30,7 +30,7 @@ from sdekit._solve.events import Event, EventSearch
 from sdekit._solve.fixed_grid import collect, points, solution_on_grid, states_on_grid, unchanged
 from sdekit._solve.gradient import AbstractGradient
 from sdekit._solve.solution import Point, Solution, Status, require_state, unfinished
-from sdekit._solve.steps import Steps
+from sdekit._solve.steps import Steps, tabulated
 from sdekit._solvers import AbstractSolver
 from sdekit.calling import is_kept_leaf
 
@@ -168,7 +168,10 @@ def solve(
         require_adaptive(problem, solver, control, gradient, x0)
     path = partial(BrownianPath, knots=(min(grid[0], grid[-1]), max(grid[0], grid[-1])))
     noise = _noise_of(problem, solver, noise, WhiteNoise if control is None else path)
-    problem = problem.tabulated(grid) if control is None else problem.within(grid[0], grid[-1])
+    if control is None:
+        problem = tabulated(problem, solver, grid)
+    else:
+        problem = problem.within(grid[0], grid[-1])
     chosen = None if isinstance(save, str) else chosen_times(save, grid)
     kept = save if isinstance(save, str) else "times"
     require_resolved_outputs(noise, chosen, grid, kept, adaptive=control is not None)

@@ -13,6 +13,17 @@ from sdekit._solvers.contract import AbstractSolver, Tree
 _BLOCK = 16  # steps whose noise is drawn together in the backward pass
 
 
+def tabulated(problem: AbstractSDE, solver: AbstractSolver, ts: Sequence[float]) -> AbstractSDE:
+    """The equation with its coefficients at all times that a solver needs on a grid computed in
+    advance.
+    """
+    if type(problem).tabulated is AbstractSDE.tabulated:
+        return problem
+    stages = solver.stage_times(problem, ts)
+    times = sorted({*ts, *stages}, reverse=ts[-1] < ts[0]) if stages else ts
+    return problem.tabulated(times)
+
+
 @dataclass(frozen=True, eq=False)
 class Steps:
     """The steps of a solve, any of which can be repeated."""
@@ -31,7 +42,7 @@ class Steps:
         noise: AbstractNoise | None,
     ) -> "Steps":
         """The steps of a solver on a grid, for states such as x."""
-        counted = Counted.of(problem.tabulated(ts), x)
+        counted = Counted.of(tabulated(problem, solver, ts), x)
         return Steps(counted, ts, solver.plan(counted, ts), noise)
 
     def __len__(self) -> int:

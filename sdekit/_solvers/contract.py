@@ -115,6 +115,12 @@ class AbstractSolver(ABC):
         """
         return self
 
+    def stage_times(self, problem: AbstractSDE, ts: Sequence[float]) -> Sequence[float]:
+        """The times besides those of a fixed grid at which steps evaluate the equation, for which
+        it then computes its coefficients in advance; none that are known by default.
+        """
+        return ()
+
     def init(self, problem: AbstractSDE, t0: Time, x: Tensor) -> Tree:
         """What the first step receives as `state`."""
         return ()

@@ -4,6 +4,7 @@ from abc import ABC
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
+from itertools import pairwise
 from typing import ClassVar
 
 import torch
@@ -67,6 +68,10 @@ class AbstractRungeKutta(AbstractSolver, ABC):
     """
 
     tableau: ClassVar[Tableau]
+
+    def stage_times(self, problem: AbstractSDE, ts: Sequence[float]) -> Sequence[float]:
+        inner = [c for c in self.tableau.c if c not in (0, 1)]
+        return [t0 + c * (t1 - t0) for t0, t1 in pairwise(ts) for c in inner]
 
     def step(
         self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree

@@ -47,6 +47,12 @@ class AbstractSingleStep(AbstractPlanned):
         2, in units of A(stop), as those of `Panels.exact`.
         """
 
+    def stage_times(self, problem: AbstractSDE, ts: Sequence[float]) -> Sequence[float]:
+        starts = np.asarray(ts[:-1])
+        ends = np.asarray(ts[1:])
+        inner = [problem.between(starts, ends, c) for c in self.c if c != 1]
+        return np.concatenate(inner).tolist() if inner else ()
+
     def plan(self, problem: AbstractSDE, ts: Sequence[float]) -> Self:
         starts = np.asarray(ts[:-1])
         ends = np.asarray(ts[1:])

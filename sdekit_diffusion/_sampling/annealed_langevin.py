@@ -1,9 +1,9 @@
 """Annealed Langevin dynamics: some moves of Langevin dynamics at each of several noise levels."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from sdekit import AbstractSDE, EulerMaruyama, NotFiniteError, Point, Solution, did_you_mean, solve
 from sdekit.elementary import Time
 from sdekit_diffusion._common.inputs import is_whole, require_numbers
+from sdekit_diffusion._models.affine import Affine, Function, prepared
 from sdekit_diffusion._models.model import AbstractModel, signal_scale
 from sdekit_diffusion._sampling.grids import AbstractGrid, UniformInLogSNR
 from sdekit_diffusion._sampling.method import AbstractMethod, ReverseProblem
@@ -38,6 +39,20 @@ class Relaxation(AbstractSDE):
     levels: Sequence[float]
     moves: int
     size: float
+    slopes: Mapping[float, Function] = field(default_factory=dict)
+
+    def tabulated(self, ts: Sequence[float]) -> Self:
+        l = torch.tensor(self.levels, dtype=torch.float64)
+
+        def numbers() -> Affine:
+            eps = self.model.affine(l, "noise").at(signal_scale(l))
+            return eps.times(-self.size * torch.exp(-l))
+
+        key = ("relaxation", self.size, *self.levels)
+        functions = prepared(self.model, key, len(l), numbers)
+        if functions is None:
+            return self
+        return replace(self, slopes={k: functions[int(k) // self.moves] for k in ts[:-1]})
 
     def _level(self, k: Time) -> float:
         """l of move k."""

@@ -1,7 +1,7 @@
 """DDIM with its own eta, and the two-stage sampler that consists of its steps."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,30 +38,34 @@ class DDIMStep(AbstractSolver):
     def normals(self) -> int:
         return 1 if self.stages == 2 and self.eta else 0
 
+    def stage_times(self, problem: AbstractSDE, ts: Sequence[float]) -> Sequence[float]:
+        return list(map(_middle, ts[:-1], ts[1:])) if self.stages == 2 else ()
+
     def step(
         self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: object
     ) -> Step:
         assert isinstance(t0, float), "DDIM lives on fixed grids"
         assert isinstance(t1, float)
-        data = self._data(problem, t0, x)
+        data = problem.drift(t0, x) * self._data_factor(t0)
         if self.stages == 2:
-            middle = math.sqrt(t0) * math.sqrt(t1)  # the product may overflow
+            middle = _middle(t0, t1)
             w = noise.w
             if w is not None:
                 assert noise.z is not None
                 r = (middle - t0) / (t1 - t0)
                 w = axpy(math.sqrt((1 - r) * (middle - t0)), noise.z[0], r * w)
-            data = self._data(problem, middle, self._advance(t0, middle, x, data, w))
+            stage = self._advance(t0, middle, x, data, w)
+            data = problem.drift(middle, stage) * self._data_factor(middle)
         return Step(self._advance(t0, t1, x, data, noise.w))
 
     def _l(self, t: float) -> float:
         return math.log(t) / (2 * self.eta**2 or 1)
 
-    def _data(self, problem: AbstractSDE, t: float, y: Tensor) -> Tensor:
-        """D, from the drift D dA/dt."""
+    def _data_factor(self, t: float) -> float:
+        """D over the drift D dA/dt."""
         a = 1 + self.eta**2
         q = 2 * self.eta**2
-        return problem.drift(t, y) * (q / a * math.exp((q - a) * self._l(t)) if q else 1.0)
+        return q / a * math.exp((q - a) * self._l(t)) if q else 1.0
 
     def _advance(self, t0: float, t1: float, y: Tensor, data: Tensor, w: Tensor | None) -> Tensor:
         l0 = self._l(t0)
@@ -76,6 +80,11 @@ class DDIMStep(AbstractSolver):
             scale * signal * math.exp(-level * l0) * y,
         )
         return y if w is None else axpy(self.s_noise * scale * c / math.sqrt(t1 - t0), w, y)
+
+
+def _middle(t0: float, t1: float) -> float:
+    """The middle of a step in log(t)."""
+    return math.sqrt(t0) * math.sqrt(t1)  # the product may overflow
 
 
 @dataclass(frozen=True, eq=False)

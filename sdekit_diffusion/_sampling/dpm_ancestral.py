@@ -3,7 +3,9 @@ then new noise up to that level.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Literal, get_args
 
 from torch import Tensor
@@ -36,26 +38,32 @@ class DPMAncestralStep(AbstractSolver):
     ) -> Step:
         assert isinstance(t0, float), "ancestral samplers live on fixed grids"
         assert isinstance(t1, float)
-        added = min(1.0, self.eta * math.sqrt(1 - (t1 / t0) ** 2)) * t1
-        low = math.sqrt(t1 * t1 - added * added)
-        end = self._flow(problem, t0, low, x)
+        added, low = self._levels(t0, t1)
+        eps = problem.drift(t0, x)
+        middle = math.sqrt(t0 * low)
+        share = low / t0
+        if not low:  # the middle in log(t) would be at t = 0 too
+            end = axpy(-t0, eps, x)
+        else:
+            stage = axpy(middle - t0, eps, x)
+            eps = problem.drift(middle, stage)
+            if self.integrand == "noise":
+                end = axpy(low - t0, eps, x)
+            else:
+                end = axpy(1 - share, axpy(-middle, eps, stage), share * x)
         if not self.eta:
             return Step(end)
         assert noise.z is not None
         return Step(axpy(self.s_noise * added, noise.z[0], end))
 
-    def _flow(self, problem: AbstractSDE, t0: float, t1: float, y: Tensor) -> Tensor:
-        """A step of the probability flow dy = eps dt."""
-        eps = problem.drift(t0, y)
-        if not t1:  # the middle in log(t) would be at t = 0 too
-            return axpy(-t0, eps, y)
-        middle = math.sqrt(t0 * t1)
-        inner = axpy(middle - t0, eps, y)
-        eps = problem.drift(middle, inner)
-        if self.integrand == "noise":
-            return axpy(t1 - t0, eps, y)
-        share = t1 / t0
-        return axpy(1 - share, axpy(-middle, eps, inner), share * y)
+    def stage_times(self, problem: AbstractSDE, ts: Sequence[float]) -> Sequence[float]:
+        lows = [self._levels(t0, t1)[1] for t0, t1 in pairwise(ts)]
+        return [math.sqrt(t0 * low) for t0, low in zip(ts[:-1], lows, strict=True) if low]
+
+    def _levels(self, t0: float, t1: float) -> tuple[float, float]:
+        """The standard deviation of the noise that a step adds, and the level before that."""
+        added = min(1.0, self.eta * math.sqrt(1 - (t1 / t0) ** 2)) * t1
+        return added, math.sqrt(t1 * t1 - added * added)
 
 
 @dataclass(frozen=True, eq=False)

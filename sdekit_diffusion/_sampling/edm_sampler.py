@@ -10,7 +10,6 @@ from torch import Tensor
 from sdekit import (
     AbstractSDE,
     AbstractSolver,
-    Heun,
     Increment,
     Order,
     Step,
@@ -59,21 +58,35 @@ class Churn(AbstractSolver):
         count = len(ts) - 1 + self.steps_after
         return replace(self, gamma=min(self.s_churn / count, math.sqrt(2) - 1))
 
+    def stage_times(self, problem: AbstractSDE, ts: Sequence[float]) -> Sequence[float]:
+        planned = self.plan(problem, ts)
+        raised = [planned._raised(t) for t in ts[:-1]]
+        if self.rule != "dpm_2":
+            return raised
+        return [*raised, *(math.sqrt(t * t1) for t, t1 in zip(raised, ts[1:], strict=True))]
+
+    def _raised(self, t0: float) -> float:
+        """t after the new noise of a step from t_0."""
+        churns = self.gamma and self.s_tmin <= t0 <= self.s_tmax
+        return min((1 + self.gamma) * t0, self.largest) if churns else t0
+
     def step(
         self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: object
     ) -> Step:
-        t = t0
-        if self.gamma and self.s_tmin <= t0 <= self.s_tmax:
+        assert isinstance(t0, float), "churn lives on fixed grids"
+        assert isinstance(t1, float)
+        t = self._raised(t0)
+        if t != t0:
             assert noise.z is not None
-            t = min((1 + self.gamma) * t0, self.largest)
             x = axpy(self.s_noise * math.sqrt(max(0.0, t**2 - t0**2)), noise.z[0], x)
-        if self.rule == "heun":
-            return Heun().step(problem, t, t1, x, noise, state)
         if self.rule == "euler":
             return Step(problem.advance(t, x, t1 - t, x))
-        middle = math.sqrt(t * t1)
-        stage = problem.advance(t, x, middle - t, x)
-        return Step(problem.advance(middle, stage, t1 - t, x))
+        if self.rule == "dpm_2":
+            middle = math.sqrt(t * t1)
+            stage = problem.advance(t, x, middle - t, x)
+            return Step(problem.advance(middle, stage, t1 - t, x))
+        end = problem.advance(t, x, t1 - t, x)
+        return Step(problem.advance(t1, end, 0.5 * (t1 - t), 0.5 * (x + end)))
 
 
 @dataclass(frozen=True, eq=False)

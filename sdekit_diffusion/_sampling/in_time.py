@@ -32,7 +32,7 @@ class _Score:
     ts: Sequence[float] = ()
 
     @cached_property
-    def _table(self) -> Mapping[float, Function]:
+    def scores(self) -> Mapping[float, Function]:
         """The score at each time of a grid, with the coefficients of all times computed together;
         empty where it is not affine in a network's output.
         """
@@ -40,9 +40,6 @@ class _Score:
         return dict(zip(self.ts, functions or (), strict=bool(functions)))
 
     def __call__(self, t: Time, x: Tensor) -> Tensor:
-        function = None if isinstance(t, Tensor) or not self.ts else self._table.get(t)
-        if function is not None:
-            return function(x)
         eps = self.model.predict_noise(self.coordinates.log_snr(t), self.coordinates.standard(t, x))
         return scaled(-1 / self.coordinates.sde.sigma(t), eps)
 
