@@ -228,14 +228,20 @@ def test_a_network_is_stored_apart_from_its_guidance(tmp_path, monkeypatch):
     keys = ("evaluations", "left out", *ratios, "default", "best peer", "its name", "peers")
     fitted = {"fitted": 0.5, "ratio fitted": 0.25}
     rows = [{"network": name} | dict.fromkeys(keys, 1) | fitted for name in names]
-    networks.publish_case("curves, vp", {"environment": {}, "rows": rows})
+    images = [{"network": name, "excess": 0.5} for name in names]
+    result = {"environment": {}, "rows": rows, "distances": images}
+    networks.publish_case("curves, vp", result)
     for table, name in (("networks", names[0]), ("networks_guided", names[1])):
         (row,) = json.loads((tmp_path / f"{table}-curves_vp.json").read_text())["rows"]
         assert row == {"network": name} | dict.fromkeys(keys[:-1], 1)
     both = json.loads((tmp_path / "networks_fitted-curves_vp.json").read_text())["rows"]
     assert [row["network"] for row in both] == names[:2]
     assert all((row["ratio"], row["over the default"]) == (0.25, 0.5) for row in both)
-    assert len(list(tmp_path.iterdir())) == 3
+    published = json.loads((tmp_path / "networks_distances-curves_vp.json").read_text())["rows"]
+    assert published == images[:2]
+    assert len(list(tmp_path.iterdir())) == 4
+    networks.publish_case("digits", {"environment": {}, "rows": [], "distances": images})
+    assert len(list(tmp_path.iterdir())) == 5
 
 
 def test_samples_far_from_the_data_are_left_out():

@@ -166,12 +166,10 @@ def solve(
     require_pairing(problem, solver)
     if control is not None:
         require_adaptive(problem, solver, control, gradient, x0)
-    path = partial(BrownianPath, knots=(min(grid[0], grid[-1]), max(grid[0], grid[-1])))
+    ends = grid[0], grid[-1]
+    path = partial(BrownianPath, knots=(min(ends), max(ends)))
     noise = _noise_of(problem, solver, noise, WhiteNoise if control is None else path)
-    if control is None:
-        problem = tabulated(problem, solver, grid)
-    else:
-        problem = problem.within(grid[0], grid[-1])
+    problem = tabulated(problem, solver, grid) if control is None else problem.within(*ends)
     chosen = None if isinstance(save, str) else chosen_times(save, grid)
     kept = save if isinstance(save, str) else "times"
     require_resolved_outputs(noise, chosen, grid, kept, adaptive=control is not None)

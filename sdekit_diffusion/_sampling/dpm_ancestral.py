@@ -38,9 +38,8 @@ class DPMAncestralStep(AbstractSolver):
     ) -> Step:
         assert isinstance(t0, float), "ancestral samplers live on fixed grids"
         assert isinstance(t1, float)
-        added, low = self._levels(t0, t1)
+        added, low, middle = self._levels(t0, t1)
         eps = problem.drift(t0, x)
-        middle = math.sqrt(t0 * low)
         share = low / t0
         if not low:  # the middle in log(t) would be at t = 0 too
             end = axpy(-t0, eps, x)
@@ -57,13 +56,16 @@ class DPMAncestralStep(AbstractSolver):
         return Step(axpy(self.s_noise * added, noise.z[0], end))
 
     def stage_times(self, problem: AbstractSDE, ts: Sequence[float]) -> Sequence[float]:
-        lows = [self._levels(t0, t1)[1] for t0, t1 in pairwise(ts)]
-        return [math.sqrt(t0 * low) for t0, low in zip(ts[:-1], lows, strict=True) if low]
+        middles = [self._levels(t0, t1)[2] for t0, t1 in pairwise(ts)]
+        return [middle for middle in middles if middle]
 
-    def _levels(self, t0: float, t1: float) -> tuple[float, float]:
-        """The standard deviation of the noise that a step adds, and the level before that."""
+    def _levels(self, t0: float, t1: float) -> tuple[float, float, float]:
+        """The standard deviation of the noise that a step adds, the level before that, and the
+        middle of the step to there in log(t).
+        """
         added = min(1.0, self.eta * math.sqrt(1 - (t1 / t0) ** 2)) * t1
-        return added, math.sqrt(t1 * t1 - added * added)
+        low = math.sqrt(t1 * t1 - added * added)
+        return added, low, math.sqrt(t0 * low)
 
 
 @dataclass(frozen=True, eq=False)
