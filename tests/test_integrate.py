@@ -14,6 +14,9 @@ from sdekit import (
     ODE,
     RK4,
     SDE,
+    AbstractSDE,
+    ClockedHeun,
+    DPMSolverSingle,
     EulerMaruyama,
     Heun,
     Langevin,
@@ -273,3 +276,47 @@ def test_what_is_no_equation_solver_or_noise_is_named(change, message):
     arguments = {"problem": GBM, "x0": ONE, "ts": [0.0, 1.0], "solver": EulerMaruyama()} | change
     with pytest.raises(TypeError, match=message):
         solve(**arguments)
+
+
+class Tabulating(AbstractSDE):
+    """dx = -x dt, or with its score, which keeps the times that it is prepared for."""
+
+    noise_type = "none"
+
+    def __init__(self):
+        self.times = []
+
+    def drift(self, t, x):
+        return -x
+
+    def score(self, t, x):
+        return -x
+
+    def tabulated(self, ts):
+        self.times.append(list(ts))
+        return self
+
+
+@pytest.mark.parametrize(
+    ("solver", "stages"),
+    [
+        (EulerMaruyama(), ()),
+        (RK4(), (0.5, 1.5)),
+        (sdekit.Tsit5(), ()),
+        (DPMSolverSingle(3), (1 / 3, 2 / 3, 4 / 3, 5 / 3)),
+        (ClockedHeun(), ()),
+        (PredictorCorrector(DPMSolverSingle(2), Langevin()), (0.5, 1.5)),
+    ],
+)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_an_equation_is_prepared_for_the_times_of_all_stages_in_order(solver, stages, sign):
+    """Of RK4, whose two inner stages are at the same time, and of single steps."""
+    equation = Tabulating()
+    ts = [0.0, sign * 1.0, sign * 2.0]
+    solve(equation, ONE, ts, solver=solver, noise=WhiteNoise(seed=0))
+    (times,) = equation.times
+    if not isinstance(solver, sdekit.Tsit5):
+        expected = sorted([*ts, *(sign * t for t in stages)], key=abs)
+        assert times == pytest.approx(expected, abs=1e-15)
+    assert times == sorted(times, reverse=sign < 0)
+    assert {*ts} <= {*times}

@@ -176,6 +176,9 @@ class PredictorCorrector(AbstractSolver):
     def plan(self, problem: AbstractSDE, ts: Sequence[float]) -> Self:
         return replace(self, predictor=self.predictor.plan(problem, ts))
 
+    def stage_times(self, problem: AbstractSDE, ts: Sequence[float]) -> Sequence[float]:
+        return self.predictor.stage_times(problem, ts)
+
     def init(self, problem: AbstractSDE, t0: Time, x: Tensor) -> Tree:
         return self.predictor.init(problem, t0, x)
 

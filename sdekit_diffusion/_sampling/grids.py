@@ -272,9 +272,9 @@ class Focused(AbstractGrid):
     shorter near the data. With a reach, this v has r = reach d^{1/2}, and the steps in l begin at y
     = 10 r. With a native share and no reach, v is the first one in any number of steps.
 
-    For networks the default method sets other values for what is None: the reach and the
-    sharpness where they predict the noise, else both shares if neither is given. It sets none of
-    them if a reach or a native share is given.
+    With `method="default"` and a network, the table on the page of samplers sets what is None: the
+    reach and the sharpness for networks that predict the noise, and for others both shares if
+    neither is given. It sets nothing if a reach or a native share is given.
 
     Arguments:
         share: the share of v, from 0 to less than 1. None means 0.8, or 0.9 with a reach.
@@ -444,7 +444,8 @@ class Equidistributed(AbstractGrid):
         fits = l.ndim == 1 and l.shape == density.shape and len(l) > 1
         if not (fits and bool((l.diff() > 0).all() and (density > 0).all())):
             raise ValueError(
-                "l must increase, and the density be as many positive numbers, two or more"
+                "l must increase, and the density be as many positive numbers, two or more; not "
+                f"l = {l.tolist()!r:.60} with the density {density.tolist()!r:.60}"
             )
         object.__setattr__(self, "l", l)
         object.__setattr__(self, "density", density)
@@ -491,7 +492,7 @@ class Given(AbstractGrid):
             raise ValueError(
                 "l must be two or more finite numbers that increase: log(alpha / sigma) from the "
                 "noisy end to the clean one; of decreasing noise levels sigma that is "
-                "-torch.log(sigmas) where alpha = 1"
+                f"-torch.log(sigmas) where alpha = 1; not {l.tolist()!r:.100}"
             )
         object.__setattr__(self, "l", l)
 
