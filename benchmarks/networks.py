@@ -357,7 +357,9 @@ def distances(
             row = {"network": name, "method": method, "evaluations": steps}
             row |= {"error": errors(sets[method], exact)[0], "excess": each[0]}
             row |= {"stderr": float(np.std(each[1:], ddof=1))}
-            rows.append(row | {"ours less it": gain[0], "its stderr": float(np.std(gain[1:]))})
+            rows.append(
+                row | {"ours less it": gain[0], "its stderr": float(np.std(gain[1:], ddof=1))}
+            )
         figures = "; ".join(
             f"{row['method']} {row['excess']:.3f} +- {row['stderr']:.3f}"
             for row in rows[-len(sets) :]
@@ -441,10 +443,13 @@ def main() -> None:
     for case in CASES:
         if arguments.names and not case.name.startswith(tuple(arguments.names)):
             continue
+        if arguments.distances and not case.of_images:
+            continue
         model = trained(case, 0.1 if arguments.quick else 1.0)
         measure(case, model, budgets, result, alone=arguments.distances)
-        draw(result["rows"])
-        save("networks", result)
+        if not arguments.distances:
+            draw(result["rows"])
+        save("networks_distances" if arguments.distances else "networks", result)
         if not arguments.quick:
             publish_case(case.name, result)
 

@@ -206,8 +206,9 @@ def frechet_distances(rows: Rows) -> list[str]:
             shown_rows.append(row | {"method": name})
             above[name] += row["ours less it"] > 2 * row["its stderr"]
         other = chosen["most accurate other"]
-        ours = abs(other["excess"] + other["ours less it"])
-        farther += ours - abs(other["excess"]) > 2 * other["its stderr"]
+        ours = next(row for row in reversed(cell) if row["method"] in ("default", "fitted"))
+        stderr = math.hypot(ours["stderr"], other["stderr"])
+        farther += abs(ours["excess"]) - abs(other["excess"]) > 2 * stderr
     table = crossed("network, method", "evaluations", "{excess:.3f} ± {stderr:.3f}")(shown_rows)
     counts = " and ".join(f"above that of the {name} in {count}" for name, count in above.items())
     return [

@@ -276,10 +276,13 @@ def test_a_student_is_refused():
 
 
 def test_other_weights_have_no_sampler_of_these():
+    """Loaded into the model, or into a module with it."""
     model = network()
-    model.samplers = {(0.0, 4): FittedSampler("UniPC(2), data", (0.0, 1.0))}
-    model.load_state_dict(model.state_dict())
-    assert not model.samplers
+    for module in (model, nn.ModuleList([model])):
+        model.samplers = {(0.0, 4): FittedSampler("UniPC(2), data", (0.0, 1.0))}
+        module.load_state_dict({name: 2 * value for name, value in module.state_dict().items()})
+        assert not model.samplers
+    assert float(model.net.weight) == 4.0
 
 
 def test_another_network_has_no_sampler_of_this_one():

@@ -183,9 +183,9 @@ class ReverseSDE(AbstractSDE):
         return replace(self, forward=self.forward.tabulated(ts), score=score, slopes=slopes)
 
     @computed
-    def scores(self) -> Mapping[float, Slope]:
+    def scores_on_grid(self) -> Mapping[float, Slope]:
         """Those of a score that has them, after its `tabulated`."""
-        return getattr(self.score, "scores", {})
+        return getattr(self.score, "scores_on_grid", {})
 
     def within(self, t0: float, t1: float) -> Self:
         return replace(self, forward=self.forward.within(t0, t1))

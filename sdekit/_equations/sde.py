@@ -55,7 +55,7 @@ class AbstractSDE(ABC):
             of it in advance; `tabulated` fills it in. With two more arguments, `(x, h, onto)`,
             these functions return onto + h f(x). They refuse changes in place themselves, because
             `solve` does not check them.
-        scores: the score at each time of a grid as a function of x, like `slopes`.
+        scores_on_grid: the score at each time of a grid as a function of x, like `slopes`.
         plans: a cache of the plans of multistep rules on this equation; None makes a new plan in
             each solve.
         jumps: times at which the drift jumps; adaptive steps end at each of them, on a path at
@@ -82,7 +82,7 @@ class AbstractSDE(ABC):
     noise_type: NoiseType
     sde_type: SDEType = "ito"
     slopes: Mapping[float, Slope] = {}
-    scores: Mapping[float, Slope] = {}
+    scores_on_grid: Mapping[float, Slope] = {}
     plans: MutableMapping[Hashable, Any] | None = None
     jumps: Sequence[float] = ()
     checks_shapes: bool = False

@@ -139,7 +139,8 @@ class Counted(AbstractSDE):
         return function(x)
 
     def score(self, t: Time, x: Tensor) -> Tensor:
-        if not isinstance(t, Tensor) and (function := self.problem.scores.get(t)) is not None:
+        function = None if isinstance(t, Tensor) else self.problem.scores_on_grid.get(t)
+        if function is not None:
             self.calls[0] += 1
             return function(x)
         return checked_output(

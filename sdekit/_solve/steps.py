@@ -19,7 +19,7 @@ def tabulated(problem: AbstractSDE, solver: AbstractSolver, ts: Sequence[float])
     """
     if type(problem).tabulated is AbstractSDE.tabulated:
         return problem
-    stages = solver.stage_times(problem, ts)
+    stages = [float(t) for t in solver.stage_times(problem, ts)]
     times = sorted({*ts, *stages}, reverse=ts[-1] < ts[0]) if stages else ts
     return problem.tabulated(times)
 

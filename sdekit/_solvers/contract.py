@@ -116,8 +116,9 @@ class AbstractSolver(ABC):
         return self
 
     def stage_times(self, problem: AbstractSDE, ts: Sequence[float]) -> Sequence[float]:
-        """The times besides those of a fixed grid at which steps evaluate the equation, for which
-        it then computes its coefficients in advance; none that are known by default.
+        """The times besides those of a fixed grid at which steps evaluate the equation, exactly as
+        `step` computes them; the equation then computes its coefficients there in advance. By
+        default none are known.
         """
         return ()
 

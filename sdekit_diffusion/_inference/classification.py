@@ -142,7 +142,7 @@ def classify(
     """
     _require(models, x, draws, levels, batch_size)
     diffusion = models[0].under(sde)
-    scales = [data_scale(model, tuple(x.shape[1:])) for model in models]
+    scales = [data_scale(model, tuple(x.shape[1:]), diffusion) for model in models]
     span = _span(models, diffusion, end, [scale.std for scale in scales])
     weights = _weights(log_weights, len(models))
     for model in models:

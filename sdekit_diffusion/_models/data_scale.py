@@ -57,9 +57,9 @@ def data_scale(
     the model's `data_range` and the standard deviation a quarter of its width, or without a range 0
     and 1. With labels per sample the estimate is that of the network without them, because a sample
     must not depend on the labels of the others; there is none if the network does not work without
-    them. Without a range a warning is raised of that, and of a denoiser that works with the numbers
-    of samples of the caller only. A warning is also raised where the network seems to be one of
-    data with a larger standard deviation than the largest noise of the diffusion.
+    them. Without a range a warning is raised of that, and of a denoiser that fails for the number
+    of samples that the estimate needs. A warning is also raised where the network seems to be one
+    of data with a larger standard deviation than the largest noise of the diffusion.
     """
     if model.data_std is not None:
         return DataScale(model.data_mean, model.data_std)
@@ -205,6 +205,8 @@ def _estimate(
         with torch.no_grad(), evaluating(same, len(z)):
             mean, std = _along_flow(same, z, *_levels(sde))
             wide = 0 < std < math.inf and _is_wide(same, mean + std * z, _levels(sde)[0])
+    except (NotImplementedError, RecursionError, torch.OutOfMemoryError):
+        return default
     except RuntimeError as error:  # of torch, as for another number of samples than expected
         reason = f"from a model that fails with {len(z)} samples, {str(error)[:_SHOWN]!r}"
         _warn_of_default(model, default, reason)

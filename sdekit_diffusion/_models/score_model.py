@@ -251,12 +251,23 @@ class ScoreModel(nn.Module, AbstractModel):
     def samplers(self, samplers: Samplers) -> None:
         self._recorded.samplers = dict(samplers)
 
-    def load_state_dict(
-        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
-    ) -> Any:  # noqa: ANN401
-        """That of `torch.nn.Module`; removes `samplers`, which were fitted to other weights."""
+    def _load_from_state_dict(
+        self,
+        state_dict: Any,  # noqa: ANN401
+        prefix: Any,  # noqa: ANN401
+        local_metadata: Any,  # noqa: ANN401
+        strict: Any,  # noqa: ANN401
+        missing_keys: Any,  # noqa: ANN401
+        unexpected_keys: Any,  # noqa: ANN401
+        error_msgs: Any,  # noqa: ANN401
+    ) -> None:
+        """That of `torch.nn.Module`, which `load_state_dict` calls, also that of a module around
+        this one; removes `samplers`, which were fitted to other weights.
+        """
         self.samplers = {}
-        return super().load_state_dict(state_dict, strict, assign)
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
 
     def record_scale(self, mean: Tensor | float, std: float | None) -> None:
         """Sets `data_mean` and `data_std`, also those of copies that `given` has made.

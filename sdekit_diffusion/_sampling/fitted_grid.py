@@ -133,7 +133,7 @@ def solved(
     """
     options = options | {"first": first}
     exact = sample(model, n, method=AdaptiveFlow(_TOLERANCE, _TOLERANCE), **options)
-    near = _near_data(model, exact)
+    near = _near_data(model, exact, options.get("sde"))
     if not bool(near.all()):
         solution = sample(model, n, steps=1, save="all", return_solution=True, **options)
         assert solution.xs is not None
@@ -144,12 +144,12 @@ def solved(
     return Solved(model, exact, options, report)
 
 
-def _near_data(model: AbstractModel, exact: Tensor) -> Tensor:
+def _near_data(model: AbstractModel, exact: Tensor, sde: AbstractDiffusion | None = None) -> Tensor:
     """Which solutions are near the data. The others may be far because the flow of a network leaves
     the data, and one of a thousand would decide the mean error. At least half are near by
     definition, also if an observation is far from the data.
     """
-    scale = data_scale(model, tuple(exact.shape[1:]))
+    scale = data_scale(model, tuple(exact.shape[1:]), sde)
     x = exact.double().cpu() - torch.as_tensor(scale.mean).double().cpu()
     distance = x.reshape(len(x), -1).square().mean(dim=1).sqrt() / scale.std
     near = distance <= _FAR * distance.median().clamp(min=1.0)

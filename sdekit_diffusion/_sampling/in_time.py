@@ -32,7 +32,7 @@ class _Score:
     ts: Sequence[float] = ()
 
     @cached_property
-    def scores(self) -> Mapping[float, Function]:
+    def scores_on_grid(self) -> Mapping[float, Function]:
         """The score at each time of a grid, with the coefficients of all times computed together;
         empty where it is not affine in a network's output.
         """
