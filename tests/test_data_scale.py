@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import Subset
 
 import sdekit_diffusion as sd
-from sdekit.elementary import broadcast, scaled
+from sdekit.elementary import scaled
 from sdekit_diffusion import (
     DENSITIES,
     EDMSDE,
@@ -391,19 +391,6 @@ def test_where_nothing_can_be_estimated_the_range_decides():
     assert data_scale(ScoreModel(lambda x, t: x * math.nan, "vp", shape=(4,)), None).std == 1.0
     assert data_scale(ScoreModel(Scaled(1e5), "vp", shape=(4,)), None).std == 1.0
     assert data_scale(ScoreModel(lambda x, t: 0 * x, "vp", shape=(4,)), None).std == 1.0
-
-
-def test_a_score_of_as_many_samples_as_it_has_labels_is_warned_of():
-    """The estimate needs other numbers of points."""
-    centres = torch.tensor([[0.0], [1.0], [2.0]])
-
-    def score(x, t):
-        return (centres - x) / broadcast(VESDE().sigma(t) ** 2, x)
-
-    message = r"that fails with 256 samples, 'The size of tensor .*solve is made for data of mean 0"
-    with pytest.warns(UserWarning, match=message):
-        x = sample(score, 3, sde=VESDE(), shape=(1,), steps=5, seed=0)
-    assert x.shape == (3, 1)
 
 
 def test_models_without_a_diffusion_are_estimated_under_that_of_the_solve():

@@ -31,7 +31,6 @@ _MAX_LEVELS = 16
 _TENSORS_READ = 16  # the number of tensors of which a value is read to detect changes
 _LARGEST_SHARE = 0.98  # of the variance: above, a network removes no noise, as before training
 _SMALLEST_REMOVED = 0.2  # at y, from data of up to 2 y; random weights may remove less by chance
-_SHOWN = 100  # characters of an error
 _WIDE_FACTOR = 0.3  # of the share removed at y / 16; for a normal law 1/64 or less
 
 
@@ -57,9 +56,9 @@ def data_scale(
     the model's `data_range` and the standard deviation a quarter of its width, or without a range 0
     and 1. With labels per sample the estimate is that of the network without them, because a sample
     must not depend on the labels of the others; there is none if the network does not work without
-    them. Without a range a warning is raised of that, and of a denoiser that fails for the number
-    of samples that the estimate needs. A warning is also raised where the network seems to be one
-    of data with a larger standard deviation than the largest noise of the diffusion.
+    them, of which a warning is raised, unless there is a range. A warning is also raised where the
+    network seems to be one of data with a larger standard deviation than the largest noise of the
+    diffusion.
     """
     if model.data_std is not None:
         return DataScale(model.data_mean, model.data_std)
@@ -82,7 +81,14 @@ def _estimate_or_default(
     if sde is None or event is None or not math.prod(event):
         return default
     if not _works_without(model, model.entries().keys()):
-        _warn_of_default(model, default, "from a model that needs conditions of each sample")
+        if getattr(model, "data_range", None) is None:
+            warnings.warn(
+                "the mean and the standard deviation of the data are not known, and are not "
+                "estimated from a model that needs conditions of each sample: the solve is made "
+                f"for data of mean {default.mean:g} and standard deviation {default.std:g}. Give "
+                "ScoreModel(..., data_mean=, data_std=), or the model these attributes",
+                stacklevel=2,
+            )
         return default
     key = _key(model, event, sde)
     if key is None:
@@ -93,18 +99,6 @@ def _estimate_or_default(
     if cached is None or cached[0] != key:
         cached = _ESTIMATES[owner] = key, _estimate(model, event, sde, default)
     return cached[1]
-
-
-def _warn_of_default(model: AbstractModel, default: DataScale, reason: str) -> None:
-    """Warns that there is no estimate, unless the default is that of a range."""
-    if getattr(model, "data_range", None) is None:
-        warnings.warn(
-            "the mean and the standard deviation of the data are not known, and are not estimated "
-            f"{reason}: the solve is made for data of mean {default.mean:g} and standard deviation "
-            f"{default.std:g}. Give ScoreModel(..., data_mean=, data_std=), or the model these "
-            "attributes",
-            stacklevel=2,
-        )
 
 
 def _works_without(model: AbstractModel, names: Collection[str]) -> bool:
@@ -205,13 +199,7 @@ def _estimate(
         with torch.no_grad(), evaluating(same, len(z)):
             mean, std = _along_flow(same, z, *_levels(sde))
             wide = 0 < std < math.inf and _is_wide(same, mean + std * z, _levels(sde)[0])
-    except (NotImplementedError, RecursionError, torch.OutOfMemoryError):
-        return default
-    except RuntimeError as error:  # of torch, as for another number of samples than expected
-        reason = f"from a model that fails with {len(z)} samples, {str(error)[:_SHOWN]!r}"
-        _warn_of_default(model, default, reason)
-        return default
-    except Exception:  # which the solve has too
+    except Exception:
         return default
     trained = any(True for network in model.networks() for _ in network.parameters())
     largest = 0.5 * _levels(sde)[0] if trained else math.inf
