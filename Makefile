@@ -107,6 +107,9 @@ bench: setup ## the scripts of docs/benchmarks.md; after make demo, on a quiet m
 	$(BIN)/python benchmarks/distillation.py
 	$(BIN)/python benchmarks/report.py
 
+tables: setup ## writes the tables of docs/results into the pages
+	$(BIN)/python docs/registered.py
+
 docs: setup
 	$(BIN)/sphinx-build -W -b html docs docs/_build/html
 

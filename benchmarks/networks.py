@@ -193,7 +193,8 @@ def trained(case: Case, updates: float) -> sd.ScoreModel:
         model = sd.ScoreModel(net, case.sde, case.predicts, shape=shape, **settings)
         recipe = sd.Recipe(steps=int(3000 * updates), batch_size=256, seed=case.seed)
     sd.fit(model, data, recipe, progress=False)
-    return model.to(memory_format=torch.channels_last) if case.of_images else model
+    channels_last = torch.nn.utils.convert_conv2d_weight_memory_format
+    return channels_last(model, torch.channels_last) if case.of_images else model
 
 
 def flows(case: Case) -> dict[float, str]:

@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import NamedTuple
 
 import sdekit
+import sdekit.elementary
 import sdekit.plot
 import sdekit_diffusion as sd
 import sdekit_diffusion.plot
@@ -27,6 +28,7 @@ GROUPS: Mapping[ModuleType, Mapping[str, Sequence[str]]] = {
         "Likelihoods, densities and weights of paths": ["sdekit._likelihood"],
         "Functions of torchsde and torchdiffeq": ["sdekit.interop"],
         "Plots of solves": ["sdekit.plot"],
+        "Functions of a time": ["sdekit.elementary"],
         "Functions for extensions": ["sdekit"],
     },
     sd: {
@@ -57,7 +59,7 @@ GROUPS: Mapping[ModuleType, Mapping[str, Sequence[str]]] = {
     },
 }
 MODULES = {
-    sdekit: [sdekit, sdekit.interop, sdekit.plot],
+    sdekit: [sdekit, sdekit.interop, sdekit.plot, sdekit.elementary],
     sd: [sd, sd.nets, sd.data, sd.metrics, sd.plot],
 }
 
@@ -83,12 +85,14 @@ class Entry(NamedTuple):
 
 
 def entries(package: ModuleType) -> Iterator[Entry]:
-    """Each public object of a package and of its public modules once."""
+    """Each public class, function and table of a package and of its public modules once."""
     listed = set()
     for module in MODULES[package]:
         for name in module.__all__:
             entry = Entry(module, name)
-            if not inspect.ismodule(entry.value) and id(entry.value) not in listed:
+            has_page = inspect.isclass(entry.value) or inspect.isroutine(entry.value)
+            has_page = has_page or isinstance(entry.value, dict)
+            if has_page and id(entry.value) not in listed:
                 listed.add(id(entry.value))
                 yield entry
 

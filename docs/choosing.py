@@ -1,20 +1,19 @@
 """The decision tables of docs/choosing.md, from docs/choosing.toml and the stored results.
 
-The page has a comment `<!-- choosing: NAME -->` for each list of decisions, and `registered.py`
-puts its table there when the pages are built. A decision has a situation, what to take, evidence
-and a command. The numbers of its evidence are read from docs/results: with `best`, evaluations of
-solvers by the error asked for; with `numbers`, the least and the largest value of a column in the
-rows `where` other columns have given values, in the places {} of the evidence.
+The page has a comment `<!-- choosing: NAME -->` for each list of decisions, and after it their
+table, which `make tables` writes like those of `measured.py`. A decision has a situation, what to
+take, evidence and a command. The numbers of its evidence are read from docs/results: with `best`,
+evaluations of solvers by the error asked for; with `numbers`, the least and the largest value of a
+column in the rows `where` other columns have given values, in the places {} of the evidence.
 """
 
-import re
 import tomllib
 from pathlib import Path
 from typing import Any
 
 import measured
 
-PLACE = re.compile(r"^<!-- choosing: (\w+) -->$", re.MULTILINE)
+PLACE = measured.places("choosing")
 HEADS = ["situation", "take", "evidence", "command"]
 DECISIONS = tomllib.loads((Path(__file__).parent / "choosing.toml").read_text(encoding="utf-8"))
 Decision = dict[str, Any]
@@ -22,7 +21,9 @@ Decision = dict[str, Any]
 
 def completed(text: str) -> str:
     """The text of a page, with its decision tables."""
-    return PLACE.sub(lambda match: "\n".join(table(DECISIONS[match[1]])), text)
+    return PLACE.sub(
+        lambda match: measured.filled("choosing", match[1], table(DECISIONS[match[1]])), text
+    )
 
 
 def table(decisions: list[Decision]) -> list[str]:

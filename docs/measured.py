@@ -1,15 +1,16 @@
 """Tables of measurements on the pages, from what the benchmarks wrote to docs/results.
 
-A page has a comment `<!-- measured: NAME -->`, and `registered.py` puts the table of
-`docs/results/NAME.json`, or of its parts `NAME-PART.json` together, in its place when the pages are
-built. So a page says what was measured last: run the command of a table again and its numbers
-change. A table has a column for each key of the rows, unless `TABLES` says otherwise.
+A page has a comment `<!-- measured: NAME -->`, and after it, up to `<!-- end -->`, the table of
+`docs/results/NAME.json`, or of its parts `NAME-PART.json` together. `make tables` writes the tables
+into the pages, which thus can be read without building them, and a test compares them with the
+results. A table has a column for each key of the rows, unless `TABLES` says otherwise.
 `python docs/measured.py` prints the tables.
 """
 
 import json
 import math
 import re
+import textwrap
 from collections.abc import Callable
 from operator import itemgetter
 from pathlib import Path
@@ -17,20 +18,43 @@ from statistics import geometric_mean, mean
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
-PLACE = re.compile(r"^<!-- measured: (\w+) -->$", re.MULTILINE)
 Rows = list[dict[str, Any]]
 Table = Callable[[Rows], list[str]]  # the lines of a table
 
 
+def places(kind: str) -> re.Pattern[str]:
+    """The places for tables of a kind, with the tables that are there."""
+    return re.compile(
+        rf"^<!-- {kind}: (\w+) -->$(?:\n(?:(?!<!--).*\n)*<!-- end -->$)?", re.MULTILINE
+    )
+
+
+def filled(kind: str, name: str, table: list[str]) -> str:
+    """A place with its table."""
+    return "\n".join([f"<!-- {kind}: {name} -->", "", *table, "", "<!-- end -->"])
+
+
+PLACE = places("measured")
+
+
 def completed(text: str) -> str:
     """The text of a page, with the tables of its results and where they come from."""
-    return PLACE.sub(lambda match: "\n".join(table(match[1])), text)
+    return PLACE.sub(lambda match: filled("measured", match[1], table(match[1])), text)
 
 
 def table(name: str) -> list[str]:
     """The lines of a table, and a sentence with its origin for each machine."""
     result = stored(name)
-    return [*TABLES.get(name, plain)(result["rows"]), "", *origins(result["environments"])]
+    written = TABLES.get(name, plain)(result["rows"])
+    origin = " ".join(origins(result["environments"]))
+    return [part for line in (*written, "", origin) for part in wrapped(line)]
+
+
+def wrapped(line: str) -> list[str]:
+    """A row of a table as it is, a text in lines of 100 columns."""
+    if not line or line.startswith("|"):
+        return [line]
+    return textwrap.wrap(line, width=100, break_long_words=False, break_on_hyphens=False)
 
 
 def names() -> list[str]:

@@ -1,7 +1,8 @@
 """Rows for what is registered and has none in the tables of a page, from the classes.
 
 `conf.py` adds them to the pages when they are built, so that one more solver, rule, diffusion,
-method or grid is on its page before somebody describes it there.
+method or grid is on its page before somebody describes it there. `python docs/registered.py` writes
+the tables of measurements, of decisions and of the default into the pages (`make tables`).
 """
 
 import inspect
@@ -21,6 +22,7 @@ import plotted
 import supported
 
 Row = tuple[str, ...]  # the cells
+DEFAULT = measured.places("choices")
 KINDS = ("additive", "diagonal", "general")
 KINDS_OF_MODELS = {
     "exact": "exact scores",
@@ -54,7 +56,13 @@ def completed(page: str, text: str) -> str:
         more = [cells for pattern, cells in rows() if not re.search(pattern, place)]
         table += "".join(f"\n| {' | '.join(cells)} |" for cells in more)
         text = before + found + table + end + after
-    return plotted.completed(choosing.completed(measured.completed(text)))
+    return plotted.completed(with_tables(text))
+
+
+def with_tables(text: str) -> str:
+    """The text of a page, with the tables of measurements, of decisions and of the default."""
+    text = choosing.completed(measured.completed(text))
+    return DEFAULT.sub(lambda match: measured.filled("choices", match[1], default()), text)
 
 
 def summary(kind: type) -> str:
@@ -89,13 +97,16 @@ def grids() -> Iterator[tuple[str, Row]]:
         yield rf'\| `"{name}"` \|', (f'`"{name}"`', f"`{grid}`", summary(type(grid)))
 
 
-def default() -> Iterator[tuple[str, Row]]:
+def default() -> list[str]:
     """What the default does, by the kind of the model, guidance and the number of evaluations."""
-    for kind, name in KINDS_OF_MODELS.items():
-        for guidance, table in (("$s < 1$", CHOICES), ("$s \\ge 1$", STIFF_CHOICES)):
-            for choice in table[kind]:
-                cells = name, guidance, *chosen(choice)
-                yield re.escape(f"| {' | '.join(cells)} |"), cells
+    heads = ["model", "guidance", "evaluations below", "integrates", "rule", "grid"]
+    rows = [
+        [name, guidance, *chosen(choice)]
+        for kind, name in KINDS_OF_MODELS.items()
+        for guidance, table in (("$s < 1$", CHOICES), ("$s \\ge 1$", STIFF_CHOICES))
+        for choice in table[kind]
+    ]
+    return measured.lines(heads, rows)
 
 
 def chosen(choice: Choice) -> Row:
@@ -197,7 +208,6 @@ TABLES = {
         r"| `sde=` | class | $\alpha$ | $\sigma$ |": diffusions,
         "| `method=` | equation | solver | evaluations |": methods,
         "| `grid=` | class | steps |": grids,
-        "| model | guidance | evaluations below | integrates | rule | grid |": default,
     },
     "support": {
         f"| {' | '.join(supported.HEAD)} |": supported.support,
@@ -212,3 +222,9 @@ TABLES = {
         "| method | c | weights | order | evaluations | published as |": single_steps,
     },
 }
+
+if __name__ == "__main__":
+    for path in Path(__file__).parent.glob("*.md"):
+        text = path.read_text(encoding="utf-8")
+        if text != with_tables(text):
+            path.write_text(with_tables(text), encoding="utf-8")

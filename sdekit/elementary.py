@@ -5,11 +5,15 @@ A time is a Python float on fixed grids (no tensor, no synchronisation, no promo
 both.
 
 Example:
-    >>> from sdekit.elementary import exp, scaled
-    >>> exp(0.0), exp(torch.zeros(2))
+    >>> from sdekit.elementary import ZERO, Time, exp, scaled
+    >>> def alpha(t: Time) -> Time:  # of an Ornstein-Uhlenbeck process
+    ...     return exp(-t)
+    >>> alpha(0.0), alpha(torch.zeros(2))
     (1.0, tensor([1., 1.]))
     >>> scaled(torch.tensor([1.0, 2.0]), torch.ones(2, 3)).tolist()  # one factor per sample
     [[1.0, 1.0, 1.0], [2.0, 2.0, 2.0]]
+    >>> ZERO + torch.ones(2, dtype=torch.float64)  # of any dtype, on any device
+    tensor([1., 1.], dtype=torch.float64)
 """
 
 import math
@@ -41,11 +45,22 @@ class _Elementary(Protocol):
 
 
 def _elementary(
-    scalar: Callable[[float], float], tensor: Callable[[Tensor], Tensor]
+    name: str, scalar: Callable[[float], float], tensor: Callable[[Tensor], Tensor]
 ) -> _Elementary:
     def function(value: Time, /) -> Time:
         return tensor(value) if isinstance(value, Tensor) else scalar(value)
 
+    function.__name__ = name
+    function.__qualname__ = name
+    function.__doc__ = f"""{name} of a number, or of each element of a tensor.
+
+Example:
+    >>> sdekit.elementary.{name}(0.5)
+    {scalar(0.5)!r}
+    >>> x = torch.tensor([0.5], dtype=torch.float64)
+    >>> round(float(sdekit.elementary.{name}(x)), 12) == {round(scalar(0.5), 12)!r}
+    True
+"""
     return cast(_Elementary, function)
 
 
@@ -105,22 +120,22 @@ def _sigmoid_of_tensor(value: Tensor) -> Tensor:
     return torch.where(negative, small, 1.0) / (1 + small)
 
 
-asinh = _elementary(math.asinh, torch.asinh)
-atan = _elementary(math.atan, torch.atan)
-exp = _elementary(_exp, torch.exp)
-expm1 = _elementary(_expm1, torch.expm1)
-log = _elementary(_log, torch.log)
-log1p = _elementary(_log1p, torch.log1p)
-reciprocal = _elementary(_reciprocal, torch.reciprocal)
-sigmoid = _elementary(_sigmoid, _sigmoid_of_tensor)
-sin = _elementary(_sin, torch.sin)
+asinh = _elementary("asinh", math.asinh, torch.asinh)
+atan = _elementary("atan", math.atan, torch.atan)
+exp = _elementary("exp", _exp, torch.exp)
+expm1 = _elementary("expm1", _expm1, torch.expm1)
+log = _elementary("log", _log, torch.log)
+log1p = _elementary("log1p", _log1p, torch.log1p)
+reciprocal = _elementary("reciprocal", _reciprocal, torch.reciprocal)
+sigmoid = _elementary("sigmoid", _sigmoid, _sigmoid_of_tensor)
+sin = _elementary("sin", _sin, torch.sin)
 # Not logaddexp, whose rounding depends on an element's position in the tensor: results would depend
 # on the batch.
 softplus = _elementary(
-    _softplus, lambda value: value.clamp(min=0) + value.abs().neg().exp().log1p()
+    "softplus", _softplus, lambda value: value.clamp(min=0) + value.abs().neg().exp().log1p()
 )
-sqrt = _elementary(_sqrt, torch.sqrt)
-tan = _elementary(_tan, torch.tan)
+sqrt = _elementary("sqrt", _sqrt, torch.sqrt)
+tan = _elementary("tan", _tan, torch.tan)
 
 
 @overload
@@ -128,7 +143,12 @@ def clip(value: float, low: float, high: float) -> float: ...
 @overload
 def clip(value: Tensor, low: float, high: float) -> Tensor: ...
 def clip(value: Time, low: float, high: float) -> Time:
-    """The value limited to [low, high], elementwise for tensors."""
+    """The value limited to [low, high], elementwise for tensors.
+
+    Example:
+        >>> sdekit.elementary.clip(1.5, 0.0, 1.0)
+        1.0
+    """
     return value.clamp(low, high) if isinstance(value, Tensor) else min(max(value, low), high)
 
 
@@ -143,6 +163,11 @@ def broadcast(coefficient: Time, x: Tensor) -> Time:
     Arguments:
         coefficient: a float, a 0-dim tensor or a tensor of shape `(batch,)`.
         x: the state, shape `(batch, *event)`.
+
+    Example:
+        >>> x = torch.ones(2, 3, 4)
+        >>> sdekit.elementary.broadcast(torch.tensor([1.0, 2.0]), x).shape
+        torch.Size([2, 1, 1])
     """
     if not isinstance(coefficient, Tensor):
         return coefficient
@@ -156,6 +181,10 @@ def axpy(a: Time, x: Tensor, y: Tensor) -> Tensor:
 
     In half precision torch's fused sum rounds the last elements of a tensor differently from the
     others, so that a sample would depend on its position in the batch.
+
+    Example:
+        >>> sdekit.elementary.axpy(0.5, torch.tensor([2.0]), torch.tensor([1.0]))
+        tensor([2.])
     """
     if isinstance(a, Tensor):
         return torch.addcmul(y, broadcast(a, x), x)
@@ -165,6 +194,12 @@ def axpy(a: Time, x: Tensor, y: Tensor) -> Tensor:
 def adder(x: Tensor) -> Callable[..., Tensor]:
     """The function add(y, x, alpha=a) that is `axpy` with a number a for tensors of the dtype of x:
     for loops over many sums, which check the dtype once.
+
+    Example:
+        >>> x = torch.tensor([2.0])
+        >>> add = sdekit.elementary.adder(x)
+        >>> add(torch.tensor([1.0]), x, alpha=0.5)
+        tensor([2.])
     """
     return torch.add if x.dtype.itemsize >= 4 else _add_rounded
 
@@ -179,6 +214,12 @@ def combined(x: Tensor, weights: Sequence[float], values: Sequence[Tensor]) -> T
     are shaped like x and of its dtype.
 
     Values of weight 0 are not added, even if they are not finite.
+
+    Example:
+        >>> x = torch.tensor([1.0])
+        >>> values = [torch.tensor([2.0]), torch.tensor([math.inf])]
+        >>> sdekit.elementary.combined(x, [0.5, 0.0], values)
+        tensor([2.])
     """
     if x.dtype.itemsize < 4:
         for weight, value in zip(weights, values, strict=False):
@@ -202,6 +243,10 @@ def scaled(a: Time, x: Tensor) -> Tensor:
 
     torch converts the float in a product to a tensor, which is slow for a small x, but not the
     `alpha` of a sum.
+
+    Example:
+        >>> sdekit.elementary.scaled(0.5, torch.tensor([2.0]))
+        tensor([1.])
     """
     if isinstance(a, Tensor):
         return x * broadcast(a, x)
@@ -209,7 +254,12 @@ def scaled(a: Time, x: Tensor) -> Tensor:
 
 
 def norm(x: Tensor) -> Tensor:
-    """The Euclidean norm of each sample: `(batch, *event)` to `(batch,)`."""
+    """The Euclidean norm of each sample: `(batch, *event)` to `(batch,)`.
+
+    Example:
+        >>> sdekit.elementary.norm(torch.tensor([[3.0, 4.0], [0.0, 1.0]]))
+        tensor([5., 1.])
+    """
     return torch.linalg.vector_norm(x.reshape(len(x), math.prod(x.shape[1:])), dim=1)
 
 
@@ -218,6 +268,10 @@ def sum_of_sample(x: Tensor) -> Tensor:
 
     It is taken in pieces that torch sums on one thread: with several threads the order of summation
     would depend on the number of rows.
+
+    Example:
+        >>> sdekit.elementary.sum_of_sample(torch.ones(2, 3, 4))
+        tensor([12., 12.], dtype=torch.float64)
     """
     flat = x.reshape(len(x), math.prod(x.shape[1:]))
     pieces = [piece.sum(dim=1, dtype=torch.float64) for piece in flat.split(_PIECE, dim=1)]

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import sdekit
+import sdekit.elementary
 import sdekit.plot
 import sdekit_diffusion
 import sdekit_diffusion.plot
@@ -19,6 +20,7 @@ import sdekit_diffusion.plot
 IMPORTED = {"torch": torch, "sdekit": sdekit, "sd": sdekit_diffusion}  # what the examples assume
 NAMESPACES = [
     sdekit,
+    sdekit.elementary,
     sdekit.interop,
     sdekit.plot,
     sdekit_diffusion,
