@@ -646,7 +646,7 @@ def test_ode_reports_both_ends():
         ({"sde": "vp", "end": "1e-3"}, TypeError, "end is a number, .* such as 1e-3; not '1e-3'"),
         ({"sde": "vp", "steps": 0}, ValueError, "a positive integer"),
         ({"sde": "vp", "steps": 2.5}, ValueError, "a positive integer; not 2.5"),
-        ({"sde": "vp", "n": -1}, ValueError, "from 0 on"),
+        ({"sde": "vp", "n": -1}, ValueError, "must be [01] or more, not"),
         ({"sde": "vp", "shape": (3,)}, ValueError, "makes samples of shape"),
         ({"sde": "vp", "x_T": torch.zeros(2, 2, dtype=torch.int64)}, TypeError, "floating"),
         ({"sde": "vp", "x_T": torch.zeros(2, 3)}, ValueError, "x_T has shape"),
@@ -728,10 +728,12 @@ def test_a_denoising_that_is_not_finite_is_told():
 @pytest.mark.parametrize(
     ("settings", "match"),
     [
-        ({"n": 2.0}, "n must be an integer, not 2.0"),
-        ({"first": "1"}, "first must be an integer, not '1'"),
-        ({"first": None}, "first must be an integer, not None"),
-        ({"batch_size": 1.5}, "batch_size must be an integer"),
+        ({"n": 2.0}, "n must be a whole number, not 2.0"),
+        ({"n": True}, "n must be a whole number, not True"),
+        ({"first": "1"}, "first must be a whole number, not '1'"),
+        ({"first": None}, "first must be a whole number, not None"),
+        ({"batch_size": 1.5}, "batch_size must be a whole number"),
+        ({"end": torch.ones(2)}, r"end is a number, .*; not tensor\(\[1., 1.\]\)"),
         (
             {"method": OnClock(grid="karras")},
             r"object such as Karras\(\), not 'karras'; names go "

@@ -23,6 +23,18 @@ def is_whole(value: object, smallest: int | None = None) -> bool:
     return smallest is None or int(value) >= smallest
 
 
+def require_whole(name: str, value: object, smallest: int) -> None:
+    """Refuses what is not a whole number, or is below the smallest.
+
+    Raises:
+        TypeError, ValueError: with what was given.
+    """
+    if not is_whole(value):
+        raise TypeError(f"{name} must be a whole number, not {value!r:.60}")
+    if not is_whole(value, smallest):
+        raise ValueError(f"{name} must be {smallest} or more, not {value!r:.60}")
+
+
 def is_number(value: object) -> bool:
     """Whether a value is a real number; booleans are not numbers."""
     return isinstance(value, Real) and not isinstance(value, bool)

@@ -1,14 +1,18 @@
 """The arguments of `sample`: its options as a type, and checks."""
 
 from collections.abc import Callable
-from numbers import Integral
 from typing import Literal, TypedDict
 
 import torch
 from torch import Tensor
 
 from sdekit import AbstractNoise, AbstractSolver, Point, did_you_mean
-from sdekit_diffusion._common.inputs import available_device, shape_given
+from sdekit_diffusion._common.inputs import (
+    available_device,
+    require_counts,
+    require_whole,
+    shape_given,
+)
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._models.model import AbstractModel
 from sdekit_diffusion._sampling.grids import AbstractGrid, Levels
@@ -69,18 +73,13 @@ def require_options(
 
 
 def _require_counts(n: int, steps: int | None, batch_size: int | None, first: int) -> None:
-    """Refuses numbers that are not integers, or out of range."""
-    for name, value in (("n", n), ("first", first), ("batch_size", batch_size)):
-        optional = name == "batch_size" and value is None
-        if not optional and not isinstance(value, int | Integral):
-            raise TypeError(f"{name} must be an integer, not {value!r}")
-    if steps is not None and (not isinstance(steps, int | Integral) or steps < 1):
-        raise ValueError(f"steps must be a positive integer; not {steps}")
-    if n < 0 or first < 0 or (batch_size is not None and batch_size < 1):
-        raise ValueError(
-            "n and first count samples from 0 on, and batch_size from 1; not "
-            f"{n}, {first} and {batch_size}"
-        )
+    """Refuses numbers that are not whole, or out of range."""
+    require_whole("n", n, 0)
+    require_whole("first", first, 0)
+    if batch_size is not None:
+        require_whole("batch_size", batch_size, 1)
+    if steps is not None:
+        require_counts(steps=steps)
 
 
 def _require_choices(save: str, return_solution: bool, noise: object) -> None:

@@ -6,7 +6,6 @@ import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from numbers import Real
 from typing import Literal
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor
 from sdekit import NotFiniteError, Point, Solution, UnfinishedError, computed
 from sdekit.elementary import Time, broadcast, scaled, sqrt, sum_of_sample
 from sdekit_diffusion._common.immutable import is_immutable
+from sdekit_diffusion._common.inputs import is_one_number
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._models.affine import Affine, NetworkCall
 from sdekit_diffusion._models.data_scale import data_scale
@@ -247,7 +247,7 @@ class Coordinates:
             TypeError: when end is not a number.
             ValueError: when end is not positive, or the range is empty.
         """
-        if not isinstance(end, Real | Tensor):
+        if not is_one_number(end):
             raise TypeError(
                 f"end is a number, sigma / alpha where a solve stops, such as 1e-3; not {end!r:.60}"
             )

@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from sdekit import NotFiniteError, UnfinishedError
-from sdekit_diffusion._common.inputs import as_json, is_whole
+from sdekit_diffusion._common.inputs import as_json, require_whole
 from sdekit_diffusion._storage.atomic import PART, exclusive, replace_atomically
 from sdekit_diffusion._storage.distributed import process_group, rank, wait, world
 from sdekit_diffusion.data._array_files import reason, require_ratio
@@ -68,16 +68,10 @@ class Shards:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "folder", Path(self.folder))
-        for name in ("n", "first", "batch_size"):
+        for name, smallest in (("n", 0), ("first", 0), ("batch_size", 1)):
             value = getattr(self, name)
-            if not is_whole(value):
-                raise TypeError(f"{name} must be a whole number, such as 100; not {value!r:.60}")
+            require_whole(name, value, smallest)
             object.__setattr__(self, name, int(value))
-        if min(self.n, self.first) < 0 or self.batch_size < 1:
-            raise ValueError(
-                "n and first count samples from 0 on, and batch_size from 1; not "
-                f"{self.n}, {self.first} and {self.batch_size}"
-            )
 
     def fill(
         self,
