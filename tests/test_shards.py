@@ -413,7 +413,7 @@ def test_nothing_of_nothing(tmp_path):
     shards.fill(squares)
     assert all_of(shards).shape == (0,)
     for numbers in ((-1, 4), (3, 0)):
-        with pytest.raises(ValueError, match="must be [01] or more, not"):
+        with pytest.raises(ValueError, match=r"must be [01] or more, not"):
             sd.Shards(tmp_path / "shards", *numbers)
 
 

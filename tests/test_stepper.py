@@ -322,3 +322,9 @@ def test_threads_may_step_from_one_point():
     finally:
         sys.setswitchinterval(interval)
     assert all(torch.equal(x, expected) for x in found)
+
+
+@pytest.mark.parametrize("name", ["batch_size", "denoise", "save", "wrong"])
+def test_other_options_are_refused(name):
+    with pytest.raises(TypeError, match=f"unexpected keyword argument '{name}'.* sde, method,"):
+        sd.stepper(MIXTURE, 2, sde="vp", **{name: 1})

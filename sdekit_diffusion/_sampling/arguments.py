@@ -1,5 +1,6 @@
-"""The arguments of `sample`: its options as a type, and checks."""
+"""The arguments of `sample`: its options as types, and checks."""
 
+import inspect
 from collections.abc import Callable
 from typing import Literal, TypedDict
 
@@ -23,16 +24,8 @@ from sdekit_diffusion._sampling.noised import Noised
 Model = AbstractModel | Callable[[Tensor, Tensor], Tensor]
 
 
-class SampleOptions(TypedDict, total=False):
-    """The keyword options of `sample` as a type, for functions that pass them on; `sample` explains
-    them.
-
-    Example:
-        >>> model = sd.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
-        >>> options: sd.SampleOptions = {"sde": "vp", "steps": 20, "seed": 0}
-        >>> sd.sample(model, 4, **options).shape
-        torch.Size([4, 1])
-    """
+class StepperOptions(TypedDict, total=False):
+    """The keyword options of `stepper`, which `sample` has too, and explains."""
 
     sde: AbstractDiffusion | str | None
     method: AbstractMethod | AbstractSolver | str
@@ -45,50 +38,70 @@ class SampleOptions(TypedDict, total=False):
     x_T: Tensor | None
     start: Noised | None
     end: float
-    denoise: bool
     dtype: torch.dtype | None
     device: torch.device | str | None
+
+
+class SampleOptions(StepperOptions, total=False):
+    """The keyword options of `sample` as a type, for functions that pass them on; `sample` explains
+    them.
+
+    Example:
+        >>> model = sd.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
+        >>> options: sd.SampleOptions = {"sde": "vp", "steps": 20, "seed": 0}
+        >>> sd.sample(model, 4, **options).shape
+        torch.Size([4, 1])
+    """
+
+    denoise: bool
     batch_size: int | None
     progress: bool
     callback: Callable[[Point], None] | None
     save: Literal["last", "all"]
 
 
-def require_options(
-    n: int,
-    steps: int | None,
-    batch_size: int | None,
-    first: int,
-    save: str,
-    return_solution: bool,
-    noise: object,
-) -> None:
-    """Checks numbers and names that `sample` receives.
+def require_known(options: StepperOptions) -> None:
+    """Refuses options that `stepper` does not have.
+
+    Raises:
+        TypeError: with those that it has.
+    """
+    known = inspect.get_annotations(StepperOptions)
+    for name in options:
+        if name not in known:
+            raise TypeError(
+                f"stepper() got an unexpected keyword argument {name!r}: its options are "
+                f"{', '.join(known)}"
+            )
+
+
+def require_output(save: str, return_solution: bool, batch_size: int | None) -> None:
+    """Refuses unknown names, states that would not be returned, and batches of no samples.
 
     Raises:
         TypeError, ValueError: with what is allowed.
     """
-    _require_counts(n, steps, batch_size, first)
-    _require_choices(save, return_solution, noise)
-
-
-def _require_counts(n: int, steps: int | None, batch_size: int | None, first: int) -> None:
-    """Refuses numbers that are not whole, or out of range."""
-    require_whole("n", n, 0)
-    require_whole("first", first, 0)
-    if batch_size is not None:
-        require_whole("batch_size", batch_size, 1)
-    if steps is not None:
-        require_counts(steps=steps)
-
-
-def _require_choices(save: str, return_solution: bool, noise: object) -> None:
-    """Refuses unknown names, and states that would not be returned."""
     if save not in ("last", "all") or (save == "all" and not return_solution):
         raise ValueError(
             "save must be 'last', or 'all' with return_solution=True; not "
             f"{save!r}{did_you_mean(save, ('all',))}"
         )
+    if batch_size is not None:
+        require_whole("batch_size", batch_size, 1)
+
+
+def require_counts_and_noise(n: int, options: StepperOptions) -> None:
+    """Refuses numbers that are not whole, or out of range, and an unknown noise.
+
+    Raises:
+        TypeError, ValueError: with what is allowed.
+    """
+    require_whole("n", n, 0)
+    require_whole("first", options.get("first", 0), 0)
+    steps = options.get("steps")
+    if steps is not None:
+        require_counts(steps=steps)
+    noise = options.get("noise")
     if noise not in (None, "white", "path") and not isinstance(noise, AbstractNoise):
         raise ValueError(
             "noise must be 'white', 'path', or an object such as BrownianPath(seed, knots); not "

@@ -1,20 +1,25 @@
 """A call of `sample` before its first evaluation: its arguments, checked and resolved."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Unpack
 
 import torch
 
-from sdekit import AbstractNoise, AbstractSolver
 from sdekit_diffusion._common.inputs import seed_given
-from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._models.model import AbstractModel
 from sdekit_diffusion._models.score_model import as_model
-from sdekit_diffusion._sampling.arguments import Model, place_of, shape_given_by, size_of
+from sdekit_diffusion._sampling.arguments import (
+    Model,
+    StepperOptions,
+    place_of,
+    require_counts_and_noise,
+    shape_given_by,
+    size_of,
+)
 from sdekit_diffusion._sampling.coordinates import Coordinates
 from sdekit_diffusion._sampling.fitted_samplers import fitted_sampler
-from sdekit_diffusion._sampling.grids import AbstractGrid, Levels
-from sdekit_diffusion._sampling.initial_states import AbstractStart
+from sdekit_diffusion._sampling.grids import DEFAULT_END
+from sdekit_diffusion._sampling.initial_states import start_of
 from sdekit_diffusion._sampling.method import AbstractMethod
 from sdekit_diffusion._sampling.methods import method_of
 from sdekit_diffusion._sampling.reverse_problems import ReverseProblems, noise_of
@@ -33,33 +38,28 @@ class Prepared:
 
 
 def prepared(
-    begin: AbstractStart,
     model: Model,
     n: int,
     *,
-    sde: AbstractDiffusion | str | None,
-    method: AbstractMethod | AbstractSolver | str,
-    steps: int | None,
-    grid: AbstractGrid | Levels | str | None,
-    seed: int | None,
-    noise: Literal["white", "path"] | AbstractNoise | None,
-    first: int,
-    shape: tuple[int, ...] | None,
-    end: float,
-    denoise: bool,
-    dtype: torch.dtype | None,
-    device: torch.device | str | None,
-    save: Literal["last", "all"],
-    full_solution: bool,
+    denoise: bool = False,
+    save: Literal["last", "all"] = "last",
+    full_solution: bool = False,
+    **options: Unpack[StepperOptions],
 ) -> Prepared:
-    """The arguments of `sample`, which explains them, checked and resolved; `begin` has the initial
-    states.
+    """The arguments of `sample`, which explains them, checked and resolved.
 
     Raises:
         TypeError, ValueError: as `sample`.
     """
-    model, diffusion = as_model(model, sde, shape_given_by(shape, begin.x), stacklevel=4)
-    sampler = method_of(method, steps, grid)
+    require_counts_and_noise(n, options)
+    begin = start_of(options.get("start"), options.get("x_T"))
+    shape = options.get("shape")
+    end = options.get("end", DEFAULT_END)
+    first = options.get("first", 0)
+    shape_known = shape_given_by(shape, begin.x)
+    model, diffusion = as_model(model, options.get("sde"), shape_known, stacklevel=4)
+    method = options.get("method", "default")
+    sampler = method_of(method, options.get("steps"), options.get("grid"))
     denoise = denoise or sampler.denoises
     if denoise and sampler.sets_values:
         raise ValueError(
@@ -67,8 +67,8 @@ def prepared(
             "would change: leave out denoise, or the 0 at the end of noise levels"
         )
     n, event = size_of(model, n, shape, begin, sampler)
-    dtype, device = place_of(model, dtype, device, begin)
-    seed = seed_given(seed)
+    dtype, device = place_of(model, options.get("dtype"), options.get("device"), begin)
+    seed = seed_given(options.get("seed"))
     coordinates = Coordinates.of(model, diffusion, event)
     span = begin.span(sampler.span(model, coordinates, end), coordinates)
     begin.warn(sampler, model, coordinates, span[0])
@@ -77,7 +77,7 @@ def prepared(
     warn_of_last_step(sampler.left_over(coordinates, span), stacklevel=4)
     sampler = fitted_sampler(sampler, model, coordinates, span)
     warn_of_levels(model, sampler, coordinates, span, denoise=denoise, stacklevel=4)
-    noise = noise_of(noise, sampler, coordinates, span, seed=seed, first=first)
+    noise = noise_of(options.get("noise"), sampler, coordinates, span, seed=seed, first=first)
     problems = ReverseProblems(
         coordinates, span, noise, save, None, n, event, begin, seed, first, sampler.steps, dtype,
         denoise, full_solution,

@@ -20,9 +20,8 @@ from sdekit import (
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._models.evaluating import evaluating
 from sdekit_diffusion._models.in_batches import batches
-from sdekit_diffusion._sampling.arguments import Model, SampleOptions, require_options
+from sdekit_diffusion._sampling.arguments import Model, SampleOptions, require_output
 from sdekit_diffusion._sampling.grids import DEFAULT_END, AbstractGrid, Levels
-from sdekit_diffusion._sampling.initial_states import start_of
 from sdekit_diffusion._sampling.method import AbstractMethod
 from sdekit_diffusion._sampling.noised import Noised
 from sdekit_diffusion._sampling.prepare import Prepared, prepared
@@ -137,11 +136,11 @@ def sample(
         >>> solution.evaluations.tolist()
         [100, 100, 100, 100]
     """
-    require_options(n, steps, batch_size, first, save, return_solution, noise)
+    require_output(save, return_solution, batch_size)
     call = prepared(
-        start_of(start, x_T), model, n, sde=sde, method=method, steps=steps, grid=grid, seed=seed,
-        noise=noise, first=first, shape=shape, end=end, denoise=denoise, dtype=dtype,
-        device=device, save=save, full_solution=return_solution,
+        model, n, denoise=denoise, save=save, full_solution=return_solution, sde=sde,
+        method=method, steps=steps, grid=grid, seed=seed, noise=noise, first=first, shape=shape,
+        x_T=x_T, start=start, end=end, dtype=dtype, device=device,
     )  # fmt: skip
     bar, report = _reporting(progress, callback, call, batch_size)
     problems = call.problems if report is None else replace(call.problems, callback=report)

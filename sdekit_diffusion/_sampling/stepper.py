@@ -2,22 +2,18 @@
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Literal, Self
+from typing import Self, Unpack
 
 import torch
 from torch import Tensor
 
 import sdekit
-from sdekit import AbstractNoise, AbstractSolver, NotFiniteError
+from sdekit import NotFiniteError
 from sdekit.calling import require_like
-from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._models.evaluating import evaluating
-from sdekit_diffusion._sampling.arguments import Model, require_options
+from sdekit_diffusion._sampling.arguments import Model, StepperOptions, require_known
 from sdekit_diffusion._sampling.coordinates import Coordinates
-from sdekit_diffusion._sampling.grids import DEFAULT_END, AbstractGrid, Levels
-from sdekit_diffusion._sampling.initial_states import start_of
-from sdekit_diffusion._sampling.method import AbstractMethod, ReverseProblem
-from sdekit_diffusion._sampling.noised import Noised
+from sdekit_diffusion._sampling.method import ReverseProblem
 from sdekit_diffusion._sampling.on_grid import AbstractGridMethod, Transformed
 from sdekit_diffusion._sampling.prepare import Prepared, prepared
 
@@ -127,35 +123,24 @@ class Stepper:
         return replace(self, solve=self.solve.with_x(self.transformed.from_u(self.step, u)))
 
 
-def stepper(
-    model: Model,
-    n: int = 1,
-    *,
-    sde: AbstractDiffusion | str | None = None,
-    method: AbstractMethod | AbstractSolver | str = "default",
-    steps: int | None = None,
-    grid: AbstractGrid | Levels | str | None = None,
-    seed: int | None = None,
-    noise: Literal["white", "path"] | AbstractNoise | None = None,
-    first: int = 0,
-    shape: tuple[int, ...] | None = None,
-    x_T: Tensor | None = None,
-    start: Noised | None = None,
-    end: float = DEFAULT_END,
-    dtype: torch.dtype | None = None,
-    device: torch.device | str | None = None,
-) -> Stepper:
+def stepper(model: Model, n: int = 1, **options: Unpack[StepperOptions]) -> Stepper:
     """The first point of a solve, for sampling in a loop of the caller.
 
-    Arguments are those of `sample`, and so are the states, unless the caller replaces one with
-    `with_x` between two steps. With `start=Noised(x, level=...)` the loop begins at any noise
-    level, and `grid=[2.0, 1.0]` is one step from sigma / alpha = 2 to 1.
+    The states are those of `sample`, unless the caller replaces one with `with_x` between two
+    steps. With `start=Noised(x, level=...)` the loop begins at any noise level, and
+    `grid=[2.0, 1.0]` is one step from sigma / alpha = 2 to 1.
+
+    Arguments:
+        model, n: as in `sample`.
+        options: those of `sample` of these names: sde, method, steps, grid, seed, noise, first,
+            shape, x_T, start, end, dtype and device.
 
     Returns:
         the `Stepper` at the initial states.
 
     Raises:
-        TypeError: for a method that does not step along a grid, such as "ode"; and as `sample`.
+        TypeError: for a method that does not step along a grid, such as "ode"; for other options;
+            and as `sample`.
         ValueError: as `sample`.
 
     Example:
@@ -172,12 +157,8 @@ def stepper(
         >>> at.next().samples.shape
         torch.Size([3, 1])
     """
-    require_options(n, steps, None, first, "last", False, noise)
-    call = prepared(
-        start_of(start, x_T), model, n, sde=sde, method=method, steps=steps, grid=grid, seed=seed,
-        noise=noise, first=first, shape=shape, end=end, denoise=False, dtype=dtype, device=device,
-        save="last", full_solution=False,
-    )  # fmt: skip
+    require_known(options)
+    call = prepared(model, n, **options)
     index = torch.arange(call.problems.n, device=call.device)
     chosen = call.method.rows(index, call.problems.event)
     if not isinstance(chosen, AbstractGridMethod):
