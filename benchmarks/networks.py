@@ -18,8 +18,9 @@ Frechet distances of all samplers in the features of a classifier, less that of 
 with bootstrapped standard errors, without guidance and with 3; of the fitted ones up to ten steps.
 
 `python benchmarks/networks.py [--quick] [--names curve surface digits garments] [--distances]`;
-about seven hours on one core, all but the images an hour and a quarter. Fashion-MNIST is the
-package dataset-fashion-mnist of Debian.
+about six hours on one core, all but the images an hour and a quarter; on two cores three in two
+processes, each with its part of the names. Fashion-MNIST is the package dataset-fashion-mnist of
+Debian.
 """
 
 import argparse

@@ -84,15 +84,18 @@ class Entry(NamedTuple):
         return "" if isinstance(self.value, dict) else self.value.__module__
 
 
+def has_page(value: object) -> bool:
+    """Whether it is a class, a function or a table."""
+    return inspect.isclass(value) or inspect.isroutine(value) or isinstance(value, dict)
+
+
 def entries(package: ModuleType) -> Iterator[Entry]:
     """Each public class, function and table of a package and of its public modules once."""
     listed = set()
     for module in MODULES[package]:
         for name in module.__all__:
             entry = Entry(module, name)
-            has_page = inspect.isclass(entry.value) or inspect.isroutine(entry.value)
-            has_page = has_page or isinstance(entry.value, dict)
-            if has_page and id(entry.value) not in listed:
+            if has_page(entry.value) and id(entry.value) not in listed:
                 listed.add(id(entry.value))
                 yield entry
 
