@@ -7,7 +7,7 @@ PYTHONS ?= python3.11 python3.13 # the oldest and the newest that are supported
 export PYTHONDONTWRITEBYTECODE := # empty: compiled modules are kept, for the processes of tests
 PROSE := $(wildcard *.md docs/*.md docs/examples/*.py docs/how_to/*.py docs/tutorials/*.py)
 
-.PHONY: oldest demo test mutants promises outputs support lint types static unit format attack bench docs release setup clean
+.PHONY: oldest demo test mutants promises outputs support lint types static unit format attack bench tables docs release setup clean
 
 setup: $(VENV)/.installed
 

@@ -28,7 +28,7 @@ GROUPS: Mapping[ModuleType, Mapping[str, Sequence[str]]] = {
         "Likelihoods, densities and weights of paths": ["sdekit._likelihood"],
         "Functions of torchsde and torchdiffeq": ["sdekit.interop"],
         "Plots of solves": ["sdekit.plot"],
-        "Functions of a time": ["sdekit.elementary"],
+        "Functions of times and states": ["sdekit.elementary"],
         "Functions for extensions": ["sdekit"],
     },
     sd: {

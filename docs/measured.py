@@ -214,17 +214,18 @@ def fitted(rows: Rows) -> list[str]:
     """
     ratios = crossed("network", "evaluations", "{ratio} ({over the default:.2f})")
     table = judged(ratios, TRAINED_AIMS, ratio="ratios")(rows)
-    known = [row for row in rows if "ratio of medians" in row and aim_of(row, TRAINED_AIMS) < 9]
+    with_medians = [row for row in rows if "ratio of medians" in row]
+    known = [row for row in with_medians if aim_of(row, TRAINED_AIMS) < math.inf]
     if not known:
         return table
     over = sum(row["ratio of medians"] > aim_of(row, TRAINED_AIMS) for row in known)
-    networks = ", ".join(f'"{name}"' for name in dict.fromkeys(row["network"] for row in known))
+    networks = "; ".join(dict.fromkeys(row["network"] for row in known))
     largest = max(row["ratio of medians"] for row in known)
     return [
         *table,
         "",
-        f"Of medians instead of means, {over} of the {len(known)} ratios of {networks} are above "
-        f"the aim; the largest is {largest:.2f}.",
+        f"Of medians instead of means, {over} of {len(known)} ratios are above the aim, and the "
+        f"largest is {largest:.2f}. They were recorded for these networks: {networks}.",
     ]
 
 

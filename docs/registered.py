@@ -62,7 +62,8 @@ def completed(page: str, text: str) -> str:
 def with_tables(text: str) -> str:
     """The text of a page, with the tables of measurements, of decisions and of the default."""
     text = choosing.completed(measured.completed(text))
-    return DEFAULT.sub(lambda match: measured.filled("choices", match[1], default()), text)
+    choices = {"default": default()}
+    return DEFAULT.sub(lambda match: measured.filled("choices", match[1], choices[match[1]]), text)
 
 
 def summary(kind: type) -> str:

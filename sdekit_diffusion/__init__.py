@@ -74,7 +74,7 @@ from sdekit_diffusion._models.save import save
 from sdekit_diffusion._models.score_model import ScoreModel
 from sdekit_diffusion._sampling import grids as _grids
 from sdekit_diffusion._sampling import methods as _methods
-from sdekit_diffusion._sampling.arguments import SampleOptions
+from sdekit_diffusion._sampling.arguments import SampleOptions, StepperOptions
 from sdekit_diffusion._sampling.between import sample_between
 from sdekit_diffusion._sampling.fit_sampler import fit_sampler
 from sdekit_diffusion._sampling.fitted_grid import fitted_grid
@@ -159,6 +159,7 @@ __all__ = [
     "ScoreModel",
     "Shards",
     "Stepper",
+    "StepperOptions",
     "Training",
     "Trajectories",
     "VariationalBound",

@@ -55,6 +55,9 @@ def test_the_pages_have_the_tables_of_the_stored_results():
     for page in PAGES:
         text = page.read_text()
         assert with_tables(text) == text, f"{page.name} has other tables: run make tables"
+        ends = re.findall("<!-- (measured|choosing|choices|end)", text)
+        assert ends[1::2] == ["end"] * (len(ends) // 2), f"{page.name}: an end is missing, or alone"
+        assert "end" not in ends[::2]
 
 
 def test_a_table_takes_the_place_of_the_one_before():
@@ -245,8 +248,8 @@ def test_medians_of_fitted_samplers_are_counted_where_they_are_known():
     table = measured.fitted([*rows, row | {"network": "c", "ratio of medians": 0.99}])
     assert table[2] == "| a | 0.50 (0.25) | 0.50 (0.25) |"
     assert table[-1] == (
-        'Of medians instead of means, 1 of the 2 ratios of "a", "c" are above the aim; the largest '
-        "is 0.99."
+        "Of medians instead of means, 1 of 2 ratios are above the aim, and the largest is 0.99. "
+        "They were recorded for these networks: a; c."
     )
 
 

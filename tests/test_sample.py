@@ -646,7 +646,7 @@ def test_ode_reports_both_ends():
         ({"sde": "vp", "end": "1e-3"}, TypeError, "end is a number, .* such as 1e-3; not '1e-3'"),
         ({"sde": "vp", "steps": 0}, ValueError, "a positive integer"),
         ({"sde": "vp", "steps": 2.5}, ValueError, "a positive integer; not 2.5"),
-        ({"sde": "vp", "n": -1}, ValueError, "must be [01] or more, not"),
+        ({"sde": "vp", "n": -1}, ValueError, "n must be 0 or more, not -1"),
         ({"sde": "vp", "shape": (3,)}, ValueError, "makes samples of shape"),
         ({"sde": "vp", "x_T": torch.zeros(2, 2, dtype=torch.int64)}, TypeError, "floating"),
         ({"sde": "vp", "x_T": torch.zeros(2, 3)}, ValueError, "x_T has shape"),
@@ -655,7 +655,8 @@ def test_ode_reports_both_ends():
         ({"sde": "vp", "save": "all"}, ValueError, "return_solution=True"),
         ({"sde": "vp", "method": "ode", "steps": 0}, ValueError, "a positive integer"),
         ({"sde": "vp", "method": "ode", "steps": 5}, ValueError, "chooses its own steps"),
-        ({"sde": "vp", "batch_size": 0}, ValueError, "batch_size"),
+        ({"sde": "vp", "first": -1}, ValueError, "first must be 0 or more, not -1"),
+        ({"sde": "vp", "batch_size": 0}, ValueError, "batch_size must be 1 or more, not 0"),
         ({"sde": "vp", "save": "none"}, ValueError, "save"),
     ],
 )

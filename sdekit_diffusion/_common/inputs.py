@@ -104,7 +104,7 @@ def require_points(x: Any) -> None:  # noqa: ANN401
 def is_one_number(value: object) -> bool:
     """Whether a value is one real number, perhaps as an array without dimensions or a tensor."""
     if isinstance(value, Tensor):
-        return value.numel() == 1
+        return value.numel() == 1 and not value.is_complex()
     return isinstance(value[()] if isinstance(value, np.ndarray) else value, Real)
 
 

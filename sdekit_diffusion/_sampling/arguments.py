@@ -25,7 +25,15 @@ Model = AbstractModel | Callable[[Tensor, Tensor], Tensor]
 
 
 class StepperOptions(TypedDict, total=False):
-    """The keyword options of `stepper`, which `sample` has too, and explains."""
+    """The keyword options of `stepper` as a type, for functions that pass them on; `sample`, which
+    has them too, explains them.
+
+    Example:
+        >>> model = sd.GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
+        >>> options: sd.StepperOptions = {"sde": "vp", "steps": 20, "seed": 0}
+        >>> sd.stepper(model, 4, **options).remaining
+        20
+    """
 
     sde: AbstractDiffusion | str | None
     method: AbstractMethod | AbstractSolver | str
@@ -70,8 +78,8 @@ def require_known(options: StepperOptions) -> None:
     for name in options:
         if name not in known:
             raise TypeError(
-                f"stepper() got an unexpected keyword argument {name!r}: its options are "
-                f"{', '.join(known)}"
+                f"stepper() got an unexpected keyword argument {name!r}"
+                f"{did_you_mean(name, tuple(known))}: its options are {', '.join(known)}"
             )
 
 
