@@ -986,7 +986,7 @@ def test_what_train_refuses(argv, said, tmp_path, capsys):
         (["--noise", "pink"], "white"),
         (["--noise", "path"], "reads no Brownian path"),
         (["--out", "grid.bmp"], ".npz"),
-        (["--n", "-1"], "from 0 on"),
+        (["--n", "-1"], "n must be 0 or more, not -1"),
         (["--n", "many"], "many"),
         (["--steps", "0"], "step"),
         (["--n", "0", "--out", "none.png"], "no samples"),
