@@ -73,6 +73,11 @@ def require_call(
 
     Raises:
         TypeError: when the function cannot be called with these arguments.
+
+    Example:
+        >>> sdekit.calling.require_call(lambda x: x, "f(t, x)", 0.0, 1.0)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        TypeError: a function that is called as f(t, x) has the signature (x), which does not fit...
     """
     try:
         signature = inspect.signature(getattr(function, "forward", function))
@@ -94,8 +99,9 @@ def missing_arguments(
 
     Empty if it needs none, does not accept the given arguments, or has no signature.
 
-    >>> missing_arguments(lambda x, t, y: x, 1, 2)
-    ['y']
+    Example:
+        >>> sdekit.calling.missing_arguments(lambda x, t, y: x, 1, 2)
+        ['y']
     """
     try:
         signature = inspect.signature(getattr(function, "forward", function))
@@ -153,6 +159,13 @@ def accepts_swapped(
     It is called after the function failed or returned something else. The result is False for
     arguments of equal shape, such as points `(batch,)` and their times, where a failure has another
     cause.
+
+    Example:
+        >>> def score(x, t):
+        ...     return -x * t[:, None]
+        >>> x, t = torch.ones(2, 3), torch.ones(2)
+        >>> sdekit.calling.accepts_swapped(score, t, x, x.shape)
+        True
     """
     if getattr(first, "shape", ()) == getattr(second, "shape", ()):
         return False
@@ -190,6 +203,10 @@ def _positional_names(function: Callable[..., Any]) -> Sequence[str]:
 def has_no_version_counter(x: Tensor) -> bool:
     """Whether torch does not count in-place changes of x: in inference mode, in compiled code and
     under `torch.func.vmap`.
+
+    Example:
+        >>> sdekit.calling.has_no_version_counter(torch.zeros(1))
+        False
     """
     if is_compiling() or x.is_inference():
         return True
@@ -198,7 +215,12 @@ def has_no_version_counter(x: Tensor) -> bool:
 
 
 def version_of(x: Tensor) -> int | None:
-    """How often x was changed in place; None where torch does not count."""
+    """How often x was changed in place; None where torch does not count.
+
+    Example:
+        >>> sdekit.calling.version_of(torch.zeros(1).add_(1))
+        1
+    """
     return None if has_no_version_counter(x) else x._version
 
 
@@ -264,6 +286,10 @@ def is_transformed() -> bool:
 def is_recorded(x: Tensor) -> bool:
     """Whether torch traces, transforms, intercepts or compiles operations on x, so that only
     torch's own functions may be used.
+
+    Example:
+        >>> sdekit.calling.is_recorded(torch.zeros(1))
+        False
     """
     return (
         is_compiling()
@@ -279,6 +305,9 @@ def require_like(x: Tensor, state: Tensor) -> None:
     Raises:
         TypeError: for anything but a tensor.
         ValueError: for another shape or dtype.
+
+    Example:
+        >>> sdekit.calling.require_like(torch.ones(2, 3), torch.zeros(2, 3))
     """
     if not isinstance(x, Tensor):
         raise TypeError(f"the state is a tensor, such as x.clone(), not {x!r:.60}")
@@ -290,11 +319,21 @@ def require_like(x: Tensor, state: Tensor) -> None:
 
 
 class ChangedError(RuntimeError):
-    """A function changed its input, or a tensor that it had returned, in place."""
+    """A function changed its input, or a tensor that it had returned, in place.
+
+    Example:
+        >>> isinstance(sdekit.calling.ChangedError(), RuntimeError)
+        True
+    """
 
 
 def changed_in_place(name: str) -> ChangedError:
-    """The error for a function that changes its input in place."""
+    """The error for a function that changes its input in place.
+
+    Example:
+        >>> str(sdekit.calling.changed_in_place("f(t, x)")).partition(", which")[0]
+        'f(t, x) changes its input in place'
+    """
     return ChangedError(
         f"{name} changes its input in place, which the solver still needs; begin with x = "
         "x.clone(), or replace the operation (x.mul_(2), x += 1, nn.ReLU(inplace=True) as the "
@@ -313,6 +352,12 @@ def overwritten(name: str) -> ChangedError:
 def check_of(t: object, x: Tensor) -> Callable[..., Any]:
     """The function check(name, function, t, x) that is `checked_call`, for several functions of
     the same arguments: whether torch counts the changes of x is asked only once.
+
+    Example:
+        >>> x = torch.ones(2)
+        >>> check = sdekit.calling.check_of(0.0, x)
+        >>> check("f(t, x)", lambda t, x: -x, 0.0, x)
+        tensor([-1., -1.])
     """
     counted = not (isinstance(t, Tensor) or x.requires_grad or has_no_version_counter(x))
     return _checked_by_version if counted else checked_call
@@ -346,6 +391,10 @@ def checked_call(
 
     Raises:
         RuntimeError: when the function changes a tensor in place.
+
+    Example:
+        >>> sdekit.calling.checked_call("f(x)", lambda x: -x, torch.ones(2))
+        tensor([-1., -1.])
     """
     versions = []
     for value in (*arguments, *keywords.values()):
@@ -411,6 +460,11 @@ def checked_output(name: str, value: object, shape: tuple[int, ...], x: Tensor) 
     Raises:
         TypeError: unless value is a tensor of real floating-point numbers.
         ValueError: for another shape.
+
+    Example:
+        >>> x = torch.ones(2)
+        >>> sdekit.calling.checked_output("f(t, x)", -x.double(), (2,), x)
+        tensor([-1., -1.])
     """
     if not isinstance(value, Tensor):
         raise TypeError(
@@ -433,6 +487,10 @@ def require_real(name: str, value: Tensor, x: Tensor) -> None:
 
     Raises:
         TypeError: with what the function should return.
+
+    Example:
+        >>> x = torch.ones(2)
+        >>> sdekit.calling.require_real("f(t, x)", x, x)
     """
     if not value.is_floating_point():
         remedy = (
@@ -448,6 +506,10 @@ def require_derivative(name: str, value: Tensor, x: Tensor) -> None:
 
     Raises:
         RuntimeError: with what to do.
+
+    Example:
+        >>> x = torch.ones(2, requires_grad=True)
+        >>> sdekit.calling.require_derivative("f(t, x)", 2 * x, x)
     """
     if x.requires_grad and value.is_inference():
         raise RuntimeError(

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import sdekit
+import sdekit.calling
 import sdekit.elementary
 import sdekit.plot
 import sdekit_diffusion
@@ -20,6 +21,7 @@ import sdekit_diffusion.plot
 IMPORTED = {"torch": torch, "sdekit": sdekit, "sd": sdekit_diffusion}  # what the examples assume
 NAMESPACES = [
     sdekit,
+    sdekit.calling,
     sdekit.elementary,
     sdekit.interop,
     sdekit.plot,
