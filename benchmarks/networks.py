@@ -303,14 +303,19 @@ def compared(
             "peers": {f"{peer}, {grid}": those[0] for (peer, grid), those in found.items()},
         }
         rows.append(row)
-        print(
-            f"{name:40s} {steps:3d} evaluations: {row['default']:.4f}, best peer "
-            f"{row['best peer']:.4f} ({row['its name']}), ratio {row['ratio']:.2f}, of medians "
-            f"{row['ratio of medians']:.2f}, in hindsight {row['ratio in hindsight']:.2f}, fitted "
-            f"{row['ratio fitted']:.2f}, left out {row['left out']}",
-            flush=True,
-        )
+        show(row)
     return rows
+
+
+def show(row: Mapping[str, Any]) -> None:
+    """Prints a row of `compared`."""
+    print(
+        f"{row['network']:40s} {row['evaluations']:3d} evaluations: {row['default']:.4f}, best "
+        f"peer {row['best peer']:.4f} ({row['its name']}), ratio {row['ratio']:.2f}, of medians "
+        f"{row['ratio of medians']:.2f}, in hindsight {row['ratio in hindsight']:.2f}, fitted "
+        f"{row['ratio fitted']:.2f}, left out {row['left out']}",
+        flush=True,
+    )
 
 
 def reference(case: Case) -> tuple[Tensor, Tensor]:

@@ -55,10 +55,8 @@ def _elementary(
     function.__doc__ = f"""{name} of a number, or of each element of a tensor.
 
 Example:
-    >>> sdekit.elementary.{name}(0.5)
-    {scalar(0.5)!r}
     >>> x = torch.tensor([0.5], dtype=torch.float64)
-    >>> round(float(sdekit.elementary.{name}(x)), 12) == {round(scalar(0.5), 12)!r}
+    >>> abs(float(sdekit.elementary.{name}(x)) - sdekit.elementary.{name}(0.5)) < 1e-12
     True
 """
     return cast(_Elementary, function)

@@ -647,6 +647,30 @@ def test_data_larger_than_the_noise_are_warned_of():
         sample(model, 4, seed=0, steps=3)
 
 
+@pytest.mark.parametrize("std", [200.0, 500.0, 2000.0])
+def test_a_score_of_data_larger_than_the_noise_is_warned_of(std):
+    """Where the noise reaches from one mode to the next at most, D amplifies differences."""
+    means = std * torch.tensor([[-1.0, 0.3], [0.2, -1.1], [1.1, 0.8]])
+    law = GaussianMixture([0.3, 0.4, 0.3], means, [std / 4] * 3)
+    sde = VESDE(sigma_max=50.0)
+    with pytest.warns(UserWarning, match=r"sigma / alpha of VESDE.* 50: .*, larger sigma_max"):
+        sample(lambda x, t: law.score(t, x, sde), 4, sde=sde, shape=(2,), seed=0, steps=3)
+
+
+def test_a_score_that_is_zero_is_not_warned_of():
+    assert sample(lambda x, t: 0 * x, 4, sde="vp", shape=(2,), seed=0, steps=3).shape == (4, 2)
+
+
+def test_a_model_needs_its_prediction_only():
+    class Normal(AbstractModel):
+        def predict_data(self, l, u):
+            return 0.5 * scaled(sd.signal_scale(l), u)
+
+    assert sample(Normal(), 3, sde="vp", shape=(2,), seed=0, steps=3).shape == (3, 2)
+    with pytest.raises(ValueError, match="the shape of one sample is not known: pass shape="):
+        sample(Normal(), 3, sde="vp")
+
+
 def test_random_weights_are_not_warned_of():
     """They remove some share of the variance, about the same at all levels."""
     for kept in (0.7, 0.85, 0.95):

@@ -716,7 +716,7 @@ def test_a_denoising_that_is_not_finite_is_told():
     def late(x, t):
         return torch.where((t < 1e-4).reshape(-1, 1) & (x[:, :1] > 0), math.nan, -x)
 
-    model = ScoreModel(late, "vp", "noise", shape=(2,))
+    model = ScoreModel(late, "vp", "noise", shape=(2,), data_std=1.0)
     with pytest.raises(
         NotFiniteError,
         match=r"after the denoising that follows step 5, at t = .* "

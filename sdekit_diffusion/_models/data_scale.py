@@ -31,6 +31,7 @@ _MAX_LEVELS = 16
 _TENSORS_READ = 16  # the number of tensors of which a value is read to detect changes
 _LARGEST_SHARE = 0.98  # of the variance: above, a network removes no noise, as before training
 _SMALLEST_REMOVED = 0.2  # at y, from data of up to 2 y; random weights may remove less by chance
+_ROUNDING = 1e-4  # of a difference, relative to the noise
 _WIDE_FACTOR = 0.3  # of the share removed at y / 16; for a normal law 1/64 or less
 
 
@@ -57,8 +58,8 @@ def data_scale(
     and 1. With labels per sample the estimate is that of the network without them, because a sample
     must not depend on the labels of the others; there is none if the network does not work without
     them, of which a warning is raised, unless there is a range. A warning is also raised where the
-    network seems to be one of data with a larger standard deviation than the largest noise of the
-    diffusion.
+    network, or a score that is a plain function, seems to be one of data with a larger standard
+    deviation than the largest noise of the diffusion.
     """
     if model.data_std is not None:
         return DataScale(model.data_mean, model.data_std)
@@ -199,11 +200,21 @@ def _estimate(
         with torch.no_grad(), evaluating(same, len(z)):
             mean, std = _along_flow(same, z, *_levels(sde))
             wide = 0 < std < math.inf and _is_wide(same, mean + std * z, _levels(sde)[0])
+            beyond = std == math.inf and _is_beyond(same, z, _levels(sde)[0])
     except Exception:
         return default
     trained = any(True for network in model.networks() for _ in network.parameters())
     largest = 0.5 * _levels(sde)[0] if trained else math.inf
     valid = 0 < std < largest and bool(mean.isfinite().all())
+    if beyond and not trained:
+        warnings.warn(
+            "the mean and the standard deviation of the data are not known, and this model seems "
+            "to be that of data whose standard deviation is above the largest sigma / alpha of "
+            f"{sde}, {_levels(sde)[0]:.3g}: the prior is far from their law, and the solve is made "
+            f"for data of mean {default.mean:.3g} and standard deviation {default.std:.3g}. Choose "
+            f"another diffusion{sde.more_noise}",
+            stacklevel=2,
+        )
     if wide and std >= largest:
         warnings.warn(
             f"the standard deviation of the data is not known, and that of the network, {std:.3g}, "
@@ -271,6 +282,15 @@ def _is_wide(model: AbstractModel, v: Tensor, y: float) -> bool:
     """
     removed, less = (1 - _share(v, _denoise(model, v, level)) for level in (y, y / 16))
     return removed > _SMALLEST_REMOVED and abs(less) < _WIDE_FACTOR * removed
+
+
+def _is_beyond(model: AbstractModel, z: Tensor, y: float) -> bool:
+    """Whether D leaves nearly all of the variance of states v = y z, as for data that are larger
+    than the noise y, or more; but is not v, as for a score that is 0.
+    """
+    v = y * z
+    data = _denoise(model, v, y)
+    return _share(v, data) >= _LARGEST_SHARE and bool((data - v).abs().amax() > _ROUNDING * y)
 
 
 def _share(v: Tensor, data: Tensor) -> float:

@@ -106,10 +106,10 @@ class AbstractModel(ABC):
         torch.Size([4, 2])
     """
 
-    shape: tuple[int, ...] | None
-    sde: AbstractDiffusion | None
+    shape: tuple[int, ...] | None = None
+    sde: AbstractDiffusion | None = None
     data_mean: Tensor | float = 0.0
-    data_std: float | None
+    data_std: float | None = None
     principal_std: float | None = None
     learned: bool = False
     predicts_noise: bool = False
