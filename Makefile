@@ -17,9 +17,10 @@ $(VENV)/.installed: pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --editable '.[dev,docs]'
 	touch $@
 
-demo: setup ## train on scikit-learn's digits, sample, evaluate, write demo/digits/report.html
+demo: setup ## train on scikit-learn's digits, sample, evaluate, write demo/digits/report.html and gallery.png
 	$(BIN)/sdekit-diffusion train $(RUN) --data digits --weighting plain --steps 2200 --lr 4e-3 --overwrite
 	$(BIN)/sdekit-diffusion report $(RUN)
+	$(BIN)/python docs/examples/strip.py $(RUN)
 
 test: setup ## everything that must pass
 	$(MAKE) --no-print-directory --jobs 2 unit static

@@ -12,9 +12,9 @@ Example:
 from typing import TYPE_CHECKING
 
 from sdekit import _solvers, elementary, interop
-from sdekit._common.computed import computed
-from sdekit._common.names import did_you_mean
+from sdekit._arguments.names import did_you_mean
 from sdekit._equations.clocked import AbstractClocked, AngleClocked, Clocked
+from sdekit._equations.computed import computed
 from sdekit._equations.functions import ODE, SDE
 from sdekit._equations.piecewise import PiecewiseClocked
 from sdekit._equations.reverse import ProbabilityFlow, ReverseSDE

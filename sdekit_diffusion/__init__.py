@@ -52,14 +52,11 @@ from sdekit_diffusion._models.derived import AbstractDerivedModel, per_sample
 from sdekit_diffusion._models.empirical import EmpiricalMixture
 from sdekit_diffusion._models.guidance import ClassifierGuided, Guided
 from sdekit_diffusion._models.inpainting import Inpainted
+from sdekit_diffusion._models.joint import Joint
+from sdekit_diffusion._models.linear_observation import LinearObservation
 from sdekit_diffusion._models.mixture import GaussianMixture
 from sdekit_diffusion._models.model import AbstractModel, noise_scale, signal_scale
-from sdekit_diffusion._models.observation import (
-    AbstractObservation,
-    Joint,
-    LinearObservation,
-    Observation,
-)
+from sdekit_diffusion._models.observation import AbstractObservation, Observation
 from sdekit_diffusion._models.operators import (
     AbstractOperator,
     Blur,

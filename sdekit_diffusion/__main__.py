@@ -40,7 +40,7 @@ from sdekit_diffusion._app.options import (
 )
 from sdekit_diffusion._app.parsing import parsed
 from sdekit_diffusion._app.restoring import Degradation
-from sdekit_diffusion._common.inputs import available_device
+from sdekit_diffusion._arguments.inputs import available_device
 from sdekit_diffusion._storage.distributed import first_to_fail, process_group, rank, wait
 from sdekit_diffusion._storage.shards import digest
 from sdekit_diffusion._training.clear import EXPLORE, clear

@@ -23,7 +23,7 @@ from sdekit_diffusion import (
     ncsnv2_settings,
     sample,
 )
-from sdekit_diffusion._sampling.grids import Karras, UniformInLogSNR
+from sdekit_diffusion._sampling.published_grids import Karras, UniformInLogSNR
 from sdekit_diffusion._sampling.techniques import variance_ratio
 
 MIXTURE = GaussianMixture(

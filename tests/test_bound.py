@@ -28,9 +28,9 @@ from sdekit_diffusion import (
     sample,
     variational_bound,
 )
-from sdekit_diffusion._common.counters import BOUND
 from sdekit_diffusion._inference.chain import _DRAW_STRIDE
 from sdekit_diffusion._inference.decoder import Levels
+from sdekit_diffusion._models.counters import BOUND
 from sdekit_diffusion.metrics import modes
 
 CHAIN = DDPM(linear_betas(20, 1e-3, 0.4))

@@ -37,9 +37,9 @@ from sdekit_diffusion import (
     save,
 )
 from sdekit_diffusion._models import data_scale as scale_module
+from sdekit_diffusion._models.as_model import as_model
 from sdekit_diffusion._models.data_scale import data_scale
 from sdekit_diffusion._models.model import noise_scale, signal_scale
-from sdekit_diffusion._models.score_model import as_model
 from sdekit_diffusion._training.densities import draw_times
 from sdekit_diffusion._training.moments import data_moments
 from sdekit_diffusion.data import Scale

@@ -14,7 +14,7 @@ from sdekit_diffusion._models.recorded import FittedSampler
 from sdekit_diffusion._sampling import fitted_weights
 from sdekit_diffusion._sampling.fitted_grid import solved
 from sdekit_diffusion._sampling.fitted_samplers import grid_of, method_of
-from sdekit_diffusion._sampling.path_weights import Recording
+from sdekit_diffusion._sampling.weight_regression import Recording
 
 LAW = sd.GaussianMixture([0.3, 0.7], [[-1.0, 0.0], [1.0, 0.5]], [0.1, 0.2])
 OPTIONS = {"sde": sd.VPSDE(), "seed": 0}

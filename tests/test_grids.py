@@ -40,7 +40,7 @@ from sdekit_diffusion import (
 )
 from sdekit_diffusion._sampling.adaptive import AbstractAdaptive
 from sdekit_diffusion._sampling.coordinates import Coordinates
-from sdekit_diffusion._sampling.grids import _cached_focused
+from sdekit_diffusion._sampling.focused import _cached_focused
 
 SDES = {
     "ve as published": VESDE(exact=False),

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from sdekit_diffusion import DDPM, VPSDE, linear_betas
-from sdekit_diffusion._common.immutable import is_immutable
+from sdekit_diffusion._arguments.immutable import is_immutable
 
 
 def test_what_may_be_a_key():

@@ -24,9 +24,9 @@ from torch.utils.data import (
 import sdekit_diffusion as sd
 from sdekit import uniform01
 from sdekit_diffusion import Batch, Recipe, ScoreModel, Training, fit, nets, validation_loss
-from sdekit_diffusion._common.counters import DROP
 from sdekit_diffusion._models.checkpoint import checksum
 from sdekit_diffusion._models.condition_values import names_of
+from sdekit_diffusion._models.counters import DROP
 from sdekit_diffusion._training.recipe_loss import RecipeLoss
 from sdekit_diffusion.data._batches import Shuffled
 from sdekit_diffusion.data._given import source_of

@@ -26,8 +26,8 @@ from sdekit_diffusion import (
     sample,
     signal_scale,
 )
+from sdekit_diffusion._models.as_model import as_model
 from sdekit_diffusion._models.model import solved_like
-from sdekit_diffusion._models.score_model import as_model
 
 MIXTURE = GaussianMixture(
     [0.3, 0.7], [[1.0, 2.0], [-1.0, 0.5]], torch.tensor([0.3, 0.2], dtype=torch.float64)

@@ -26,7 +26,7 @@ from sdekit_diffusion import (
     nets,
     sample,
 )
-from sdekit_diffusion._sampling.grids import Native, UniformInLogSNR
+from sdekit_diffusion._sampling.published_grids import Native, UniformInLogSNR
 from sdekit_diffusion._sampling.techniques import level_overlap, variance_ratio
 
 UNEVEN = NCSN([2.0, 0.7, 0.3, 0.02])

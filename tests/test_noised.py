@@ -26,8 +26,8 @@ from sdekit_diffusion import (
     linear_betas,
     sample,
 )
-from sdekit_diffusion._common import counters
-from sdekit_diffusion._common.counters import START
+from sdekit_diffusion._models import counters
+from sdekit_diffusion._models.counters import START
 
 N = 2000
 # Kolmogorov's limit: the largest difference of the empirical and the exact distribution function

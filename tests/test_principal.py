@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sdekit_diffusion import EmpiricalMixture, GaussianMixture, LinearObservation
-from sdekit_diffusion._common.principal import (
+from sdekit_diffusion._models import empirical
+from sdekit_diffusion._models.principal import (
     estimated_principal_std,
     principal_std_of,
 )
-from sdekit_diffusion._models import empirical
 
 
 def largest(covariance):

@@ -798,3 +798,11 @@ def test_few_calls_lie_between_sample_and_the_network(method, dtype):
         sample(model, 2, method=method, steps=steps, seed=0, dtype=dtype)
     assert len(net.calls) >= 16
     assert max(net.calls) == (8 if method == "pc" else 7)
+
+
+@pytest.mark.parametrize(("method", "most"), [("ode", 15), ("adaptive_sde", 14)])
+def test_calls_between_sample_and_the_network_with_adaptive_steps(method, most):
+    net = Bent()
+    model = ScoreModel(net, "vp", shape=(2,), data_std=1.0)
+    sample(model, 2, method=method, seed=0, dtype=torch.float64)
+    assert max(net.calls) == most

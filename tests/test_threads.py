@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from sdekit_diffusion import ScoreModel, encode, log_likelihood, sample
+from sdekit_diffusion._models.as_model import as_model
 from sdekit_diffusion._models.evaluating import evaluating
-from sdekit_diffusion._models.score_model import as_model
 
 PATIENCE = 30.0  # seconds until a thread gives up, so that a failure does not hang
 

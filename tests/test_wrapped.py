@@ -21,7 +21,7 @@ from sdekit_diffusion import (
     sample,
     save,
 )
-from sdekit_diffusion._models.score_model import as_model
+from sdekit_diffusion._models.as_model import as_model
 from sdekit_diffusion._models.wrapped import unwrapped
 
 

@@ -1,8 +1,10 @@
-"""Draws docs/images/gallery.png, the picture of the README: four examples of the gallery in small.
+"""Draws the picture of the README, four examples of the gallery in small: the last step of
+`make demo`, whose network draws the digits.
 
-`python docs/examples/strip.py`, with the network of the digits in docs/_cache or trained first.
+`python docs/examples/strip.py demo/digits` writes demo/digits/gallery.png; docs/images has a copy.
 """
 
+import sys
 from pathlib import Path
 
 import matplotlib as mpl
@@ -10,9 +12,7 @@ import matplotlib.pyplot as plt
 import sdekit
 import sdekit_diffusion as sd
 import torch
-from networks import digits, pixels, row
-
-FILE = Path(__file__).parents[1] / "images" / "gallery.png"
+from networks import pixels, row
 
 
 def from_noise_to_data(ax):
@@ -61,15 +61,15 @@ def likelihood(ax):
     ax.set(xlabel="point", ylabel="error, and 95 % interval", title="log p(x)")
 
 
-def posterior(figure):
+def posterior(figure, model):
     """Digits of which the upper half is seen, with noise."""
-    model, source = digits()
+    source = sd.data.load("digits")
     truth = source.scale.encode(source.test[3:6], 0.5).float()
     upper = torch.zeros(8, 8, dtype=torch.bool)
     upper[:4] = True
     observation = sd.LinearObservation.simulated(sd.Mask(upper), truth, 0.3**2, seed=0)
     settings = {"particles": 512, "steps": 40, "seed": 0}
-    posterior = sd.sample_posterior(model.unconditional(), observation, 512, **settings)
+    posterior = sd.sample_posterior(model, observation, 512, **settings)
     figure.suptitle("x given its upper half", fontsize="large")
     axes = figure.subplots(3, 6)
     for i, line in enumerate(axes):
@@ -83,6 +83,7 @@ def posterior(figure):
 
 
 if __name__ == "__main__":
+    run = Path(sys.argv[1])
     mpl.use("Agg")
     plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "font.size": 9})
     plt.rcParams.update({"axes.titlesize": "large", "legend.frameon": False})
@@ -90,5 +91,5 @@ if __name__ == "__main__":
     parts = figure.subfigures(1, 4, width_ratios=[3, 3, 3, 3.4])
     for draw, part in zip((from_noise_to_data, strong_orders, likelihood), parts, strict=False):
         draw(part.subplots())
-    posterior(parts[3])
-    figure.savefig(FILE, dpi=100)
+    posterior(parts[3], sd.load(run))
+    figure.savefig(run / "gallery.png", dpi=100)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sdekit._common.computed import computed
+from sdekit._equations.computed import computed
 from sdekit._equations.quadrature import Panels, Rule
 from sdekit._equations.sde import AbstractSDE, NoiseType, Slope
 from sdekit.elementary import Time, atan, broadcast, exp, log, scaled, tan

@@ -7,7 +7,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from sdekit._common.names import did_you_mean
+from sdekit._arguments.names import did_you_mean
 from sdekit._equations.sde import AbstractSDE, NoiseType, SDEType
 from sdekit.calling import checked_output, require_call, require_order
 from sdekit.elementary import Time

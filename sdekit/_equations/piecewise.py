@@ -8,8 +8,8 @@ from typing import Self
 import numpy as np
 from torch import Tensor
 
-from sdekit._common.computed import computed
 from sdekit._equations.clocked import on_arrays
+from sdekit._equations.computed import computed
 from sdekit._equations.quadrature import Panels, Rule
 from sdekit._equations.sde import AbstractSDE, NoiseType
 from sdekit.elementary import Time, axpy, broadcast

@@ -11,8 +11,8 @@ from weakref import WeakSet
 import torch
 from torch import Tensor
 
-from sdekit._common.computed import computed
-from sdekit._common.numbers import require_number
+from sdekit._arguments.numbers import require_number
+from sdekit._equations.computed import computed
 from sdekit._equations.derivative import derivative, require_visible
 from sdekit._equations.sde import AbstractSDE, NoiseType, Slope
 from sdekit.calling import ChangedError, accepts_swapped, check_of, require_order, require_real

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sdekit._common.names import did_you_mean
+from sdekit._arguments.names import did_you_mean
 from sdekit._equations.derivative import require_visible
 from sdekit._noise.generator import PROBES, keys, normal_pairs, signs
 from sdekit.elementary import sum_of_sample
@@ -198,17 +198,17 @@ def quadratic_forms(
         RuntimeError: for a function that depends on x in a way that torch cannot differentiate.
     """
     y = function(x)
-    seen = y.requires_grad
+    depends_on_x = y.requires_grad
     products = []
     for v in vectors:
         vjp = None
-        if seen:
+        if depends_on_x:
             (vjp,) = torch.autograd.grad(
                 y, x, v, retain_graph=True, create_graph=create_graph, allow_unused=True
             )
-        seen = vjp is not None
+        depends_on_x = vjp is not None
         products.append(sum_of_sample(torch.zeros_like(v) if vjp is None else vjp * v))
-    if not seen:
+    if not depends_on_x:
         require_visible("the drift", "its divergence", function, x)
     none = y.new_zeros(0, len(x), dtype=torch.float64)  # of states without coordinates
     return torch.stack(products) if products else none

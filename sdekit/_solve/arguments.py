@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sdekit import _solvers
-from sdekit._common.names import did_you_mean
+from sdekit._arguments.names import did_you_mean
 from sdekit._equations.sde import AbstractSDE
 from sdekit._grid import require_no_gradient, rounded_to_ends
 from sdekit._noise.brownian import BrownianPath

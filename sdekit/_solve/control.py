@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sdekit._common.numbers import require_number
+from sdekit._arguments.numbers import require_number
 from sdekit._solve.active import Host
 
 _SMALLEST = 1e-300  # of errors, which may be 0

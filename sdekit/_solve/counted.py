@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sdekit._common.computed import computed
+from sdekit._equations.computed import computed
 from sdekit._equations.quadrature import Rule
 from sdekit._equations.sde import AbstractSDE, NoiseType, SDEType, Slope, wrong_shape
 from sdekit.calling import (

@@ -175,8 +175,8 @@ class DyadicIntervals(AbstractIntervals):
 
     def after(self, active: ActiveSamples) -> Interval:
         t, h = map(torch.from_numpy, (active.t, active.h))
-        found = self.tree.after(t, h, self.direction, self.unused_bits)
-        t1, shortest = map(on_host, found)
+        step = self.tree.after(t, h, self.direction, self.unused_bits)
+        t1, shortest = map(on_host, step)
         return Interval(t1, np.abs(self.end - t1), np.abs(t1 - active.t), shortest)
 
     def allowed(self, active: ActiveSamples, interval: Interval, factor: Host) -> Host:

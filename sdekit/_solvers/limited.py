@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from sdekit._common.computed import computed
+from sdekit._equations.computed import computed
 from sdekit._equations.sde import AbstractSDE, NoiseType
 from sdekit._noise.white import Increment
 from sdekit._solvers.contract import AbstractSolver, Order, Step, Tree

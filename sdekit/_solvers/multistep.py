@@ -11,8 +11,8 @@ from typing import ClassVar, Literal, Self, get_args
 
 import numpy as np
 
-from sdekit._common.computed import computed
-from sdekit._common.names import did_you_mean
+from sdekit._arguments.names import did_you_mean
+from sdekit._equations.computed import computed
 from sdekit._equations.quadrature import Panels
 from sdekit._equations.sde import AbstractSDE, NoiseType
 from sdekit._solvers.contract import Order

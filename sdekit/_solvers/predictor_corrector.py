@@ -11,8 +11,8 @@ from typing import Literal, Self
 import torch
 from torch import Tensor
 
-from sdekit._common.computed import computed
-from sdekit._common.numbers import require_number
+from sdekit._arguments.numbers import require_number
+from sdekit._equations.computed import computed
 from sdekit._equations.sde import AbstractSDE, NoiseType, SDEType
 from sdekit._noise.white import Increment
 from sdekit._solvers.contract import AbstractSolver, Order, Step, Tree

@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sdekit._common.numbers import require_number
+from sdekit._arguments.numbers import require_number
 from sdekit._equations.sde import AbstractSDE
 from sdekit._noise.white import Increment
 from sdekit._solvers.contract import AbstractSolver, Order, Step, Tree

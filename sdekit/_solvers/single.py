@@ -7,7 +7,7 @@ from typing import ClassVar, Self
 
 import numpy as np
 
-from sdekit._common.computed import computed
+from sdekit._equations.computed import computed
 from sdekit._equations.quadrature import Panels
 from sdekit._equations.sde import AbstractSDE, NoiseType
 from sdekit._solvers.contract import Order

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdekit._common.names import did_you_mean
+from sdekit._arguments.names import did_you_mean
 from sdekit._equations.sde import AbstractSDE, NoiseType, SDEType
 from sdekit.calling import checked_call, require_call, require_order, require_real
 from sdekit.elementary import Time

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sdekit import _solvers
-from sdekit._common.names import did_you_mean
+from sdekit._arguments.names import did_you_mean
 from sdekit._solve.control import PIDController
 from sdekit._solvers import (
     AbstractEmbeddedRungeKutta,

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sdekit._common.names import did_you_mean
+from sdekit._arguments.names import did_you_mean
 from sdekit._equations.sde import AbstractSDE, NoiseType
 from sdekit._grid import times
 from sdekit._noise.brownian import BrownianPath

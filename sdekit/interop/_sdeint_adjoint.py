@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sdekit._common.computed import computed
-from sdekit._common.names import did_you_mean
+from sdekit._arguments.names import did_you_mean
+from sdekit._equations.computed import computed
 from sdekit._equations.sde import AbstractSDE
 from sdekit._noise.brownian import BrownianPath
 from sdekit._noise.white import AbstractNoise, Increment, NoiseQuery, WhiteNoise

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from torch import Tensor
 
-from sdekit._common.computed import computed
+from sdekit._equations.computed import computed
 from sdekit._noise.white import AbstractNoise, Increment, NoiseQuery
 
 AREAS = ("davie", "foster")  # torchsde's names of approximations to areas

@@ -15,7 +15,7 @@ from sdekit_diffusion import plot
 from sdekit_diffusion._models.model import AbstractModel
 from sdekit_diffusion._models.score_model import ScoreModel
 from sdekit_diffusion._sampling.coordinates import Coordinates
-from sdekit_diffusion._sampling.grids import DEFAULT_END
+from sdekit_diffusion._sampling.grid import DEFAULT_END
 from sdekit_diffusion._sampling.sample import sample
 from sdekit_diffusion._training.log import METRICS
 from sdekit_diffusion.data import Dataset, Scale

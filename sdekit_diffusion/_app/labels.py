@@ -284,16 +284,16 @@ def chosen(
             "this model has no labels: leave out --label, or train one that has them, with "
             "train --labels"
         )
-    found = values(conditions, of_model.others if label else of_model.columns())
+    by_name = values(conditions, of_model.others if label else of_model.columns())
     if label and name is not None:
-        found[name] = torch.tensor(label)
-    if name in found:
+        by_name[name] = torch.tensor(label)
+    if name in by_name:
         what = "--label has" if label else f"--conditions {name} has"
-        _require_classes(model, found[name].tolist(), what)
-    result = Conditions(found, name if name in found else None) if found else None
+        _require_classes(model, by_name[name].tolist(), what)
+    result = Conditions(by_name, name if name in by_name else None) if by_name else None
     require_guidance(run, model, result, guidance)
     needed = [*([name] if name in model.null else []), *of_model.others]
-    _require_dropped(run, [key for key in needed if key is not None and key not in found], name)
+    _require_dropped(run, [key for key in needed if key is not None and key not in by_name], name)
     return result
 
 
@@ -346,12 +346,12 @@ def settings(conditions: Conditions | None, guidance: Guidance) -> dict[str, Any
     """What samples depend on besides the sampler, as JSON; nothing without conditions."""
     if conditions is None:
         return {}
-    found: dict[str, Any] = guidance.settings()
+    described: dict[str, Any] = guidance.settings()
     if conditions.label is not None:
-        found["label"] = conditions.values[conditions.label].tolist()
+        described["label"] = conditions.values[conditions.label].tolist()
     if others := conditions.others():
-        found["conditions"] = digest("", others)
-    return found
+        described["conditions"] = digest("", others)
+    return described
 
 
 def sentence(conditions: Conditions | None, guidance: Guidance) -> str:

@@ -14,7 +14,8 @@ from sdekit_diffusion._diffusions.names import DIFFUSIONS
 from sdekit_diffusion._models.guidance import Guided
 from sdekit_diffusion._models.model import AbstractModel
 from sdekit_diffusion._sampling.ddim import DDIM
-from sdekit_diffusion._sampling.grids import DEFAULT_END, GRIDS
+from sdekit_diffusion._sampling.grid import DEFAULT_END
+from sdekit_diffusion._sampling.grids import GRIDS
 from sdekit_diffusion._sampling.method import AbstractMethod
 from sdekit_diffusion._sampling.methods import method_of
 

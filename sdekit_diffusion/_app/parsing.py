@@ -95,14 +95,14 @@ def _options(output: str, command: str) -> list[str]:
     """The options of a command that tyro's message suggests, each above the commands that have
     it.
     """
-    found = []
+    options = []
     option = ""
     for line in (line.strip("│ ") for line in output.splitlines()):
         if line[:2] == "--":
             option = line.split()[0]
         elif line == f"in sdekit-diffusion {command} --help":
-            found.append(option)
-    return found
+            options.append(option)
+    return options
 
 
 def _choices(kind: Any) -> dict[str, tuple[str, ...]]:  # noqa: ANN401

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from sdekit import uniform01
 from sdekit_diffusion._app import figures
-from sdekit_diffusion._common.counters import DEQUANTISATION
 from sdekit_diffusion._inference.sample_posterior import sample_posterior
+from sdekit_diffusion._models.counters import DEQUANTISATION
 from sdekit_diffusion._models.data_scale import data_scale
+from sdekit_diffusion._models.linear_observation import LinearObservation
 from sdekit_diffusion._models.model import solved_like
-from sdekit_diffusion._models.observation import LinearObservation
 from sdekit_diffusion._models.operators import AbstractOperator, Blur, Downsampling, Mask
 from sdekit_diffusion._models.score_model import ScoreModel
 from sdekit_diffusion.data import Dataset, Scale

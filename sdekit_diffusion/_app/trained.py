@@ -6,7 +6,7 @@ from typing import Any
 
 from sdekit_diffusion import data as datasets
 from sdekit_diffusion._app.options import Loading
-from sdekit_diffusion._common.inputs import available_device
+from sdekit_diffusion._arguments.inputs import available_device
 from sdekit_diffusion._loading.load import config_folder, load
 from sdekit_diffusion._models.checkpoint import CheckpointError, read_config, versions
 from sdekit_diffusion._models.score_model import ScoreModel

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from sdekit.elementary import Time, atan, reciprocal, sigmoid, sin, sqrt
-from sdekit_diffusion._common.inputs import require_numbers
+from sdekit_diffusion._arguments.inputs import require_numbers
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 
 

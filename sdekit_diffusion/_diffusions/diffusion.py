@@ -23,8 +23,8 @@ from sdekit.elementary import (
     sqrt,
     sum_of_sample,
 )
-from sdekit_diffusion._common.immutable import is_immutable
-from sdekit_diffusion._common.inputs import available_device
+from sdekit_diffusion._arguments.immutable import is_immutable
+from sdekit_diffusion._arguments.inputs import available_device
 
 # sigma / alpha, in standard deviations of the data, where solves start if they cannot start at T.
 _START_RATIO = 160.0

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from sdekit.elementary import Time, clip, exp, sqrt
-from sdekit_diffusion._common.inputs import require_numbers
+from sdekit_diffusion._arguments.inputs import require_numbers
 from sdekit_diffusion._diffusions.diffusion import LARGEST, AbstractExploding
 
 

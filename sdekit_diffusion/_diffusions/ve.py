@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from sdekit.elementary import Time, clip, exp, expm1, softplus, sqrt
-from sdekit_diffusion._common.inputs import require_numbers
+from sdekit_diffusion._arguments.inputs import require_numbers
 from sdekit_diffusion._diffusions.diffusion import LARGEST, AbstractExploding
 
 

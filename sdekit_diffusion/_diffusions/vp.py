@@ -5,7 +5,7 @@ from abc import ABC
 from dataclasses import dataclass
 
 from sdekit.elementary import Time, asinh, clip, exp, expm1, softplus, sqrt
-from sdekit_diffusion._common.inputs import require_numbers
+from sdekit_diffusion._arguments.inputs import require_numbers
 from sdekit_diffusion._diffusions.diffusion import LARGEST, AbstractDiffusion
 
 

@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 
 from sdekit import AbstractTrace, Likelihood, uniform01
-from sdekit_diffusion._common.counters import DEQUANTISATION
-from sdekit_diffusion._common.inputs import is_whole, require_points, seed_given
+from sdekit_diffusion._arguments.inputs import is_whole, require_points, seed_given
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._inference.code_length import AbstractCodeLength
 from sdekit_diffusion._inference.likelihood import log_likelihood
-from sdekit_diffusion._models.score_model import as_model
+from sdekit_diffusion._models.as_model import as_model
+from sdekit_diffusion._models.counters import DEQUANTISATION
 from sdekit_diffusion._sampling.adaptive import AdaptiveFlow
 from sdekit_diffusion._sampling.arguments import Model
-from sdekit_diffusion._sampling.grids import DEFAULT_END
+from sdekit_diffusion._sampling.grid import DEFAULT_END
 
 _DRAW_STRIDE = 1 << 40  # between the indices of two dequantisations
 

@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from sdekit_diffusion._common.inputs import is_whole, require_event, require_points, seed_given
+from sdekit_diffusion._arguments.inputs import is_whole, require_event, require_points, seed_given
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._inference.chain import Chain, ChainNoise, Variance, times_of
 from sdekit_diffusion._inference.code_length import AbstractCodeLength
 from sdekit_diffusion._inference.decoder import decoder_of
+from sdekit_diffusion._models.as_model import as_model
 from sdekit_diffusion._models.evaluating import evaluating
 from sdekit_diffusion._models.in_batches import batches
 from sdekit_diffusion._models.model import AbstractModel
-from sdekit_diffusion._models.score_model import as_model
 from sdekit_diffusion._sampling.arguments import Model
 
 _MARGIN = 0.1  # of log(sigma / alpha), by which the levels of DDPM and VP differ

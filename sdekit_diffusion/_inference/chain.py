@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from sdekit import normal
-from sdekit_diffusion._common.counters import BOUND
-from sdekit_diffusion._common.inputs import is_one_number
+from sdekit_diffusion._arguments.inputs import is_one_number
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._inference.decoder import Density, Levels
+from sdekit_diffusion._models.counters import BOUND
 from sdekit_diffusion._models.model import AbstractModel
 
 Variance = Literal["smaller", "larger"]

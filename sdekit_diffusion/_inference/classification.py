@@ -10,15 +10,15 @@ from torch import Tensor
 
 from sdekit import normal, uniform01
 from sdekit.elementary import broadcast, sum_of_sample
-from sdekit_diffusion._common.counters import CLASSES
-from sdekit_diffusion._common.inputs import is_whole, require_event, require_points, seed_given
-from sdekit_diffusion._common.principal import SMALLEST_RATIO
+from sdekit_diffusion._arguments.inputs import is_whole, require_event, require_points, seed_given
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
+from sdekit_diffusion._models.counters import CLASSES
 from sdekit_diffusion._models.data_scale import DataScale, data_scale
 from sdekit_diffusion._models.evaluating import evaluating
 from sdekit_diffusion._models.in_batches import batches
 from sdekit_diffusion._models.model import AbstractModel, noise_scale, signal_scale
-from sdekit_diffusion._sampling.grids import DEFAULT_END
+from sdekit_diffusion._models.principal import SMALLEST_RATIO
+from sdekit_diffusion._sampling.grid import DEFAULT_END
 from sdekit_diffusion._sampling.trained_levels import warn_of_few_levels
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sdekit_diffusion._common.inputs import is_whole
+from sdekit_diffusion._arguments.inputs import is_whole
 
 
 @dataclass(frozen=True)

@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 
 from sdekit import AbstractTrace, Likelihood
-from sdekit_diffusion._common.inputs import is_whole, require_tensor
+from sdekit_diffusion._arguments.inputs import is_whole, require_tensor
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._inference.flow_map import FlowMap
+from sdekit_diffusion._models.as_model import as_model
 from sdekit_diffusion._models.evaluating import evaluating
-from sdekit_diffusion._models.score_model import as_model
 from sdekit_diffusion._sampling.adaptive import AdaptiveFlow
 from sdekit_diffusion._sampling.arguments import Model
 from sdekit_diffusion._sampling.coordinates import Coordinates, event_of
-from sdekit_diffusion._sampling.grids import DEFAULT_END
+from sdekit_diffusion._sampling.grid import DEFAULT_END
 from sdekit_diffusion._sampling.trained_levels import warn_of_few_levels
 
 

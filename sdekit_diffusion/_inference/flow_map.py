@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 import sdekit
 from sdekit import AbstractTrace, Exact, Hutchinson, Likelihood, UnfinishedError
-from sdekit_diffusion._common.inputs import is_whole, require_event, require_tensor
+from sdekit_diffusion._arguments.inputs import is_whole, require_event, require_tensor
 from sdekit_diffusion._models.evaluating import evaluating
 from sdekit_diffusion._models.in_batches import batches
 from sdekit_diffusion._models.model import AbstractModel, require_gradient
@@ -19,7 +19,7 @@ from sdekit_diffusion._models.score_model import ScoreModel
 from sdekit_diffusion._sampling.adaptive import AdaptiveFlow
 from sdekit_diffusion._sampling.coordinates import Coordinates, Span
 from sdekit_diffusion._sampling.probability_flow import ProbabilityFlowOnClock
-from sdekit_diffusion._sampling.start import centre
+from sdekit_diffusion._sampling.start_warnings import centre
 
 # Above this dimension eight probes cost less than a quarter of the exact trace.
 MAX_EXACT_DIMENSION = 32

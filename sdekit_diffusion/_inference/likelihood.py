@@ -7,12 +7,12 @@ from torch import Tensor
 from sdekit import AbstractTrace, Likelihood
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._inference.flow_map import FlowMap
-from sdekit_diffusion._models.score_model import as_model
+from sdekit_diffusion._models.as_model import as_model
 from sdekit_diffusion._sampling.adaptive import AdaptiveFlow
 from sdekit_diffusion._sampling.arguments import Model
 from sdekit_diffusion._sampling.coordinates import Coordinates, event_of
-from sdekit_diffusion._sampling.grids import DEFAULT_END
-from sdekit_diffusion._sampling.start import warn_of_end, warn_of_prior
+from sdekit_diffusion._sampling.grid import DEFAULT_END
+from sdekit_diffusion._sampling.start_warnings import warn_of_end, warn_of_prior
 from sdekit_diffusion._sampling.trained_levels import warn_of_few_levels
 
 

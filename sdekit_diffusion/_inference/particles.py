@@ -9,14 +9,14 @@ from torch import Tensor
 
 from sdekit import NoiseQuery, Transitions, WhiteNoise, normal, uniform01
 from sdekit.elementary import Time, sum_of_sample
-from sdekit_diffusion._common.counters import RESAMPLING
 from sdekit_diffusion._inference.weighted import systematic
 from sdekit_diffusion._models.conditioned import AbstractPosterior
+from sdekit_diffusion._models.counters import RESAMPLING
 from sdekit_diffusion._sampling.coordinates import Coordinates, Span, Standardised
 from sdekit_diffusion._sampling.initial_states import INITIAL_STATE
 from sdekit_diffusion._sampling.method import ReverseProblem
 from sdekit_diffusion._sampling.on_clock import OnClock
-from sdekit_diffusion._sampling.start import centre
+from sdekit_diffusion._sampling.start_warnings import centre
 
 _LOG_PSI_MARGIN = 3.0  # nats below the least log psi at the start: log psi where psi is 0
 

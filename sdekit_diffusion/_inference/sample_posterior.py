@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from sdekit import did_you_mean
-from sdekit_diffusion._common.inputs import available_device, is_whole, seed_given
+from sdekit_diffusion._arguments.inputs import available_device, is_whole, seed_given
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._inference.weighted import WeightedSamples, doubts
 from sdekit_diffusion._inference.weighting import (
@@ -20,17 +20,19 @@ from sdekit_diffusion._inference.weighting import (
     Particles,
     PosteriorProblem,
 )
+from sdekit_diffusion._models.as_model import as_model
 from sdekit_diffusion._models.conditioned import DPS, AbstractPosterior, Laplace, MomentMatched
 from sdekit_diffusion._models.covariances import COVARIANCES, AbstractCovariance
 from sdekit_diffusion._models.evaluating import evaluating
+from sdekit_diffusion._models.joint import Joint
+from sdekit_diffusion._models.linear_observation import LinearObservation
 from sdekit_diffusion._models.model import solved_like
-from sdekit_diffusion._models.observation import AbstractObservation, Joint, LinearObservation
-from sdekit_diffusion._models.score_model import as_model
+from sdekit_diffusion._models.observation import AbstractObservation
 from sdekit_diffusion._sampling.arguments import Model, floating_dtype
 from sdekit_diffusion._sampling.coordinates import Coordinates
-from sdekit_diffusion._sampling.grids import DEFAULT_END
+from sdekit_diffusion._sampling.grid import DEFAULT_END
 from sdekit_diffusion._sampling.reverse_problems import cast
-from sdekit_diffusion._sampling.start import warn_of_end, warn_of_prior
+from sdekit_diffusion._sampling.start_warnings import warn_of_end, warn_of_prior
 from sdekit_diffusion._sampling.trained_levels import warn_of_few_levels
 
 Proposal = AbstractCovariance | Callable[..., AbstractPosterior] | str

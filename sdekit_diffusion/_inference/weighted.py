@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from sdekit import uniform01
-from sdekit_diffusion._common.counters import RESAMPLING
-from sdekit_diffusion._common.inputs import is_whole, seed_given
+from sdekit_diffusion._arguments.inputs import is_whole, seed_given
+from sdekit_diffusion._models.counters import RESAMPLING
 
 _MANY_CLOUDS = 8  # whose spread is a standard error; that of fewer is often too small by chance
 _SPREAD = 1.0  # nats, between the evidences of clouds

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sdekit import AbstractMultistep, AbstractTrace, AdamsMoulton, Hutchinson, Status, normal
-from sdekit_diffusion._common.inputs import is_whole, require_numbers
+from sdekit_diffusion._arguments.inputs import is_whole, require_numbers
 from sdekit_diffusion._inference.flow_map import FlowMap, default_trace
 from sdekit_diffusion._inference.particles import CloudSolve
 from sdekit_diffusion._inference.weighted import WeightedSamples
@@ -18,7 +18,7 @@ from sdekit_diffusion._sampling.adaptive import AdaptiveFlow
 from sdekit_diffusion._sampling.coordinates import Coordinates, Span
 from sdekit_diffusion._sampling.initial_states import INITIAL_STATE
 from sdekit_diffusion._sampling.on_clock import OnClock
-from sdekit_diffusion._sampling.start import centre
+from sdekit_diffusion._sampling.start_warnings import centre
 
 _OTHER_PROBES = 1 << 40  # added to the indices of samples, for independent probes
 _MAX_PROBE_VARIANCE = 0.3  # nats^2; above it e^{v/2} depends on the law of the probes' noise

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from sdekit_diffusion._common.inputs import shape_given
+from sdekit_diffusion._arguments.inputs import shape_given
 
 _CONSTRUCTORS = (torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn, torch.full)
 # Relative to the weights, and in addition: constructors also make tensors that they do not keep.

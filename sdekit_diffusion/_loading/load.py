@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sdekit import did_you_mean
 from sdekit_diffusion import nets
-from sdekit_diffusion._common.inputs import available_device
+from sdekit_diffusion._arguments.inputs import available_device
 from sdekit_diffusion._diffusions.names import DIFFUSIONS
 from sdekit_diffusion._loading.bounded import Bounded, shape_from
 from sdekit_diffusion._loading.combined import combined

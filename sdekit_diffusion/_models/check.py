@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from sdekit import normal
-from sdekit_diffusion._common.counters import NOISE
-from sdekit_diffusion._common.inputs import require_event, require_tensor
+from sdekit_diffusion._arguments.inputs import require_event, require_tensor
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
+from sdekit_diffusion._models.as_model import as_model
 from sdekit_diffusion._models.conventions import Alternative, alternatives
+from sdekit_diffusion._models.counters import NOISE
 from sdekit_diffusion._models.evaluating import evaluating
 from sdekit_diffusion._models.model import AbstractModel, noise_scale, signal_scale
-from sdekit_diffusion._models.score_model import ScoreModel, as_model
+from sdekit_diffusion._models.score_model import ScoreModel
 
 # In standard deviations of the data. At other levels small errors of a network are amplified.
 _NOISE = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)

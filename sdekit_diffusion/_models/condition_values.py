@@ -114,8 +114,8 @@ def require_no_infinity(name: str, value: Any, null: Null) -> None:  # noqa: ANN
         ValueError: names the condition.
     """
     if isinstance(value, Tensor):
-        seen = value.device.type == "cpu" and not torch.compiler.is_compiling()
-        infinite = seen and not is_functorch_wrapped_tensor(value) and bool(value.isinf().any())
+        readable = value.device.type == "cpu" and not torch.compiler.is_compiling()
+        infinite = readable and not is_functorch_wrapped_tensor(value) and bool(value.isinf().any())
     else:
         infinite = isinstance(value, float) and math.isinf(value)
     if infinite and not math.isinf(null.get(name, 0.0)):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sdekit import did_you_mean
 from sdekit.elementary import Time, broadcast, sqrt, sum_of_sample
-from sdekit_diffusion._common.inputs import is_whole, require_numbers
+from sdekit_diffusion._arguments.inputs import is_whole, require_numbers
 from sdekit_diffusion._diffusions.vp import VPSDE
 from sdekit_diffusion._models.covariances import (
     COVARIANCES,
@@ -22,8 +22,9 @@ from sdekit_diffusion._models.covariances import (
 )
 from sdekit_diffusion._models.data_scale import data_scale
 from sdekit_diffusion._models.derived import AbstractDerivedModel
+from sdekit_diffusion._models.linear_observation import LinearObservation
 from sdekit_diffusion._models.model import noise_scale, signal_scale, solved_like
-from sdekit_diffusion._models.observation import AbstractObservation, LinearObservation
+from sdekit_diffusion._models.observation import AbstractObservation
 
 _PSI_STEPS = 4  # Newton steps for the psi of DPS
 

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from sdekit.elementary import Time, broadcast, scaled, sum_of_sample
-from sdekit_diffusion._common.inputs import require_numbers, require_tensor
+from sdekit_diffusion._arguments.inputs import require_numbers, require_tensor
+from sdekit_diffusion._models.linear_observation import LinearObservation
 from sdekit_diffusion._models.model import (
     AbstractModel,
     noise_scale,
     require_gradient,
     signal_scale,
 )
-from sdekit_diffusion._models.observation import LinearObservation
 
 _LOG_2PI = math.log(2 * math.pi)
 _DENSE = 8  # the largest number of measurements for which A V A^T is computed

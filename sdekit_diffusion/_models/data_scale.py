@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from sdekit import normal
-from sdekit_diffusion._common.counters import SCALE
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
+from sdekit_diffusion._models.counters import SCALE
 from sdekit_diffusion._models.derived import AbstractDerivedModel
 from sdekit_diffusion._models.evaluating import evaluating
 from sdekit_diffusion._models.model import AbstractModel, signal_scale

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from sdekit.elementary import Time, broadcast
-from sdekit_diffusion._common.inputs import require_tensor
-from sdekit_diffusion._common.principal import principal_std_of
+from sdekit_diffusion._arguments.inputs import require_tensor
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._models.mixture import (
     ROUNDING,
@@ -21,6 +20,7 @@ from sdekit_diffusion._models.mixture import (
 )
 from sdekit_diffusion._models.model import noise_scale, signal_scale, times_of
 from sdekit_diffusion._models.observation import AbstractObservation
+from sdekit_diffusion._models.principal import principal_std_of
 
 _BLOCK = 1 << 23  # numbers of one block: 84 points at a time for 50,000 centres
 _NEAREST = 16  # centres whose distance is a sum of squared differences

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sdekit import computed
 from sdekit.elementary import Time, broadcast, sqrt
-from sdekit_diffusion._common.immutable import is_immutable
+from sdekit_diffusion._arguments.immutable import is_immutable
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._models.condition_values import is_single, unknown_like
 from sdekit_diffusion._models.derived import AbstractDerivedModel, per_sample

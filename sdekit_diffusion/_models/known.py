@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from sdekit_diffusion._common.inputs import require_tensor
+from sdekit_diffusion._arguments.inputs import require_tensor
 
 
 def known_values(y: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

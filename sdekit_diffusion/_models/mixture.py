@@ -12,10 +12,10 @@ from torch import Tensor
 
 from sdekit import computed, fresh_seed, normal, uniform01
 from sdekit.elementary import Time, broadcast
-from sdekit_diffusion._common.counters import COMPONENT, POINT
-from sdekit_diffusion._common.inputs import is_whole, require_tensor
-from sdekit_diffusion._common.principal import covariance_product, principal_std
+from sdekit_diffusion._arguments.inputs import is_whole, require_tensor
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
+from sdekit_diffusion._models.counters import COMPONENT, POINT
+from sdekit_diffusion._models.linear_observation import LinearObservation
 from sdekit_diffusion._models.model import (
     AbstractModel,
     noise_scale,
@@ -23,7 +23,8 @@ from sdekit_diffusion._models.model import (
     solved_like,
     times_of,
 )
-from sdekit_diffusion._models.observation import AbstractObservation, LinearObservation
+from sdekit_diffusion._models.observation import AbstractObservation
+from sdekit_diffusion._models.principal import covariance_product, principal_std
 
 ROUNDING = 1e-13  # a variance given y is 0 if it is below this share of the variance before
 _NEGLIGIBLE = -100.0  # log of a weight over the largest one, below which a component is omitted

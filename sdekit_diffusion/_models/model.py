@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sdekit.elementary import Time, broadcast, sigmoid, sqrt
-from sdekit_diffusion._common.inputs import require_tensor
+from sdekit_diffusion._arguments.inputs import require_tensor
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._diffusions.names import diffusion
 from sdekit_diffusion._models.affine import Affine, NetworkCall
@@ -35,14 +35,14 @@ def noise_scale(l: Time) -> Time:
     return sqrt(sigmoid(-2 * l))
 
 
-def require_gradient(found: bool) -> None:
+def require_gradient(has_gradient: bool) -> None:
     """Refuses a model whose output has no gradient, where one is needed: without an error it would
     be taken as 0.
 
     Raises:
         ValueError: with what to change.
     """
-    if not found:
+    if not has_gradient:
         raise ValueError(
             "the model's output does not depend on x in a way autograd can see: remove no_grad or "
             "detach, or give a model that is not constant"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sdekit_diffusion._common.inputs import is_whole, require_tensor
+from sdekit_diffusion._arguments.inputs import is_whole, require_tensor
 
 _TOLERANCE = 1e-3  # of the check of linearity, relative to the size of the results
 _ROUNDING = 16  # of A(0), in units in the last place of the largest result
@@ -432,29 +432,29 @@ def require_linear(
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, *event, generator=generator).to(like)
     with torch.no_grad():
-        found = operator(torch.cat([x, x[:1] + 2 * x[1:], torch.zeros_like(x[:1])]))
-    if not isinstance(found, Tensor) or found.ndim < 2 or len(found) != 4:
+        value = operator(torch.cat([x, x[:1] + 2 * x[1:], torch.zeros_like(x[:1])]))
+    if not isinstance(value, Tensor) or value.ndim < 2 or len(value) != 4:
         raise ValueError(
             "the operator must map a batch (batch, *shape) to (batch, *measured); of 4 samples it "
-            f"returned {tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__}"
+            f"returned {tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__}"
         )
-    if not found.numel():
-        raise ValueError(f"the operator measures nothing: it returned {tuple(found.shape)}")
-    size = float(found[:3].abs().max()) or 1.0
-    if not float((found[0] + 2 * found[1] - found[2]).abs().max()) <= _TOLERANCE * size:
+    if not value.numel():
+        raise ValueError(f"the operator measures nothing: it returned {tuple(value.shape)}")
+    size = float(value[:3].abs().max()) or 1.0
+    if not float((value[0] + 2 * value[1] - value[2]).abs().max()) <= _TOLERANCE * size:
         raise ValueError(
             "the operator is not linear: A(x + 2 z) is not A(x) + 2 A(z). An affine map has its "
             "offset in y; for other maps give log p(y | x), as Observation(y, log_likelihood)"
         )
-    at_zero = float(found[3].abs().max())
+    at_zero = float(value[3].abs().max())
     if not at_zero <= _ROUNDING * torch.finfo(x.dtype).eps * size:
         raise ValueError(
             f"the operator is not linear: A(0) is {at_zero:g}, not 0. Subtract A(0) from the "
             "results of the operator, and from y"
         )
-    v = torch.randn(found[:1].shape, generator=generator).to(found)
-    _require_adjoint(operator, x[:1], found[:1], v)
-    return tuple(found.shape[1:])
+    v = torch.randn(value[:1].shape, generator=generator).to(value)
+    _require_adjoint(operator, x[:1], value[:1], v)
+    return tuple(value.shape[1:])
 
 
 def gram(

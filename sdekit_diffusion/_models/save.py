@@ -16,7 +16,7 @@ from safetensors.torch import save as serialised
 from torch import Tensor, nn
 
 from sdekit_diffusion import nets
-from sdekit_diffusion._common.inputs import as_json
+from sdekit_diffusion._arguments.inputs import as_json
 from sdekit_diffusion._diffusions.names import DIFFUSIONS
 from sdekit_diffusion._models.checkpoint import (
     CONFIG,

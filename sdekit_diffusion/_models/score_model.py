@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from operator import attrgetter
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -17,19 +17,15 @@ from torch import Tensor, nn
 from sdekit import computed
 from sdekit.calling import (
     ChangedError,
-    accepts_swapped,
     changed_in_place,
     checked_call,
     has_no_version_counter,
-    missing_arguments,
-    require_call,
     require_order,
-    require_real,
 )
 from sdekit.elementary import Time, axpy, broadcast, clip, reciprocal, scaled, sqrt
-from sdekit_diffusion._common.checked import Checked
-from sdekit_diffusion._common.immutable import is_immutable
-from sdekit_diffusion._common.inputs import require_tensor, shape_given
+from sdekit_diffusion._arguments.checked import Checked
+from sdekit_diffusion._arguments.immutable import is_immutable
+from sdekit_diffusion._arguments.inputs import require_tensor, shape_given
 from sdekit_diffusion._diffusions.diffusion import LARGEST, AbstractDiffusion
 from sdekit_diffusion._diffusions.names import diffusion
 from sdekit_diffusion._models.affine import Affine, NetworkCall
@@ -51,12 +47,12 @@ from sdekit_diffusion._models.model import (
     require_gradient,
     signal_scale,
 )
+from sdekit_diffusion._models.network_errors import explain_failure, refuse_output
 from sdekit_diffusion._models.prediction import DATA, NOISE, Prediction, prediction_of
 from sdekit_diffusion._models.recorded import Recorded, Samplers
 from sdekit_diffusion._models.wrapped import (
     has_parameters,
     modules_of,
-    require_plain,
     unwrapped,
     unwrapped_net,
 )
@@ -285,7 +281,7 @@ class ScoreModel(nn.Module, AbstractModel):
         tensor = torch.as_tensor(mean).detach()
         if not bool(tensor.isfinite().all()):
             raise ValueError(f"data_mean must be finite, not {mean!r:.60}")
-        _require_mean(tensor, self.shape)
+        require_mean(tensor, self.shape)
         if tensor.ndim:
             dtype = torch.promote_types(tensor.dtype, torch.float32)
             self._recorded.mean = tensor.to(device=self.place()[1], dtype=dtype)
@@ -491,12 +487,12 @@ class ScoreModel(nn.Module, AbstractModel):
         except ChangedError:
             raise
         except Exception as error:
-            self._explain(error, x, label)
+            explain_failure(error, self.net, self._arguments(x), x, label)
             raise
         if not checked and x._version + label._version != versions:
             raise changed_in_place("the network")
         if not isinstance(out, Tensor) or out.shape != x.shape or not out.is_floating_point():
-            self._refuse_output(out, x, label)
+            refuse_output(out, self.net, self._arguments(x), x, label)
         if x.requires_grad and torch.is_grad_enabled():
             require_gradient(out.requires_grad)
         return out if out.dtype == point.dtype else out.to(point.dtype)
@@ -506,49 +502,6 @@ class ScoreModel(nn.Module, AbstractModel):
         trained = bool(self.conditions) and self._parameter() is not None
         dtype = point.dtype if trained else None  # to which the point is cast
         return expanded(self.conditions, self.null, point.shape[0], point.device, dtype)
-
-    def _explain(self, error: Exception, point: Tensor, label: Tensor) -> None:
-        """Raises a more informative error for a call that failed, if there is one."""
-        net = partial(self.net, **self._arguments(point))
-        if accepts_swapped(net, point, label, point.shape):
-            raise TypeError(_SWAPPED_ARGUMENTS) from error
-        rounded = label.to(point.dtype)
-        if label.dtype != point.dtype and accepts_swapped(net, rounded, point, point.shape):
-            raise TypeError(
-                f"the network fails for labels t in {label.dtype}, which are not rounded to the "
-                f"{point.dtype} of its weights: embed t as it is, and cast what a layer receives, "
-                "as in layer(embedding.to(x.dtype))"
-            ) from error
-        if isinstance(error, TypeError):
-            if names := missing_arguments(self.net, point, label, **self._arguments(point)):
-                arguments = ", ".join(f"{name}=..." for name in names)
-                raise TypeError(
-                    f"the network also needs {', '.join(names)}: pass model.given({arguments}), "
-                    "with one entry per sample, such as vector.expand(n, -1); to train, give the "
-                    "data with them, as in fit(model, (x, labels))"
-                ) from error
-            require_call(
-                self.net,
-                f"net({', '.join(['x', 't', *self.conditions])})",
-                point,
-                label,
-                **self._arguments(point),
-            )
-
-    def _refuse_output(self, out: object, point: Tensor, label: Tensor) -> None:
-        """Raises for an output that is not real, or not shaped like the point."""
-        if isinstance(out, Tensor) and out.shape == point.shape:
-            require_real("the network", out, point)
-        if accepts_swapped(partial(self.net, **self._arguments(point)), point, label, point.shape):
-            raise TypeError(_SWAPPED_ARGUMENTS)
-        if not isinstance(out, Tensor):
-            raise TypeError(
-                f"the network returned {type(out).__name__}; it must return a tensor of x's shape"
-            )
-        raise ValueError(
-            f"the network returned shape {tuple(out.shape)} for x of shape {tuple(point.shape)}; "
-            "it must return x's shape"
-        )
 
     def network_call(self) -> NetworkCall | None:
         if _prediction_methods(type(self)) != _prediction_methods(ScoreModel):
@@ -641,12 +594,6 @@ class _Output(threading.local):
 _OUTPUT = _Output()
 
 
-_SWAPPED_ARGUMENTS = (
-    "a network, or a plain score, is called as net(x, t) here, and this one takes (t, x); pass "
-    "lambda x, t: net(t, x)"
-)
-
-
 def _range(given: object) -> tuple[float, float]:
     """The smallest and the largest value of data, as floats.
 
@@ -662,7 +609,7 @@ def _range(given: object) -> tuple[float, float]:
     return bounds
 
 
-def _require_mean(mean: Tensor | float, shape: tuple[int, ...] | None) -> None:
+def require_mean(mean: Tensor | float, shape: tuple[int, ...] | None) -> None:
     """Refuses a mean of the data that is neither a number nor shaped like one sample.
 
     Raises:
@@ -682,50 +629,3 @@ def _combine(a: Time, x: Tensor, b: Time, out: Tensor) -> Tensor:
     if isinstance(a, Tensor):
         return torch.addcmul(scaled, broadcast(a, x), x)
     return axpy(a, x, scaled) if a else scaled
-
-
-def as_model(
-    model: AbstractModel | Callable[[Tensor, Tensor], Tensor],
-    sde: AbstractDiffusion | str | None,
-    shape: tuple[int, ...] | None = None,
-    *,
-    stacklevel: int = 3,
-) -> tuple[AbstractModel, AbstractDiffusion]:
-    """The model and its diffusion from what a user passes: a model, perhaps with another diffusion,
-    or a score `(x, t)` with its diffusion.
-
-    Raises:
-        TypeError: when the model is neither, or is in a wrapper that is not supported.
-        ValueError: when there is no diffusion, neither given nor of the model, or when the mean of
-            the data has another shape than that given.
-    """
-    model = cast(
-        "AbstractModel | Callable[[Tensor, Tensor], Tensor]", unwrapped(model, AbstractModel)
-    )
-    if not isinstance(model, AbstractModel):
-        require_plain(model, AbstractModel)
-        if not callable(model):
-            raise TypeError(
-                "the model must be a ScoreModel, a GaussianMixture or a score (x, t), not "
-                f"{type(model).__name__}"
-            )
-        if sde is None:
-            raise ValueError(
-                "a plain score function needs the diffusion it belongs to: pass sde='vp', for "
-                "example"
-            )
-        model = ScoreModel(model, sde, "score", shape=shape)
-        model.plain = True
-    elif isinstance(model, ScoreModel) and model.shape is None and shape is not None:
-        model = model.given()  # a copy
-        model.shape = shape_given(shape)
-        _require_mean(model.data_mean, model.shape)
-    if isinstance(model, ScoreModel):
-        model.warn_of_missing(model.conditions, stacklevel=stacklevel)
-    selected = model.sde if sde is None else diffusion(sde)
-    if selected is None:
-        raise ValueError(
-            f"{type(model).__name__} has no diffusion of its own: pass sde='vp', another name or "
-            "a diffusion"
-        )
-    return model, selected

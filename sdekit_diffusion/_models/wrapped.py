@@ -123,34 +123,34 @@ def modules_of(function: object) -> list[nn.Module]:
     also through lists, tuples, dicts, `functools.partial` and other functions among these, such as
     the one that a decorator was given.
     """
-    found: list[nn.Module] = []
-    seen: dict[int, object] = {}  # with the objects, so that no other can have their id
+    modules: list[nn.Module] = []
+    visited: dict[int, object] = {}  # with the objects, so that no other can have their id
     waiting = [function]
     while waiting:
         value = waiting.pop()
-        if id(value) in seen:
+        if id(value) in visited:
             continue
-        seen[id(value)] = value
+        visited[id(value)] = value
         if isinstance(value, nn.Module):
-            found.append(value)
+            modules.append(value)
         else:
             waiting += [
                 part for part in _parts(value) if callable(part) or isinstance(part, _CONTAINERS)
             ]
-    return found
+    return modules
 
 
 def has_parameters(function: object) -> bool:
     """Whether a module that a function calls has parameters, or a function that such a module
     holds calls one that has.
     """
-    seen: list[nn.Module] = []
+    visited: list[nn.Module] = []
     waiting = modules_of(function)
     while waiting:
         module = waiting.pop()
-        if any(module is other for other in seen):
+        if any(module is other for other in visited):
             continue
-        seen.append(module)
+        visited.append(module)
         if next(module.parameters(), None) is not None:
             return True
         for value in vars(module).values():

@@ -19,7 +19,7 @@ from sdekit import (
     UnfinishedError,
     solve,
 )
-from sdekit_diffusion._common.inputs import require_numbers
+from sdekit_diffusion._arguments.inputs import require_numbers
 from sdekit_diffusion._models.model import AbstractModel
 from sdekit_diffusion._sampling.clock import clock_knots, on_clock
 from sdekit_diffusion._sampling.coordinates import Coordinates, Span

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from sdekit import AbstractSDE, EulerMaruyama, NotFiniteError, Point, Solution, did_you_mean, solve
 from sdekit.elementary import Time
-from sdekit_diffusion._common.inputs import is_whole, require_numbers
+from sdekit_diffusion._arguments.inputs import is_whole, require_numbers
 from sdekit_diffusion._models.affine import Affine, Function, prepared
 from sdekit_diffusion._models.model import AbstractModel, signal_scale
-from sdekit_diffusion._sampling.grids import AbstractGrid, UniformInLogSNR
+from sdekit_diffusion._sampling.grid import AbstractGrid
 from sdekit_diffusion._sampling.method import AbstractMethod, ReverseProblem
+from sdekit_diffusion._sampling.published_grids import UniformInLogSNR
 from sdekit_diffusion._sampling.techniques import langevin_step_size
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sdekit import AbstractNoise, AbstractSolver, Point, did_you_mean
-from sdekit_diffusion._common.inputs import (
+from sdekit_diffusion._arguments.inputs import (
     available_device,
     require_counts,
     require_whole,
@@ -16,7 +16,7 @@ from sdekit_diffusion._common.inputs import (
 )
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._models.model import AbstractModel
-from sdekit_diffusion._sampling.grids import AbstractGrid, Levels
+from sdekit_diffusion._sampling.grid import AbstractGrid, Levels
 from sdekit_diffusion._sampling.initial_states import AbstractStart
 from sdekit_diffusion._sampling.method import AbstractMethod
 from sdekit_diffusion._sampling.noised import Noised

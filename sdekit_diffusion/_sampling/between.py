@@ -18,12 +18,12 @@ from sdekit import (
     normal,
 )
 from sdekit.elementary import broadcast
-from sdekit_diffusion._common.inputs import seed_given
+from sdekit_diffusion._arguments.inputs import seed_given
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
-from sdekit_diffusion._models.score_model import as_model
+from sdekit_diffusion._models.as_model import as_model
 from sdekit_diffusion._sampling.arguments import Model, shape_of
 from sdekit_diffusion._sampling.coordinates import Coordinates
-from sdekit_diffusion._sampling.grids import DEFAULT_END
+from sdekit_diffusion._sampling.grid import DEFAULT_END
 from sdekit_diffusion._sampling.initial_states import GivenStates
 from sdekit_diffusion._sampling.method import AbstractMethod
 from sdekit_diffusion._sampling.methods import method_of

@@ -19,12 +19,12 @@ from sdekit import (
     geometric,
 )
 from sdekit.elementary import Time, axpy, exp, scaled, sqrt
-from sdekit_diffusion._common.inputs import is_one_number
+from sdekit_diffusion._arguments.inputs import is_one_number
 from sdekit_diffusion._diffusions.piecewise import PiecewiseLinear
 from sdekit_diffusion._models.affine import Affine, Function, prepared
 from sdekit_diffusion._models.model import AbstractModel, noise_scale, signal_scale
 from sdekit_diffusion._sampling.coordinates import Span
-from sdekit_diffusion._sampling.grids import smooth
+from sdekit_diffusion._sampling.focused import smooth
 
 
 def identity(l: Time) -> Time:

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from sdekit import NotFiniteError, Point, Solution, UnfinishedError, computed
 from sdekit.elementary import Time, broadcast, scaled, sqrt, sum_of_sample
-from sdekit_diffusion._common.immutable import is_immutable
-from sdekit_diffusion._common.inputs import is_one_number
+from sdekit_diffusion._arguments.immutable import is_immutable
+from sdekit_diffusion._arguments.inputs import is_one_number
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._models.affine import Affine, NetworkCall
 from sdekit_diffusion._models.data_scale import data_scale

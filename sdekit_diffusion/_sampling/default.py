@@ -17,7 +17,7 @@ from sdekit import (
 )
 from sdekit_diffusion._models.model import AbstractModel
 from sdekit_diffusion._sampling.clock import Integrand
-from sdekit_diffusion._sampling.grids import AbstractGrid
+from sdekit_diffusion._sampling.grid import AbstractGrid
 
 
 class Choice(NamedTuple):

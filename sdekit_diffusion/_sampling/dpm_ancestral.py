@@ -12,10 +12,11 @@ from torch import Tensor
 
 from sdekit import AbstractSDE, AbstractSolver, Increment, Order, Step, computed
 from sdekit.elementary import Time, axpy
-from sdekit_diffusion._common.inputs import require_numbers
-from sdekit_diffusion._sampling.grids import AbstractGrid, UniformInLogSNR
+from sdekit_diffusion._arguments.inputs import require_numbers
+from sdekit_diffusion._sampling.grid import AbstractGrid
 from sdekit_diffusion._sampling.method import ReverseProblem
 from sdekit_diffusion._sampling.on_clock import AbstractOnClock, OnClock
+from sdekit_diffusion._sampling.published_grids import UniformInLogSNR
 
 Prediction = Literal["noise", "data"]
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from sdekit import NotFiniteError
-from sdekit_diffusion._common.inputs import require_counts
+from sdekit_diffusion._arguments.inputs import require_counts
 from sdekit_diffusion._models.derived import innermost
 from sdekit_diffusion._models.guidance import Guided
 from sdekit_diffusion._models.model import AbstractModel
@@ -24,7 +24,8 @@ from sdekit_diffusion._sampling.fitted_grid import (
 )
 from sdekit_diffusion._sampling.fitted_samplers import grid_of, guidance_of, method_of
 from sdekit_diffusion._sampling.fitted_weights import weighted_samplers
-from sdekit_diffusion._sampling.grids import DEFAULT_END, Given
+from sdekit_diffusion._sampling.given_grids import Given
+from sdekit_diffusion._sampling.grid import DEFAULT_END
 from sdekit_diffusion._sampling.on_clock import OnClock
 from sdekit_diffusion._sampling.sample import sample
 

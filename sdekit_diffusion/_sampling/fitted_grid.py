@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 
 from sdekit import AbstractSolver, NotFiniteError
-from sdekit_diffusion._common.inputs import require_counts
+from sdekit_diffusion._arguments.inputs import require_counts
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
+from sdekit_diffusion._models.as_model import as_model
 from sdekit_diffusion._models.data_scale import data_scale
 from sdekit_diffusion._models.model import AbstractModel
-from sdekit_diffusion._models.score_model import as_model
 from sdekit_diffusion._sampling.adaptive import AdaptiveFlow
 from sdekit_diffusion._sampling.fitted_samplers import is_default
-from sdekit_diffusion._sampling.grids import DEFAULT_END, AbstractGrid, Given
+from sdekit_diffusion._sampling.given_grids import Given
+from sdekit_diffusion._sampling.grid import DEFAULT_END, AbstractGrid
 from sdekit_diffusion._sampling.least_squares import least_squares
 from sdekit_diffusion._sampling.method import AbstractMethod
 from sdekit_diffusion._sampling.methods import method_of

@@ -13,7 +13,7 @@ from sdekit_diffusion._models.recorded import FittedSampler
 from sdekit_diffusion._models.score_model import ScoreModel
 from sdekit_diffusion._sampling.coordinates import Coordinates, Span
 from sdekit_diffusion._sampling.default import FITTED_RULES, WEIGHTED_RULES
-from sdekit_diffusion._sampling.grids import Given
+from sdekit_diffusion._sampling.given_grids import Given
 from sdekit_diffusion._sampling.method import AbstractMethod
 from sdekit_diffusion._sampling.on_clock import DefaultGrid, OnClock
 from sdekit_diffusion._sampling.weighted_rule import WeightedRule

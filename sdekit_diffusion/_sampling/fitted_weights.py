@@ -12,8 +12,8 @@ from sdekit_diffusion._models.recorded import FittedSampler
 from sdekit_diffusion._sampling.default import WEIGHTED_RULES
 from sdekit_diffusion._sampling.fitted_grid import Solved, least_error, moved
 from sdekit_diffusion._sampling.fitted_samplers import grid_of, method_of
-from sdekit_diffusion._sampling.grids import Given
-from sdekit_diffusion._sampling.path_weights import FittingWeights, Path, Recording
+from sdekit_diffusion._sampling.given_grids import Given
+from sdekit_diffusion._sampling.weight_regression import FittingWeights, Path, Recording
 
 _FITS = 2
 _PATH_STEPS = 240
@@ -72,7 +72,7 @@ def _along(path: Path, own: Solved, rule: str, l: Tensor) -> FittedSampler:
     """
     method = FittingWeights(integrand=WEIGHTED_RULES[rule], path=path)
     own.samples(method, Given(l))
-    return FittedSampler(rule, tuple(l.tolist()), tuple(method.found))
+    return FittedSampler(rule, tuple(l.tolist()), tuple(method.fitted))
 
 
 def _mean_error(fitted: FittedSampler, own: Solved) -> float:

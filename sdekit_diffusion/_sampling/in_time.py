@@ -10,15 +10,16 @@ from torch import Tensor
 
 from sdekit import AbstractPredictor, AbstractSolver, ReverseSDE
 from sdekit.elementary import Time, scaled
-from sdekit_diffusion._common.immutable import is_immutable
-from sdekit_diffusion._common.inputs import require_numbers
+from sdekit_diffusion._arguments.immutable import is_immutable
+from sdekit_diffusion._arguments.inputs import require_numbers
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._models.affine import Affine, Function, prepared
 from sdekit_diffusion._models.model import AbstractModel
 from sdekit_diffusion._sampling.coordinates import Coordinates, Span
-from sdekit_diffusion._sampling.grids import AbstractGrid, Native
+from sdekit_diffusion._sampling.grid import AbstractGrid
 from sdekit_diffusion._sampling.method import ReverseProblem
 from sdekit_diffusion._sampling.on_grid import AbstractGridMethod, Transformed
+from sdekit_diffusion._sampling.published_grids import Native
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,10 +171,10 @@ class InTime(AbstractGridMethod):
         if key not in coordinates.grids:  # with the grid, so that no other can have its id
             sde = coordinates.sde
             if type(grid) is Native and self.steps <= _MOST_STEPS and is_immutable(sde):
-                found = _native_points(sde, coordinates.std, span, self.steps)
+                points_and_times = _native_points(sde, coordinates.std, span, self.steps)
             else:
-                found = _points_of(grid, coordinates, span, self.steps)
-            coordinates.grids[key] = grid, *found
+                points_and_times = _points_of(grid, coordinates, span, self.steps)
+            coordinates.grids[key] = grid, *points_and_times
         return coordinates.grids[key][1:]
 
     def _times(self, coordinates: Coordinates, span: Span, points: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from sdekit_diffusion._models.model import AbstractModel
 from sdekit_diffusion._sampling.coordinates import Coordinates, Span
 from sdekit_diffusion._sampling.method import AbstractMethod
-from sdekit_diffusion._sampling.start import warn_of_prior, warn_of_states
+from sdekit_diffusion._sampling.start_warnings import warn_of_prior, warn_of_states
 
 INITIAL_STATE = -1  # the counter of `sdekit.normal` that belongs to initial states
 

@@ -61,15 +61,15 @@ def least_squares(
         step = np.clip(x + step, -largest, largest) - x
         if not np.ptp(step[:alike]) and not step[alike:].any():  # the same r
             break
-        found = function(x + step)
-        less = bool(found @ found < value @ value)
-        if np.isfinite(found).all():
+        trial = function(x + step)
+        less = bool(trial @ trial < value @ value)
+        if np.isfinite(trial).all():
             centred = _centred(step, alike)  # of the same r
-            change = found - value - jacobian @ centred
+            change = trial - value - jacobian @ centred
             jacobian = jacobian + np.outer(change, centred) / (centred @ centred)
         if less:
             x = x + step
-            value = found
+            value = trial
             moved = True
         damping = damping / _FACTOR if less else damping * _FACTOR
     return x

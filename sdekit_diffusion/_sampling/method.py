@@ -14,7 +14,7 @@ from sdekit import (
 )
 from sdekit_diffusion._models.model import AbstractModel
 from sdekit_diffusion._sampling.coordinates import Coordinates, Span
-from sdekit_diffusion._sampling.grids import AbstractGrid
+from sdekit_diffusion._sampling.grid import AbstractGrid
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,10 +25,13 @@ from sdekit_diffusion._sampling.annealed_langevin import AnnealedLangevin
 from sdekit_diffusion._sampling.ddim import DDIM
 from sdekit_diffusion._sampling.dpm_ancestral import DPMAncestral
 from sdekit_diffusion._sampling.edm_sampler import EDM
-from sdekit_diffusion._sampling.grids import AbstractGrid, Focused, Levels, UniformInLogSNR, grid_of
+from sdekit_diffusion._sampling.focused import Focused
+from sdekit_diffusion._sampling.grid import AbstractGrid, Levels
+from sdekit_diffusion._sampling.grids import grid_of
 from sdekit_diffusion._sampling.in_time import InTime
 from sdekit_diffusion._sampling.method import AbstractMethod
 from sdekit_diffusion._sampling.on_clock import OnClock
+from sdekit_diffusion._sampling.published_grids import UniformInLogSNR
 from sdekit_diffusion._sampling.repaint import RePaint
 
 __all__ = [
@@ -54,7 +57,7 @@ def _uniform_in_log_snr(
     return OnClock(solver, steps=steps, grid=UniformInLogSNR(), **settings)
 
 
-_FEW_STEPS = 15  # with fewer, the schedulers of diffusers use fewer values in their last steps
+_FEW_IN_DIFFUSERS = 15  # with fewer, its schedulers use fewer values in their last steps
 
 
 METHODS: dict[str, AbstractMethod] = {
@@ -63,11 +66,11 @@ METHODS: dict[str, AbstractMethod] = {
     "sde": OnClock(eta=1.0, grid=Focused(0.95, reach=3, sharpness=1000)),
     "ddim": _uniform_in_log_snr(AdamsBashforth(1)),
     "ddpm": _uniform_in_log_snr(AdamsBashforth(1), 1000, eta=1.0),
-    "dpmpp_2m": _uniform_in_log_snr(DPMSolver(2, lower_final=_FEW_STEPS)),
-    "dpmpp_3m": _uniform_in_log_snr(DPMSolver(3, lower_final=_FEW_STEPS)),
+    "dpmpp_2m": _uniform_in_log_snr(DPMSolver(2, lower_final=_FEW_IN_DIFFUSERS)),
+    "dpmpp_3m": _uniform_in_log_snr(DPMSolver(3, lower_final=_FEW_IN_DIFFUSERS)),
     "dpmpp_2m_sde": _uniform_in_log_snr(DPMSolver(2), eta=1.0),
     "dpmpp_3m_sde": _uniform_in_log_snr(DPMSolver(3, "heun"), eta=1.0),
-    "deis": _uniform_in_log_snr(DEIS(3, lower_final=_FEW_STEPS), integrand="noise"),
+    "deis": _uniform_in_log_snr(DEIS(3, lower_final=_FEW_IN_DIFFUSERS), integrand="noise"),
     "lms": _uniform_in_log_snr(DEIS(4, "rho"), integrand="noise"),
     "unipc": _uniform_in_log_snr(UniPC(2, lower_final=True)),
     "abm": _uniform_in_log_snr(AdamsMoulton(2, variable="l")),

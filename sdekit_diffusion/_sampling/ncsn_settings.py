@@ -11,7 +11,7 @@ from torch import Tensor
 from sdekit import did_you_mean, geometric
 from sdekit_diffusion._diffusions.ncsn import NCSN
 from sdekit_diffusion._sampling.annealed_langevin import AnnealedLangevin
-from sdekit_diffusion._sampling.grids import Native
+from sdekit_diffusion._sampling.published_grids import Native
 from sdekit_diffusion._sampling.techniques import (
     geometric_sigmas,
     langevin_step_size,

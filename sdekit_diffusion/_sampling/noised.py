@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from sdekit.elementary import axpy, scaled
-from sdekit_diffusion._common.counters import START
-from sdekit_diffusion._common.inputs import require_numbers
+from sdekit_diffusion._arguments.inputs import require_numbers
+from sdekit_diffusion._models.counters import START
 from sdekit_diffusion._models.model import AbstractModel, noise_scale, signal_scale
 from sdekit_diffusion._sampling.coordinates import Coordinates, Span
 from sdekit_diffusion._sampling.initial_states import AbstractStart, require_states

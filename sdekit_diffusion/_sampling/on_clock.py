@@ -15,7 +15,7 @@ from sdekit import (
     did_you_mean,
     uniform,
 )
-from sdekit_diffusion._common.immutable import is_immutable
+from sdekit_diffusion._arguments.immutable import is_immutable
 from sdekit_diffusion._models.model import AbstractModel
 from sdekit_diffusion._sampling.clock import (
     Integrand,
@@ -28,7 +28,8 @@ from sdekit_diffusion._sampling.clock import (
 )
 from sdekit_diffusion._sampling.coordinates import Coordinates, Span
 from sdekit_diffusion._sampling.default import RULE_WITH_NOISE, RULES, default_choice
-from sdekit_diffusion._sampling.grids import AbstractGrid, Focused
+from sdekit_diffusion._sampling.focused import Focused
+from sdekit_diffusion._sampling.grid import AbstractGrid
 from sdekit_diffusion._sampling.method import ReverseProblem
 from sdekit_diffusion._sampling.on_grid import AbstractGridMethod, Transformed
 

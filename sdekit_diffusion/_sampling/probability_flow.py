@@ -21,7 +21,7 @@ from sdekit import (
 from sdekit.elementary import Time, broadcast, clip, expm1, log, sqrt
 from sdekit_diffusion._models.affine import Function
 from sdekit_diffusion._models.model import AbstractModel
-from sdekit_diffusion._sampling.grids import SHARPNESS
+from sdekit_diffusion._sampling.focused import SHARPNESS
 
 # Of k - (e^v - 1): where v is rounded in float32, y may run off to infinity.
 _SMALLEST_DIFFERENCE = 1e-6
@@ -40,9 +40,9 @@ class ProbabilityFlowOnClock(AbstractSDE):
     and its divergence are 0 for such data.
 
     The time is v = log(1 + k y / (y + 1)) with y = b / a and k = 5, between 0 and log(k + 1), which
-    is `smooth` of grids.py with the extent 1. It is nearly linear in y for y below 1 / (k + 1), in
-    log(y) from there to 1, and in 1/y above. The flow is smooth in y as y goes to 0 and in 1/y as y
-    goes to infinity, and varies between; l would be unbounded on both sides.
+    is `smooth` of focused.py with the extent 1. It is nearly linear in y for y below 1 / (k + 1),
+    in log(y) from there to 1, and in 1/y above. The flow is smooth in y as y goes to 0 and in 1/y
+    as y goes to infinity, and varies between; l would be unbounded on both sides.
     dl/dv = -((k + 1) y + 1)(y + 1) / (k y).
     """
 

@@ -20,11 +20,12 @@ from sdekit import (
     solve,
 )
 from sdekit.elementary import Time, axpy
-from sdekit_diffusion._common.inputs import is_whole, require_numbers
+from sdekit_diffusion._arguments.inputs import is_whole, require_numbers
 from sdekit_diffusion._models.known import known_values
 from sdekit_diffusion._models.model import AbstractModel, noise_scale, signal_scale
-from sdekit_diffusion._sampling.grids import AbstractGrid, UniformInLogSNR
+from sdekit_diffusion._sampling.grid import AbstractGrid
 from sdekit_diffusion._sampling.method import AbstractMethod, ReverseProblem
+from sdekit_diffusion._sampling.published_grids import UniformInLogSNR
 
 
 def visited_points(steps: int, jump: int, resamplings: int) -> list[int]:

@@ -21,7 +21,7 @@ from sdekit_diffusion._models.model import AbstractModel
 from sdekit_diffusion._sampling.coordinates import Coordinates, Span
 from sdekit_diffusion._sampling.initial_states import AbstractStart
 from sdekit_diffusion._sampling.method import AbstractMethod, ReverseProblem
-from sdekit_diffusion._sampling.start import centre
+from sdekit_diffusion._sampling.start_warnings import centre
 
 
 def noise_of(

@@ -21,7 +21,7 @@ from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._models.evaluating import evaluating
 from sdekit_diffusion._models.in_batches import batches
 from sdekit_diffusion._sampling.arguments import Model, SampleOptions, require_output
-from sdekit_diffusion._sampling.grids import DEFAULT_END, AbstractGrid, Levels
+from sdekit_diffusion._sampling.grid import DEFAULT_END, AbstractGrid, Levels
 from sdekit_diffusion._sampling.method import AbstractMethod
 from sdekit_diffusion._sampling.noised import Noised
 from sdekit_diffusion._sampling.prepare import Prepared, prepared

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sdekit import geometric, uniform01
-from sdekit_diffusion._common.counters import ANCHOR
+from sdekit_diffusion._models.counters import ANCHOR
 
 _BLOCK = 1 << 22  # numbers of one block of points
 

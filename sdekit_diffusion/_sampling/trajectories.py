@@ -10,15 +10,16 @@ import torch
 from torch import Tensor
 
 from sdekit import Point, Solution, Status, UnfinishedError
-from sdekit_diffusion._common.inputs import require_counts
+from sdekit_diffusion._arguments.inputs import require_counts
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
+from sdekit_diffusion._models.as_model import as_model
 from sdekit_diffusion._models.derived import innermost
 from sdekit_diffusion._models.model import AbstractModel
-from sdekit_diffusion._models.score_model import as_model
 from sdekit_diffusion._sampling.adaptive import AdaptiveFlow
 from sdekit_diffusion._sampling.arguments import shape_of
 from sdekit_diffusion._sampling.coordinates import Coordinates, Span
-from sdekit_diffusion._sampling.grids import DEFAULT_END, AbstractGrid, Levels, grid_of
+from sdekit_diffusion._sampling.grid import DEFAULT_END, AbstractGrid, Levels
+from sdekit_diffusion._sampling.grids import grid_of
 from sdekit_diffusion._sampling.initial_states import PriorStates
 from sdekit_diffusion._sampling.noised import Noised
 from sdekit_diffusion._sampling.probability_flow import replace_rows
@@ -195,8 +196,8 @@ def trajectories(
     settings |= {"first": first, "shape": shape, "batch_size": batch_size}
     # Differences of states, in `steps`, would be rounding in half precision.
     settings |= {"dtype": torch.promote_types(model.place()[0], torch.float32)}
-    begin: Any = PriorStates(l=float(points[0]))  # which is not public
-    states = [sample(model, n, start=begin, end=relative[1], callback=keep, **settings)]
+    prior: Any = PriorStates(l=float(points[0]))  # which is not public
+    states = [sample(model, n, start=prior, end=relative[1], callback=keep, **settings)]
     for level, stop in pairwise(relative[1:]):
         start = Noised(states[-1], level=level, add_noise=False)
         states.append(sample(model, n, start=start, end=stop, **settings))

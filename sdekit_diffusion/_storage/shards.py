@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from sdekit import NotFiniteError, UnfinishedError
-from sdekit_diffusion._common.inputs import as_json, require_whole
+from sdekit_diffusion._arguments.inputs import as_json, require_whole
 from sdekit_diffusion._storage.atomic import PART, exclusive, replace_atomically
 from sdekit_diffusion._storage.distributed import process_group, rank, wait, world
 from sdekit_diffusion.data._array_files import reason, require_ratio

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sdekit.elementary import clip
-from sdekit_diffusion._common.inputs import require_numbers
+from sdekit_diffusion._arguments.inputs import require_numbers
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 
 __all__ = ["DENSITIES", "AbstractDensity", "AbstractLogSNRDensity", "LogNormal", "Logistic"]

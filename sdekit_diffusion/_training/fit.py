@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from sdekit_diffusion._common.inputs import is_whole, require_tensor
+from sdekit_diffusion._arguments.inputs import is_whole, require_tensor
 from sdekit_diffusion._models.evaluating import evaluating
 from sdekit_diffusion._models.score_model import ScoreModel
 from sdekit_diffusion._storage.distributed import rank, wait

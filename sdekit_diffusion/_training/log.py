@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdekit_diffusion._common.inputs import is_whole
+from sdekit_diffusion._arguments.inputs import is_whole
 from sdekit_diffusion._storage.atomic import flush, replace_atomically, with_file_name
 from sdekit_diffusion._storage.distributed import rank
 

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from sdekit import did_you_mean, fresh_seed, normal, uniform01
 from sdekit.elementary import broadcast
-from sdekit_diffusion._common.counters import NOISE, SHIFT, TIME
-from sdekit_diffusion._common.inputs import is_number, require_tensor
+from sdekit_diffusion._arguments.inputs import is_number, require_tensor
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
+from sdekit_diffusion._models.counters import NOISE, SHIFT, TIME
 from sdekit_diffusion._models.model import noise_scale, signal_scale
 from sdekit_diffusion._models.score_model import ScoreModel
 from sdekit_diffusion._training.densities import (

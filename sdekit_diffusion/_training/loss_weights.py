@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from sdekit_diffusion._common.inputs import require_numbers
+from sdekit_diffusion._arguments.inputs import require_numbers
 from sdekit_diffusion._models.prediction import Prediction
 
 __all__ = ["WEIGHTS", "AbstractWeight", "MinSNR", "Sigmoid"]

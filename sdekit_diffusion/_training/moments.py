@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sdekit_diffusion._common.principal import SMALLEST_RATIO, estimated_principal_std
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
+from sdekit_diffusion._models.principal import SMALLEST_RATIO, estimated_principal_std
 from sdekit_diffusion._training.trainable import require_count
 from sdekit_diffusion.data import Scale
 from sdekit_diffusion.data._batches import AbstractSource, Batch, Shuffled

@@ -8,7 +8,7 @@ from typing import Any, Literal, Self, get_args
 import torch
 
 from sdekit import did_you_mean
-from sdekit_diffusion._common.inputs import is_number, is_whole
+from sdekit_diffusion._arguments.inputs import is_number, is_whole
 from sdekit_diffusion._models.prediction import Prediction
 from sdekit_diffusion._training.densities import (
     AbstractDensity,

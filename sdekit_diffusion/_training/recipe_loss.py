@@ -10,8 +10,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sdekit import uniform01
 from sdekit.calling import require_call
-from sdekit_diffusion._common.counters import DEQUANTISATION, DROP, FLIP
 from sdekit_diffusion._models.condition_values import dropped
+from sdekit_diffusion._models.counters import DEQUANTISATION, DROP, FLIP
 from sdekit_diffusion._models.score_model import ScoreModel
 from sdekit_diffusion._storage.distributed import world
 from sdekit_diffusion._training.loss import dsm_loss

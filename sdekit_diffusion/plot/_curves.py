@@ -110,7 +110,7 @@ def _read(
 
 
 def calibration(
-    found: Calibration | Mapping[str, Calibration],
+    result: Calibration | Mapping[str, Calibration],
     *,
     levels: Sequence[float] = _LEVELS,
     ax: "Axes | None" = None,
@@ -123,7 +123,7 @@ def calibration(
     it contains the diagonal at each level with a probability of about 95 %.
 
     Arguments:
-        found: the result of `metrics.sbc` or `metrics.tarp`; or several by name, for a legend.
+        result: the result of `metrics.sbc` or `metrics.tarp`; or several by name, for a legend.
         levels: the credibilities, between 0 and 1.
         ax: axes to draw on; new ones unless given.
 
@@ -141,7 +141,7 @@ def calibration(
         >>> len(ax.collections)  # bands
         2
     """
-    curves = found if isinstance(found, Mapping) else {"": found}
+    curves = result if isinstance(result, Mapping) else {"": result}
     for value in curves.values():
         if not isinstance(value, Calibration):
             raise TypeError(
@@ -161,6 +161,6 @@ def calibration(
         xlim=(0, 1), ylim=(0, 1), aspect="equal",
         xlabel="nominal coverage", ylabel="empirical coverage",
     )  # fmt: skip
-    if isinstance(found, Mapping):
+    if isinstance(result, Mapping):
         ax.legend()
     return ax

@@ -9,7 +9,7 @@ import torch
 import sdekit
 import sdekit_diffusion as sd
 from sdekit_diffusion._sampling.on_clock import OnClock
-from sdekit_diffusion._sampling.path_weights import FittingWeights, Path, Recording, _weights
+from sdekit_diffusion._sampling.weight_regression import FittingWeights, Path, Recording, _weights
 from sdekit_diffusion._sampling.weighted_rule import WeightedRule
 
 LAW = sd.GaussianMixture([1.0], [[0.0]], [0.3])
@@ -63,9 +63,9 @@ def test_fitted_weights_follow_solutions(integrand):
     assert path.u[0].shape == (16, 1)
     fitting = FittingWeights(integrand=integrand, path=path)
     x = sd.sample(LAW, 16, steps=4, method=fitting, grid="log_snr", **settings)
-    assert [len(row) for row in fitting.found] == [1, 2, 3, 4]
+    assert [len(row) for row in fitting.fitted] == [1, 2, 3, 4]
     torch.testing.assert_close(x.xs, exact.xs[::50], rtol=1e-4, atol=1e-4)
-    rule = OnClock(WeightedRule(tuple(fitting.found)), integrand=integrand)
+    rule = OnClock(WeightedRule(tuple(fitting.fitted)), integrand=integrand)
     again = sd.sample(LAW, 16, steps=4, method=rule, grid="log_snr", sde="vp", seed=0)
     torch.testing.assert_close(again, x.x, rtol=1e-5, atol=1e-5)
     other = sd.sample(LAW, 16, sde="vp", seed=1, steps=4, method=rule, grid="log_snr")

@@ -26,7 +26,7 @@ from sdekit_diffusion import (
     sample,
     sample_posterior,
 )
-from sdekit_diffusion._sampling import start
+from sdekit_diffusion._sampling import start_warnings
 from sdekit_diffusion._sampling.coordinates import Coordinates
 
 LOOSE = AdaptiveFlow(1e-2, 1e-2)
@@ -165,7 +165,7 @@ def test_latents_near_one_another_count_once():
         for x_T in (few[:1].expand(1000, size), few[:2].repeat(500, 1), between, near):
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
-                start.warn_of_states(x_T, coordinates, l)
+                start_warnings.warn_of_states(x_T, coordinates, l)
             assert bool(caught) == (size == 64)  # which alone is not noise
 
 
@@ -185,7 +185,7 @@ def test_paths_between_several_latents_are_no_data(size):
             128, size, generator=normal
         )
         for x_T in (straight, around, shuffled, near):
-            start.warn_of_states(x_T, coordinates, l)
+            start_warnings.warn_of_states(x_T, coordinates, l)
 
 
 def test_latents_of_data_with_another_mean_in_each_coordinate_are_not_warned_of():
@@ -248,13 +248,13 @@ def test_false_alarms(n, size):
     coordinates = Coordinates(VPSDE(), std=1.0)
     l = float(coordinates.log_snr(1.0))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(start, "_FALSE_ALARM", 0.5)
-        patch.setattr(start, "_STD_MARGIN", 1.0)
+        patch.setattr(start_warnings, "_FALSE_ALARM", 0.5)
+        patch.setattr(start_warnings, "_STD_MARGIN", 1.0)
         count = 0
         for x_T in VPSDE().prior((1000, n, size), seed=0):
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
-                start.warn_of_states(x_T, coordinates, l)
+                start_warnings.warn_of_states(x_T, coordinates, l)
             count += len(caught)
     # 5 standard deviations are 53 at an eighth, and 79 at a half; batches count for fewer samples
     # than they have.
@@ -319,7 +319,7 @@ def test_defaults_leave_no_visible_noise(sde, std):
     coordinates = Coordinates.of(law, DIFFUSIONS[sde](), (1,))
     for method in METHODS.values():
         left_over = method.left_over(coordinates, method.span(law, coordinates, 1e-3))
-        start.warn_of_last_step(left_over, stacklevel=1)
+        start_warnings.warn_of_last_step(left_over, stacklevel=1)
 
 
 @pytest.mark.parametrize("solver", [EulerMaruyama(), ReverseDiffusion(), Ancestral()], ids=repr)

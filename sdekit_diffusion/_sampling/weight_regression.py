@@ -70,12 +70,12 @@ class _FittedRule(WeightedRule):
 
     Arguments:
         states: the states at the points of the grid.
-        found: a list, to which each step appends its weights.
+        fitted: a list, to which each step appends its weights.
     """
 
     weights: Weights = ()
     states: Sequence[Tensor] = ()
-    found: list[tuple[float, ...]] = field(default_factory=list, kw_only=True)
+    fitted: list[tuple[float, ...]] = field(default_factory=list, kw_only=True)
     goals: Mapping[float, tuple[float, Tensor]] = field(default_factory=dict, kw_only=True)
 
     def plan(self, problem: AbstractSDE, ts: Sequence[float]) -> Self:
@@ -85,7 +85,7 @@ class _FittedRule(WeightedRule):
     def weights_of(self, t0: float, x: Tensor, slopes: Sequence[Tensor]) -> Sequence[float]:
         length, goal = self.goals[t0]
         weights = _weights(goal - x, slopes)
-        self.found.append(tuple([weight / length for weight in weights]))
+        self.fitted.append(tuple([weight / length for weight in weights]))
         return weights
 
 
@@ -95,17 +95,17 @@ class FittingWeights(OnClock):
 
     Arguments:
         path: the solutions, from the same x_T.
-        found: a list, to which each step appends its weights.
+        fitted: a list, to which each step appends its weights.
     """
 
     path: Path | None = field(default=None, kw_only=True)
-    found: list[tuple[float, ...]] = field(default_factory=list, kw_only=True)
+    fitted: list[tuple[float, ...]] = field(default_factory=list, kw_only=True)
 
     def transformed(self, problem: ReverseProblem, grid: Tensor) -> Transformed:
         assert self.path is not None
         whole = super().transformed(problem, grid)
         states = [whole.from_u(i, u) for i, u in enumerate(self.path.at(grid))]
-        return whole._replace(solver=_FittedRule(states=states, found=self.found))
+        return whole._replace(solver=_FittedRule(states=states, fitted=self.fitted))
 
 
 def _weights(change: Tensor, slopes: Sequence[Tensor]) -> list[float]:

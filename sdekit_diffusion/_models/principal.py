@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sdekit import normal
-from sdekit_diffusion._common.counters import DIRECTION
+from sdekit_diffusion._models.counters import DIRECTION
 
 # sigma / alpha, over the standard deviation of the data in its principal direction, below which
 # noisy data are far from normal.

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from sdekit.elementary import scaled
-from sdekit_diffusion._common.principal import SMALLEST_RATIO
 from sdekit_diffusion._models.model import AbstractModel, signal_scale
+from sdekit_diffusion._models.principal import SMALLEST_RATIO
 from sdekit_diffusion._sampling.coordinates import Coordinates
 
 # The noise in a result, in standard deviations of the data, up to which there is no warning: their

@@ -1,0 +1,1 @@
+"""Checks of arguments: numbers, and names with suggestions for error messages."""

@@ -1,1 +1,0 @@
-"""Properties that override attributes, and suggestions of names for error messages."""

@@ -1,0 +1,1 @@
+"""Checks of arguments, and which of them can be keys of caches."""

@@ -1,1 +1,0 @@
-"""What every module may need: checks of arguments, and which random numbers belong to what."""
