@@ -67,7 +67,7 @@ def posterior(figure, model):
     truth = source.scale.encode(source.test[3:6], 0.5).float()
     upper = torch.zeros(8, 8, dtype=torch.bool)
     upper[:4] = True
-    observation = sd.LinearObservation.simulated(sd.Mask(upper), truth, 0.3**2, seed=0)
+    observation = sd.LinearObservation.simulated(sd.Mask(upper), truth, 0.5**2, seed=0)
     settings = {"particles": 512, "steps": 40, "seed": 0}
     posterior = sd.sample_posterior(model, observation, 512, **settings)
     figure.suptitle("x given its upper half", fontsize="large")
