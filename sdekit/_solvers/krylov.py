@@ -82,8 +82,9 @@ def _has_negative_eigenvalue(hessenberg: Tensor, samples: Tensor) -> Tensor:
         return negative
     values, vectors = torch.linalg.eig(square[rows].cpu())  # small, and slow elsewhere
     residual = hessenberg[rows, -1, -1].cpu().abs()[:, None] * vectors[:, -1].abs()
-    below = (values.imag == 0) & (values.real < 0) & (residual <= _RITZ_RESIDUAL * values.abs())
-    return negative.index_copy(0, rows, below.any(1).to(negative.device))
+    converged = residual <= _RITZ_RESIDUAL * values.abs()
+    is_negative = (values.imag == 0) & (values.real < 0) & converged
+    return negative.index_copy(0, rows, is_negative.any(1).to(negative.device))
 
 
 def _least_squares(hessenberg: Tensor, norm: Tensor) -> tuple[Tensor, Tensor]:
