@@ -82,14 +82,18 @@ FEW_STEPS_OF_NETWORKS = (5, 6, 8, 10, 15, 20, 30, 50)
 SHARPNESS = (5.0, 8.0, 12.0)
 POWERS = (0.25, 0.375, 0.5)  # of the number of coordinates
 FRACTIONS = (1.0, 0.5, 1 / 3, 0.25, 0.2, 0.1)
-NOISY_STEPS = (8, 12, 16, 20, 25, 30, 40)
-NOISY_GRIDS = {
-    "share 0.3": Focused(0.3),
-    "share 0.8, sharpness 1000": Focused(0.8, sharpness=1000),
-    "share 0.95, sharpness 300": Focused(0.95, sharpness=300),
-    "share 0.95, sharpness 1000": Focused(0.95, sharpness=1000),
-    "share 0.95, reach 3, sharpness 1000": Focused(0.95, reach=3, sharpness=1000),
-    "share 0.95, reach 10, sharpness 1000": Focused(0.95, reach=10, sharpness=1000),
+NOISY_STEPS = (12, 25, 40)
+# Of v = log(1 + k y / (y / r + 1)): r and k in d coordinates.
+NOISY_EXTENTS: dict[str, Callable[[int], float]] = {
+    "r = d^0.5": lambda d: d**0.5,
+    "r = 3 d^0.5": lambda d: 3 * d**0.5,
+    "r = 0.85 d^0.85": lambda d: 0.85 * d**0.85,
+}
+NOISY_FACTORS: dict[str, Callable[[int], float]] = {
+    "k = 100": lambda d: 100.0,
+    "k = 350": lambda d: 350.0,
+    "k = 1000": lambda d: 1000.0,
+    "k = 1000 / d^0.5": lambda d: 1000 / d**0.5,
 }
 NOISY_RULES = {
     "two": AdamsMoulton(2),
@@ -466,31 +470,49 @@ def draw(summary: Summary, kinds: list[str]) -> None:
 
 
 def noisy_problems() -> dict[str, tuple[list[GaussianMixture], int]]:
-    """Two mixtures of each kind, and the number of samples."""
+    """Two mixtures of each kind, and the number of samples, so many that the bias shows."""
     kinds: dict[str, tuple[Callable[[int], GaussianMixture], int]] = {
-        "d = 2, narrow": (lambda seed: mixture(seed, 2, 6, 0.03, 0.1), 20_000),
-        "d = 8, narrow": (lambda seed: mixture(seed, 8, 6, 0.03, 0.1), 20_000),
-        "d = 8": (lambda seed: mixture(seed, 8, 5, 0.05, 0.3), 10_000),
-        "d = 16, full": (lambda seed: mixture(seed, 16, 5, 0.03, 0.5, full=True), 10_000),
+        "d = 2, narrow": (lambda seed: mixture(seed, 2, 6, 0.03, 0.1), 200_000),
+        "d = 8, narrow": (lambda seed: mixture(seed, 8, 6, 0.03, 0.1), 100_000),
+        "d = 8": (lambda seed: mixture(seed, 8, 5, 0.05, 0.3), 100_000),
+        "d = 16, full": (lambda seed: mixture(seed, 16, 5, 0.03, 0.5, full=True), 40_000),
         "d = 32, eigenvalues": (
-            lambda seed: mixture(seed, 32, 5, 1e-2, math.sqrt(10), full=True), 4_000,
+            lambda seed: mixture(seed, 32, 5, 1e-2, math.sqrt(10), full=True), 20_000,
         ),
     }  # fmt: skip
     return {name: ([make(911), make(912)], n) for name, (make, n) in kinds.items()}
 
 
+def noisy_grids(d: int) -> dict[str, Focused]:
+    """The grids in d coordinates."""
+    pairs = itertools.product(NOISY_EXTENTS.items(), NOISY_FACTORS.items())
+    return {
+        f"{extent}, {factor}": Focused(0.95, reach=r(d) / d**0.5, sharpness=k(d) * d**0.5)
+        for (extent, r), (factor, k) in pairs
+    }
+
+
 def noisy_rules() -> list[dict[str, Any]]:
-    """For each problem and number of steps the deviations by grid and rule."""
+    """For each problem and number of steps the deviations by grid and rule: all grids with the rule
+    of `OnClock`, and all rules on its grid.
+    """
     rows = []
     for (problem, (laws, n)), steps in itertools.product(noisy_problems().items(), NOISY_STEPS):
-        row: dict[str, Any] = {"problem": problem, "steps": steps}
-        pairs = itertools.product(NOISY_GRIDS.items(), NOISY_RULES.items())
-        for (place, grid), (name, rule) in pairs:
-            method = OnClock(rule, eta=1.0, grid=grid, steps=steps)
-            row[f"{place}; {name}"] = sum(deviation(law, method, n) for law in laws) / len(laws)
+        row: dict[str, Any] = {"problem": problem, "sde": "vp", "steps": steps}
+        grids = noisy_grids(laws[0].shape[0])
+        own = grids["r = 0.85 d^0.85, k = 350"]
+        methods = {
+            place: OnClock(eta=1.0, grid=grid, steps=steps) for place, grid in grids.items()
+        } | {
+            name: OnClock(rule, eta=1.0, grid=own, steps=steps)
+            for name, rule in NOISY_RULES.items()
+        }
+        for kind, method in methods.items():
+            row[kind] = sum(deviation(law, method, n) for law in laws) / len(laws)
         rows.append(row)
-        figures = "  ".join(f"{kind}: {value:.2f}" for kind, value in list(row.items())[2:])
+        figures = "  ".join(f"{kind}: {value:.2f}" for kind, value in list(row.items())[3:])
         print(f"{problem:20s} {steps:3d} steps  {figures}", flush=True)
+    print_best(rows)
     return rows
 
 

@@ -39,6 +39,8 @@ GROUPS: Mapping[ModuleType, Mapping[str, Sequence[str]]] = {
         "Exact models": ["sdekit_diffusion._models.mixture", "sdekit_diffusion._models.empirical"],
         "Observations": [
             "sdekit_diffusion._models.observation",
+            "sdekit_diffusion._models.linear_observation",
+            "sdekit_diffusion._models.joint",
             "sdekit_diffusion._models.operators",
         ],
         "Posteriors": [

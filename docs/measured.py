@@ -209,23 +209,19 @@ def networks(rows: Rows) -> list[str]:
 
 
 def fitted(rows: Rows) -> list[str]:
-    """The ratios of each network after a fit, and sentences that count those above the aim; those
-    of medians are of the networks whose rows have them.
+    """The ratios of each network after a fit, and a sentence that counts those of medians above the
+    aim.
     """
     ratios = crossed("network", "evaluations", "{ratio} ({over the default:.2f})")
     table = judged(ratios, TRAINED_AIMS, ratio="ratios")(rows)
-    with_medians = [row for row in rows if "ratio of medians" in row]
-    known = [row for row in with_medians if aim_of(row, TRAINED_AIMS) < math.inf]
-    if not known:
-        return table
+    known = [row for row in rows if aim_of(row, TRAINED_AIMS) < math.inf]
     over = sum(row["ratio of medians"] > aim_of(row, TRAINED_AIMS) for row in known)
-    networks = "; ".join(dict.fromkeys(row["network"] for row in known))
     largest = max(row["ratio of medians"] for row in known)
     return [
         *table,
         "",
         f"Of medians instead of means, {over} of {len(known)} ratios are above the aim, and the "
-        f"largest is {largest:.2f}. They were recorded for these networks: {networks}.",
+        f"largest is {largest:.2f}.",
     ]
 
 

@@ -87,7 +87,7 @@ def test_in_between_the_noise_has_its_law():
 
 
 def test_what_is_refused():
-    with pytest.raises(ValueError, match="from 2 on, not 1"):
+    with pytest.raises(ValueError, match="with both ends, must be 2 or more, not 1"):
         sample_between(MODEL, 0, 1, 1, sde="vp")
     with pytest.raises(ValueError, match="no diffusion of its own"):
         sample_between(MODEL, 0, 1)

@@ -35,6 +35,7 @@ from sdekit_diffusion import (
     nets,
     sample,
     save,
+    stepper,
 )
 from sdekit_diffusion._models import data_scale as scale_module
 from sdekit_diffusion._models.as_model import as_model
@@ -653,7 +654,9 @@ def test_a_score_of_data_larger_than_the_noise_is_warned_of(std):
     means = std * torch.tensor([[-1.0, 0.3], [0.2, -1.1], [1.1, 0.8]])
     law = GaussianMixture([0.3, 0.4, 0.3], means, [std / 4] * 3)
     sde = VESDE(sigma_max=50.0)
-    with pytest.warns(UserWarning, match=r"sigma / alpha of VESDE.* 50: .*, larger sigma_max"):
+    with pytest.warns(
+        UserWarning, match=r"alpha of VESDE.* 50, this model .*, larger sigma_max\. The"
+    ):
         sample(lambda x, t: law.score(t, x, sde), 4, sde=sde, shape=(2,), seed=0, steps=3)
 
 
@@ -700,3 +703,30 @@ class Share(nn.Module):
 
     def forward(self, x, t):
         return self.factor * x
+
+
+@pytest.mark.parametrize("sde", [VPSDE(), VESDE()], ids=["vp", "ve"])
+@pytest.mark.parametrize("factor", [1.0, -1.0, -0.01])
+def test_a_score_of_another_sign_or_of_far_larger_data_is_warned_of(sde, factor):
+    """The warning names both causes, and the line of the caller, from functions of all depths."""
+    law = moved(0.0, 0.5)
+
+    def score(x, t):
+        return factor * law.score(t, x, sde)
+
+    settings = {"sde": sde, "shape": law.shape}
+    calls = (
+        lambda: sample(score, 2, steps=2, seed=0, **settings),
+        lambda: stepper(score, 2, steps=2, seed=0, **settings),
+        lambda: log_likelihood(ScoreModel(score, sde, "score", shape=law.shape), torch.zeros(2, 2)),
+    )
+    for call in calls:
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            call()
+        named = [w for w in seen if "takes noise for data" in str(w.message)]
+        assert len(named) == (factor < 0)
+        for warning in named:
+            assert warning.filename == __file__
+            assert f"larger {sde.largest}. The solve is" in str(warning.message)
+            assert "another sign or factor (see check_model)" in str(warning.message)

@@ -18,8 +18,13 @@ from sdekit_diffusion import (
     AdaptiveFlow,
     AdaptiveSDE,
     AnnealedLangevin,
+    ClassifierGuided,
     GaussianMixture,
+    Guided,
+    Inpainted,
     InTime,
+    LinearObservation,
+    MomentMatched,
     OnClock,
     ScoreModel,
     decode,
@@ -291,3 +296,32 @@ def test_a_shape_given_to_sample_serves_models_without_one(integrand):
     first = sample(Same(unknown), 2, **settings)
     torch.testing.assert_close(first, expected, rtol=0, atol=1e-6)
     torch.testing.assert_close(sample(Same(unknown), 2, **settings), first, rtol=0, atol=0)
+
+
+def test_a_model_made_from_something_else_is_refused():
+    @dataclass(frozen=True, eq=False)
+    class Shifted(AbstractDerivedModel):
+        y: torch.Tensor = per_sample()  # noqa: RUF009
+
+        def predict_data(self, l, u):
+            return self.model.predict_data(l, u) + self.y
+
+    y = torch.zeros(2, 3)
+    observation = LinearObservation(A, torch.zeros(2), STD)
+    mask = torch.ones(3, dtype=torch.bool)
+    made = (
+        lambda model: Shifted(model, y),
+        lambda model: Guided(model, 2.0, by=PRIOR),
+        lambda model: ClassifierGuided(model, lambda x, t, y: y, y, classifier_sde="vp"),
+        lambda model: Inpainted(model, torch.zeros(3), mask),
+        lambda model: MomentMatched(model, observation),
+    )
+    for make in made:
+        with pytest.raises(TypeError, match=r"from a model, not function; of a score \(x, t\) Sco"):
+            make(lambda x, t: -x)
+        with pytest.raises(TypeError, match=r"is made from a model, not NoneType$"):
+            make(None)
+    compiled = torch.compile(ScoreModel(nn.Linear(2, 2), "vp", shape=(2,)))
+    assert isinstance(Shifted(compiled, y).model, ScoreModel)
+    with pytest.raises(TypeError, match=r"y must be a tensor of shape \(n, ...\), not NoneType"):
+        Shifted(PRIOR, None)

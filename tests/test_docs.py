@@ -18,6 +18,7 @@ from outputs import PAGES, ROOT, agree, examples, outputs
 from registered import completed, evaluations, solvers, summary
 
 import sdekit
+import sdekit_diffusion as sd
 from sdekit_diffusion import DIFFUSIONS, GRIDS, METHODS, VPSDE, Karras, OnClock, nets
 from sdekit_diffusion._sampling.default import CHOICES, STIFF_CHOICES
 
@@ -356,6 +357,8 @@ def test_every_public_name_has_a_page_of_the_reference(monkeypatch):
                 if not inspect.ismodule(value) and not any(value is other for other in values)
             }
             assert without == ({"Time", "ZERO"} if module is sdekit.elementary else set())
+    observations = {entry.name for entry in api_pages.grouped(sd)["Observations"]}
+    assert observations >= {"LinearObservation", "Observation", "Joint", "Mask"}
     solvers = [entry.name for entry in api_pages.grouped(sdekit)["Solvers"]]
     assert solvers == sorted(solvers)
     assert "One" in solvers

@@ -104,16 +104,16 @@ def test_methods_with_noise_are_refused(method):
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("settings", "error", "message"),
     [
-        ({"steps": 0}, "steps must be a positive integer; not 0"),
-        ({"steps": 2.5}, r"steps must be a positive integer; not 2\.5"),
-        ({"steps": 2, "n": 0}, "n must be a positive integer; not 0"),
-        ({"steps": 2, "method": "ode"}, "an adaptive method chooses its own steps"),
+        ({"steps": 0}, ValueError, "steps must be a positive integer; not 0"),
+        ({"steps": 2.5}, TypeError, r"steps must be a positive integer; not 2\.5"),
+        ({"steps": 2, "n": 0}, ValueError, "n must be a positive integer; not 0"),
+        ({"steps": 2, "method": "ode"}, ValueError, "an adaptive method chooses its own steps"),
     ],
 )
-def test_what_cannot_be_fitted_is_refused(settings, message):
-    with pytest.raises(ValueError, match=message):
+def test_what_cannot_be_fitted_is_refused(settings, error, message):
+    with pytest.raises(error, match=message):
         sd.fitted_grid(LAW, sde="vp", **settings)
 
 

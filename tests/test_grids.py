@@ -4,6 +4,7 @@ import itertools
 import math
 import re
 from array import array
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -158,8 +159,8 @@ def test_a_sharper_focused_grid_has_shorter_steps_near_the_data(steps, reach, sh
     ],
 )
 def test_a_focused_grid_reaches_further_for_networks_that_predict_the_noise(steps, k, reach):
-    """log(1 + k y / (s + y / r)) and l up to ten r, of 10, 30 or all norms; with noise the grid of
-    all models.
+    """log(1 + k y / (s + y / r)) and l up to ten r, of 10, 30 or all norms; with noise those of all
+    models.
     """
 
     model = ScoreModel(Halved(), "vp", "noise", shape=(2,), data_std=0.5)
@@ -175,7 +176,8 @@ def test_a_focused_grid_reaches_further_for_networks_that_predict_the_noise(step
     noisy = sample(model, 2, method="sde", grid=Focused(0.7), **settings)
     l = model.sde.log_snr(noisy.ts.double())
     kernel = SDES["vp"]
-    usual = grid_points(Focused(0.7), model, kernel, span_of(model, kernel, 1e-3), steps)
+    own = Focused(0.7, reach=0.85 * 2**0.35, sharpness=350 * 2**0.5)
+    usual = grid_points(own, model, kernel, span_of(model, kernel, 1e-3), steps)
     torch.testing.assert_close(l, usual, rtol=1e-6, atol=1e-6)
 
 
@@ -594,8 +596,6 @@ def test_noise_levels_are_those_of_the_data_whatever_the_diffusion():
         ([1.0, 2.0], "two or more positive"),
         ([2.0, 1.0, 1.0], "two or more positive"),
         ([2.0, -1.0], "two or more positive"),
-        (["a", "b"], "two or more positive numbers that decrease.*; not .*'a'"),
-        ([None, 1.0], "two or more positive"),
         ([math.inf, 1.0], "two or more positive"),
         ([[2.0, 1.0]], "two or more positive"),
         ([51.0, 1.0], "levels run from 51 to 1, and sigma / alpha under VESDE.* from 50 "),
@@ -606,6 +606,30 @@ def test_noise_levels_are_those_of_the_data_whatever_the_diffusion():
 def test_noise_levels_that_are_refused(sigmas, message):
     with pytest.raises(ValueError, match=message):
         sample(narrow(), 2, sde=VESDE(0.01, 50.0, exact=False), grid=sigmas)
+
+
+@pytest.mark.parametrize("grid", [Sigmas, Given, lambda l: Equidistributed(l, [1.0, 1.0])])
+@pytest.mark.parametrize(
+    "points",
+    [["a", "b"], "ab", [None, 1.0], None, torch.ones(2) * 1j, torch.ones(2).bool(), [1j, 2]],
+)
+def test_points_that_are_no_numbers_are_refused(grid, points):
+    with pytest.raises(TypeError, match=r"(sigmas|l) must .*; not "):
+        grid(points)
+
+
+@pytest.mark.parametrize(
+    "levels",
+    [
+        [torch.tensor(2.0), torch.tensor(1.0, dtype=torch.bfloat16)],
+        torch.tensor([2, 1]),
+        np.array([1.0, 2.0])[::-1],
+        np.array([2.0, 1.0], dtype=">f8"),
+        (Fraction(2), 1),
+    ],
+)
+def test_numbers_of_all_kinds_are_points(levels):
+    assert torch.as_tensor(Sigmas(levels).sigmas).tolist() == [2.0, 1.0]
 
 
 def test_noise_levels_say_how_many_steps():
@@ -682,8 +706,10 @@ def test_adaptive_methods_refuse_a_grid(method, grid):
             ),
             "give a density for that range",
         ),
-        (lambda: Karras(rho=0.0), "rho must be a positive number"),
-        (lambda: Karras(rho=math.inf), "rho must be a positive number"),
+        (lambda: Karras(rho=0.0), "rho must be a positive, finite number"),
+        (lambda: Karras(rho=math.inf), "rho must be a positive, finite number"),
+        (lambda: Equidistributed([0.0, math.inf], [1.0, 1.0]), "l must increase"),
+        (lambda: Equidistributed([0.0, 1.0], [1.0, math.inf]), "l must increase"),
         (lambda: Focused(1.0), "share is a number from 0 on and less than 1"),
         (
             lambda: Focused(native_share=0.2),

@@ -505,12 +505,13 @@ def test_what_is_refused():
             Guided(forgotten, 2.0)
     with pytest.raises(TypeError, match="by is a model"):
         Guided(conditional, 2.0, by="weak")
-    for scale in (math.nan, "2", None):
-        with pytest.raises(ValueError, match="scale is a finite number"):
+    wrong = ((math.nan, ValueError), ("2", TypeError), (None, TypeError), (True, TypeError))
+    for scale, error in wrong:
+        with pytest.raises(error, match="scale is a finite number"):
             Guided(conditional, scale)
-        with pytest.raises(ValueError, match="scale is a finite number"):
+        with pytest.raises(error, match="scale is a finite number"):
             ClassifierGuided(WHOLE, log_prob, torch.ones(1), scale, classifier_sde="vp")
-    with pytest.raises(ValueError, match="rescale is a finite number"):
+    with pytest.raises(TypeError, match="rescale is a finite number"):
         Guided(conditional, 2.0, rescale="0.7")
     for y in (2, torch.tensor(2), [1, 2]):
         with pytest.raises(TypeError, match="y is a tensor with one entry per sample"):

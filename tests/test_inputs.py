@@ -333,8 +333,6 @@ def test_one_whole_number_is_a_seed(seed):
         ("seed", lambda: sd.sample(law, 3, sde="vp", steps=2, seed=seed)),
         ("seed", lambda: sd.stepper(law, 3, sde="vp", steps=2, seed=seed)),
         ("seed", lambda: sd.trajectories(law, 3, sde="vp", seed=seed)),
-        ("first", lambda: sd.sample_between(law, seed, 1, sde="vp", steps=2)),
-        ("last", lambda: sd.sample_between(law, 1, seed, sde="vp", steps=2)),
         ("seed", lambda: sd.sample_posterior(law, y, 8, sde="vp", seed=seed)),
         ("seed", lambda: sd.WeightedSamples(x, x[:, 0]).resampled(2, seed=seed)),
         ("seed", lambda: sd.classify([law, law], x, sde="vp", seed=seed)),
@@ -547,3 +545,88 @@ def test_times_are_one_for_each_sample(shape):
     with pytest.raises(ValueError, match=f"t has shape {re.escape(str(shape))} for x of shape"):
         law.score(torch.full(shape, 0.5), x, "vp")
     assert law.score(torch.full((4, 1), 0.5), x, "vp").shape == x.shape
+
+
+LAW = sd.GaussianMixture([0.5, 0.5], [[-1.0, 0.0], [1.0, 0.5]], [0.1, 0.2])
+
+
+def sampled(**settings):
+    return sd.sample(LAW, **{"n": 2, "sde": "vp", "steps": 2, "seed": 0, **settings})
+
+
+def solved_ode(**settings):
+    ode = sdekit.ODE(lambda t, x: -x)
+    return sdekit.solve(ode, torch.ones(2, 1), [0.0, 1.0], solver=sdekit.RK4(), **settings)
+
+
+def integrated(integrate=sdekit.sdeint, **settings):
+    equation = sdekit.SDE(lambda t, x: -x, lambda t, x: 0.1 * x)
+    return integrate(equation, torch.ones(2, 1), [0.0, 0.1], **{"dt": 0.1, **settings})
+
+
+OF_ANOTHER_TYPE = {
+    "steps": (lambda: sampled(steps=2.5), "steps must be a positive integer; not 2.5"),
+    "steps as text": (lambda: sampled(steps="5"), "steps must be a positive integer; not '5'"),
+    "steps of a method": (lambda: sampled(method=sd.DDIM(steps=2.5), steps=None), "steps of DDIM"),
+    "true steps": (lambda: sampled(method=sd.DDIM(steps=True), steps=None), "steps of DDIM must"),
+    "n of a fit": (lambda: sd.fit_sampler(LAW, 3, n=2.5), "n must be a positive"),
+    "n of trajectories": (lambda: sd.trajectories(LAW, 2.5, sde="vp"), "n must be a positive"),
+    "n between": (lambda: sd.sample_between(LAW, 0, 1, 2.5, sde="vp"), "n, the number of samples"),
+    "seed between": (lambda: sd.sample_between(LAW, 0.5, 1, sde="vp"), "first is the seed of one"),
+    "no seed between": (
+        lambda: sd.sample_between(LAW, 0, None, sde="vp"),
+        "last is the seed of on",
+    ),
+    "end": (lambda: sampled(end=True), "end is a number, .*not True"),
+    "end as a tensor": (lambda: sampled(end=torch.tensor(True)), "end is a number"),
+    "strength": (lambda: sd.Noised(X, strength=True), "strength of Noised is a number"),
+    "added noise": (lambda: sd.Noised(X, level=1.0, add_noise="no"), "add_noise is True or False"),
+    "eta": (lambda: sd.DDIM(eta=True), "eta of DDIM is a number"),
+    "eta on the clock": (lambda: sd.OnClock(eta="1"), "eta must be a number from 0"),
+    "denoise": (lambda: sampled(denoise="no"), "denoise is True or False, not 'no'"),
+    "solution": (lambda: sampled(return_solution=1), "return_solution is True or False, not 1"),
+    "progress": (lambda: sampled(progress=None), "progress is True or False"),
+    "callback": (lambda: sampled(callback=3), "callback is a function of a Point, not 3"),
+    "class of sde": (lambda: sampled(sde=sd.VPSDE), r"sde is an object, VPSDE\(...\), not the cla"),
+    "sde": (lambda: sampled(sde=3), "sde is a name such as 'vp', or a diffusion .* not 3"),
+    "exact": (lambda: sd.VESDE(exact="yes"), "exact is True or False"),
+    "accuracy": (lambda: sd.trajectories(LAW, 2, sde="vp", accuracy="a"), "of AdaptiveFlow is a"),
+    "betas": (lambda: sd.linear_betas(2.5), "n must be a whole number, not 2.5"),
+    "cosine": (lambda: sd.cosine_betas("a"), "n must be a whole number, not 'a'"),
+    "throw": (lambda: solved_ode(throw="no"), "throw is True or False"),
+    "callback of solve": (
+        lambda: solved_ode(callback=3),
+        "callback is a function of a Point, not 3",
+    ),
+    "rtol": (lambda: sdekit.PIDController(1e-3, 1e-3, safety=True), "safety is a number, not True"),
+    "located": (lambda: sdekit.Event(lambda t, x: x[:, 0], located=1), "located is True or False"),
+    "dt": (lambda: integrated(dt="a"), "dt is a number, not 'a'"),
+    "adaptive": (lambda: integrated(adaptive="yes"), "adaptive is True or False"),
+    "adjoint": (
+        lambda: integrated(sdekit.sdeint_adjoint, adjoint_adaptive=1, adjoint_params=()),
+        "adjoint_adaptive is True or False",
+    ),
+    "bm": (lambda: integrated(bm=3), "bm is a Brownian motion of torchsde, .*not 3"),
+    "probes": (lambda: sdekit.Hutchinson(2.5), "probes must be a whole number, not 2.5"),
+    "seed of probes": (lambda: sdekit.Hutchinson(2, seed="a"), "seed must be a whole number"),
+    "k": (lambda: sdekit.DPMSolver(2.0), "k of DPMSolver must be a whole number, not 2.0"),
+    "k of single steps": (lambda: sdekit.DPMSolverSingle("2"), "k of DPMSolverSingle must be a"),
+}
+
+
+@pytest.mark.parametrize("name", OF_ANOTHER_TYPE)
+def test_what_is_of_another_type_is_a_type_error(name):
+    call, message = OF_ANOTHER_TYPE[name]
+    with pytest.raises(TypeError, match=message):
+        call()
+
+
+def test_names_of_other_libraries_are_translated():
+    for name, ours in (("sigmas", "grid"), ("num_inference_steps", "steps"), ("generator", "seed")):
+        with pytest.raises(TypeError, match=f"argument '{name}'; did you mean '{ours}'"):
+            sd.stepper(LAW, 2, sde="vp", **{name: 3})
+
+
+def test_as_many_samples_as_observations_are_asked_for():
+    with pytest.raises(ValueError, match=r"y has 8 entries for 1 samples.*; n=8 makes a sample of"):
+        sd.sample(sd.Inpainted(LAW, X, torch.ones_like(X).bool()), sde="vp")

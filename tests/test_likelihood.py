@@ -855,7 +855,22 @@ def test_slerp_keeps_angle_and_length():
     torch.testing.assert_close(circle.norm(dim=3), torch.ones(5, 3, 1, dtype=torch.float64))
     torch.testing.assert_close(slerp(a, a, u), a.expand(5, 3, 1, 2))
     opposite = slerp(a, -a, u)
-    assert opposite.isfinite().all()
+    torch.testing.assert_close(opposite, (1 - 2 * u[:, None, None, None]) * a)
+
+
+def test_slerp_of_unequal_and_nearly_opposite_latents_stays_between_their_norms():
+    """Of a hundred times the norm in between, if the latents themselves are on the great circle."""
+    angle = torch.tensor(math.pi - 1e-3, dtype=torch.float64)
+    a = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
+    b = 0.2 * torch.stack([angle.cos(), angle.sin()])[None]
+    z = slerp(a, b, torch.tensor([0.25, 0.5], dtype=torch.float64))[:, 0]
+    torch.testing.assert_close(z.norm(dim=1), torch.tensor([0.8, 0.6], dtype=torch.float64))
+    torch.testing.assert_close(z[1] / 0.6, torch.stack([(angle / 2).cos(), (angle / 2).sin()]))
+    middle = slerp(torch.zeros_like(a), b, torch.tensor([0.5], dtype=torch.float64))
+    torch.testing.assert_close(middle[0], 0.5 * b)
+    x = MIXTURE.sample(2000, seed=2)
+    points = interpolate(MIXTURE, x[:1000], x[1000:], 3, sde="vp")
+    assert float(points.abs().max()) < 1.5 * float(x.abs().max())
 
 
 def test_interpolation_ends_at_its_ends():

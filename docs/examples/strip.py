@@ -1,10 +1,11 @@
 """Draws the picture of the README, four examples of the gallery in small: the last step of
 `make demo`, whose network draws the digits.
 
-`python docs/examples/strip.py demo/digits` writes demo/digits/gallery.png; docs/images has a copy.
+`python docs/examples/strip.py demo/digits` writes demo/digits/gallery.png. docs/images has a copy,
+made by hand when the picture changes.
 """
 
-import sys
+import argparse
 from pathlib import Path
 
 import matplotlib as mpl
@@ -83,7 +84,9 @@ def posterior(figure, model):
 
 
 if __name__ == "__main__":
-    run = Path(sys.argv[1])
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path, nargs="?", default=Path("demo/digits"))
+    run = parser.parse_args().run
     mpl.use("Agg")
     plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "font.size": 9})
     plt.rcParams.update({"axes.titlesize": "large", "legend.frameon": False})

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sdekit._arguments.names import did_you_mean
+from sdekit._arguments.numbers import require_whole
 from sdekit._equations.derivative import require_visible
 from sdekit._noise.generator import PROBES, keys, normal_pairs, signs
 from sdekit.elementary import sum_of_sample
@@ -100,6 +101,7 @@ class Hutchinson(AbstractTrace):
             skewed, see `Likelihood.interval`.
 
     Raises:
+        TypeError: for a number of probes or a seed that is not a whole number.
         ValueError: for fewer than 1 or more than 4,096 probes, or an unknown kind.
 
     Example:
@@ -123,6 +125,8 @@ class Hutchinson(AbstractTrace):
     fresh: bool = True
 
     def __post_init__(self) -> None:
+        require_whole("probes", self.probes)
+        require_whole("seed", self.seed)
         if not 1 <= self.probes <= _PROBE_STRIDE:
             raise ValueError(
                 f"Hutchinson needs from one probe to {_PROBE_STRIDE:,}, not {self.probes}"

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sdekit import _solvers
 from sdekit._arguments.names import did_you_mean
+from sdekit._arguments.numbers import require_bools
 from sdekit._equations.sde import AbstractSDE
 from sdekit._grid import require_no_gradient, rounded_to_ends
 from sdekit._noise.brownian import BrownianPath
@@ -26,8 +27,11 @@ def require_options(
     save: "str | Sequence[float] | Tensor",
     gradient: AbstractGradient | None,
     event: object,
+    callback: object,
+    *,
+    throw: bool,
 ) -> None:
-    """Refuses options that are unknown, or that cannot be combined.
+    """Refuses options that are unknown, of the wrong type, or that cannot be combined.
 
     Raises:
         TypeError, ValueError: with what is allowed.
@@ -44,6 +48,9 @@ def require_options(
         )
     _require_repeatable(solver, gradient)
     _require_event(event, gradient, solver)
+    require_bools(throw=throw)
+    if callback is not None and not callable(callback):
+        raise TypeError(f"callback is a function of a Point, not {callback!r:.60}")
 
 
 def require_save(save: str) -> None:

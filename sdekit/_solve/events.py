@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from sdekit._arguments.numbers import require_bools
 from sdekit._noise.white import AbstractNoise, AbstractSeededNoise
 from sdekit._solve.active import called_for_some
 from sdekit._solve.passage import EventZeros, StepBatch, first_passage
@@ -92,9 +93,7 @@ class Event:
         require_order(self.function, "t, x")
         if self.direction not in (-1, 0, 1):
             raise ValueError(f"direction is -1, 0 or 1, not {self.direction!r}")
-        for name in ("terminal", "located"):
-            if not isinstance(value := getattr(self, name), bool):
-                raise TypeError(f"{name} is True or False, not {value!r:.60}")
+        require_bools(terminal=self.terminal, located=self.located)
 
     def values(self, t: Tensor, x: Tensor) -> Tensor:
         """g of each sample, checked, with the largest number for infinity; for an event that is not

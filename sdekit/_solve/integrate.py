@@ -160,7 +160,7 @@ def solve(
         (torch.Size([4, 1]), 0)
     """
     require_kinds(problem, solver, noise, control, gradient)
-    require_options(solver, save, gradient, event)
+    require_options(solver, save, gradient, event, callback, throw=throw)
     grid = fixed_times(ts)
     require_state(x0)
     require_pairing(problem, solver)

@@ -12,6 +12,7 @@ from typing import ClassVar, Literal, Self, get_args
 import numpy as np
 
 from sdekit._arguments.names import did_you_mean
+from sdekit._arguments.numbers import require_whole
 from sdekit._equations.computed import computed
 from sdekit._equations.quadrature import Panels
 from sdekit._equations.sde import AbstractSDE, NoiseType
@@ -74,6 +75,7 @@ class AbstractMultistep(AbstractPlanned):
     self_starting: bool = field(default=True, kw_only=True)
 
     def __post_init__(self) -> None:
+        require_whole(f"k of {type(self).__name__}", self.k)
         if self.k not in self.accuracy:
             raise ValueError(
                 f"{type(self).__name__} is offered for k in {', '.join(map(str, self.accuracy))}, "

@@ -7,6 +7,7 @@ from typing import ClassVar, Self
 
 import numpy as np
 
+from sdekit._arguments.numbers import require_whole
 from sdekit._equations.computed import computed
 from sdekit._equations.quadrature import Panels
 from sdekit._equations.sde import AbstractSDE, NoiseType
@@ -117,6 +118,7 @@ class DPMSolverSingle(AbstractSingleStep):
     k: int = 2
 
     def __post_init__(self) -> None:
+        require_whole("k of DPMSolverSingle", self.k)
         if self.k not in (2, 3):
             raise ValueError(f"DPMSolverSingle is offered for k in 2, 3, not {self.k}")
 

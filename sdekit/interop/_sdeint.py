@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sdekit._arguments.names import did_you_mean
+from sdekit._arguments.numbers import require_bools, require_number
 from sdekit._equations.sde import AbstractSDE, NoiseType
 from sdekit._grid import times
 from sdekit._noise.brownian import BrownianPath
@@ -141,8 +142,8 @@ def sdeint(
     Raises:
         NotFiniteError: when a state is not finite.
         RuntimeError: when a method of sde changes its input or an earlier result in place.
-        TypeError: for ts that are not numbers, a y0 of integers or complex numbers, or methods that
-            do not take (t, y).
+        TypeError: for ts or a dt that are not numbers, an adaptive, logqp or extra that is not a
+            bool, a y0 of integers or complex numbers, or methods that do not take (t, y).
         ValueError: for an unknown method, one that does not solve such equations, a y0 of another
             shape, a dt that is not positive, tolerances that are negative, a `WhiteNoise` that was
             used from another time on, or arguments that cannot be combined.
@@ -155,6 +156,7 @@ def sdeint(
         torch.Size([3, 4, 2])
     """
     warn_of_unused("sdeint", unused_kwargs)
+    require_bools(adaptive=adaptive, logqp=logqp, extra=extra)
     call = Call.of(sde, y0, ts, bm, names, logqp=logqp)
     doubling = Doubling(float(rtol), float(atol), float(dt_min)) if adaptive else None
     solve = call.solve(method, ts, dt, doubling, options)
@@ -352,6 +354,7 @@ def _require(sde: object, y0: Tensor, ts: Tensor | Sequence[float]) -> None:
 def _require_step(dt: float) -> None:
     if isinstance(dt, Tensor) and dt.requires_grad:
         raise ValueError("dt must not require a gradient; detach it")
+    require_number("dt", dt, tensors=True)
     if not dt > 0:
         raise ValueError(
             f"dt is the width of a step, positive, not {dt}; decreasing ts reverse the time"

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sdekit._arguments.names import did_you_mean
+from sdekit._arguments.numbers import require_bools
 from sdekit._equations.computed import computed
 from sdekit._equations.sde import AbstractSDE
 from sdekit._noise.brownian import BrownianPath
@@ -127,6 +128,7 @@ def sdeint_adjoint(
         equations", arXiv 2001.01328; Kidger, Foster, Li and Lyons 2021, arXiv 2105.13493.
     """
     warn_of_unused("sdeint_adjoint", unused_kwargs)
+    require_bools(adaptive=adaptive, adjoint_adaptive=adjoint_adaptive, logqp=logqp, extra=extra)
     params = _parameters(sde, adjoint_params)
     call = Call.of(sde, y0, ts, bm, names, logqp=logqp)
     method = default_method(call.problem) if method is None else method

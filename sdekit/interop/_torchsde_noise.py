@@ -33,6 +33,7 @@ class TorchsdeNoise(AbstractNoise):
             means all.
 
     Raises:
+        TypeError: for a bm that is not callable.
         ValueError: in a solve, when the results of bm do not have the shape of the equation's
             noise, or the solver uses areas or further normals that bm does not have.
 
@@ -47,6 +48,13 @@ class TorchsdeNoise(AbstractNoise):
 
     bm: Callable[..., Any]
     index: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if not callable(self.bm):
+            raise TypeError(
+                "bm is a Brownian motion of torchsde, such as BrownianInterval, or an "
+                f"AbstractNoise, not {self.bm!r:.60}"
+            )
 
     @computed
     def seed(self) -> Any:  # noqa: ANN401 - the seed of bm is not known

@@ -17,7 +17,7 @@ _LARGEST = 2**31  # numbers in one sample
 
 
 def is_whole(value: object, smallest: int | None = None) -> bool:
-    """Whether a value is a whole number, and not below the smallest; booleans are not numbers."""
+    """Whether a value is a whole number, and not below the smallest; True and False are none."""
     if not isinstance(value, int | Integral) or isinstance(value, bool):
         return False
     return smallest is None or int(value) >= smallest
@@ -35,8 +35,19 @@ def require_whole(name: str, value: object, smallest: int) -> None:
         raise ValueError(f"{name} must be {smallest} or more, not {value!r:.60}")
 
 
+def require_bools(**values: object) -> None:
+    """Refuses what is not True or False.
+
+    Raises:
+        TypeError: with what was given.
+    """
+    for name, value in values.items():
+        if not isinstance(value, bool | np.bool_):
+            raise TypeError(f"{name} is True or False, not {value!r:.60}")
+
+
 def is_number(value: object) -> bool:
-    """Whether a value is a real number; booleans are not numbers."""
+    """Whether a value is a real number; True and False are none."""
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
@@ -55,7 +66,7 @@ def as_json(name: str, values: dict[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(values, default=number))
 
 
-def seed_given(seed: object, name: str = "seed") -> int:
+def seed_given(seed: object) -> int:
     """A seed as an integer of Python; a new one for None.
 
     Raises:
@@ -65,8 +76,8 @@ def seed_given(seed: object, name: str = "seed") -> int:
         return fresh_seed()
     if not is_whole(seed):
         raise TypeError(
-            f"{name} is one whole number for all samples, or None for a new one, not {seed!r:.60}: "
-            f"use int({name}), or a call for each of several seeds"
+            f"seed is one whole number for all samples, or None for a new one, not {seed!r:.60}: "
+            "use int(seed), or a call for each of several seeds"
         )
     return int(cast(SupportsInt, seed))
 
@@ -104,19 +115,20 @@ def require_points(x: Any) -> None:  # noqa: ANN401
 def is_one_number(value: object) -> bool:
     """Whether a value is one real number, perhaps as an array without dimensions or a tensor."""
     if isinstance(value, Tensor):
-        return value.numel() == 1 and not value.is_complex()
-    return isinstance(value[()] if isinstance(value, np.ndarray) else value, Real)
+        return value.numel() == 1 and not value.is_complex() and value.dtype != torch.bool
+    return is_number(value[()] if isinstance(value, np.ndarray) else value)
 
 
 def require_counts(**counts: object) -> None:
     """Refuses what is not a positive integer.
 
     Raises:
-        ValueError: with what was given.
+        TypeError, ValueError: with what was given.
     """
     for name, count in counts.items():
         if not is_whole(count, 1):
-            raise ValueError(f"{name} must be a positive integer; not {count!r:.60}")
+            kind = ValueError if is_whole(count) else TypeError
+            raise kind(f"{name} must be a positive integer; not {count!r:.60}")
 
 
 def require_numbers(owner: object, *names: str) -> None:
@@ -130,9 +142,9 @@ def require_numbers(owner: object, *names: str) -> None:
         default = getattr(type(owner), name, "")  # a number, or None, or absent
         if not is_one_number(value) and not (value is None and default is None):
             such = f", such as {default}" if is_number(default) else ""
-            raise TypeError(
-                f"{name} of {type(owner).__name__} is a number{such}, not {value!r:.60}"
-            )
+            kinds = (kind.__name__ for kind in type(owner).__mro__)
+            public = next(kind for kind in kinds if not kind.startswith("_"))
+            raise TypeError(f"{name} of {public} is a number{such}, not {value!r:.60}")
 
 
 def shape_given(shape: Any) -> tuple[int, ...]:  # noqa: ANN401

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sdekit.elementary import Time, exp, expm1, softplus, sqrt
+from sdekit_diffusion._arguments.inputs import require_whole
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._diffusions.piecewise import (
     PiecewiseLinear,
@@ -24,6 +25,9 @@ def linear_betas(
 ) -> tuple[float, ...]:
     """The linear schedule of DDPM: n equally spaced values from beta_min to beta_max.
 
+    Raises:
+        TypeError, ValueError: for an n that is not a whole number from 1 on.
+
     Example:
         >>> [round(beta, 4) for beta in sd.linear_betas(3, 0.0001, 0.02)]
         [0.0001, 0.01, 0.02]
@@ -31,6 +35,7 @@ def linear_betas(
     References:
         Ho et al. 2020, arXiv 2006.11239, section 4.
     """
+    require_whole("n", n, 1)
     return tuple(torch.linspace(beta_min, beta_max, n, dtype=torch.float64).tolist())
 
 
@@ -38,6 +43,9 @@ def cosine_betas(n: int = 1000, s: float = 0.008) -> tuple[float, ...]:
     """The cosine schedule of DDPM: beta_i = min(1 - abar_i / abar_{i-1}, 0.999) for i = 1 ... n.
 
     abar_i is proportional to cos(pi/2 (i/n + s) / (1 + s))^2.
+
+    Raises:
+        TypeError, ValueError: for an n that is not a whole number from 1 on.
 
     Example:
         >>> betas = sd.cosine_betas(100)
@@ -47,6 +55,7 @@ def cosine_betas(n: int = 1000, s: float = 0.008) -> tuple[float, ...]:
     References:
         Nichol and Dhariwal 2021, arXiv 2102.09672, equation 17.
     """
+    require_whole("n", n, 1)
     alphas_bar = [math.cos(0.5 * math.pi * (i / n + s) / (1 + s)) ** 2 for i in range(n + 1)]
     return tuple(
         min(1 - next_alpha_bar / alpha_bar, 0.999)

@@ -47,10 +47,15 @@ def diffusion(sde: AbstractDiffusion | str) -> AbstractDiffusion:
     """A diffusion from its name, with its default parameters; a diffusion is returned as it is.
 
     Raises:
+        TypeError: for what is neither, such as the class of a diffusion.
         ValueError: for an unknown name.
     """
     if isinstance(sde, AbstractDiffusion):
         return sde
+    if isinstance(sde, type):
+        raise TypeError(f"sde is an object, {sde.__name__}(...), not the class")
+    if not isinstance(sde, str):
+        raise TypeError(f"sde is a name such as 'vp', or a diffusion such as VPSDE(), not {sde!r}")
     if sde not in DIFFUSIONS:
         raise ValueError(
             f"unknown sde {sde!r}; choose one of {', '.join(DIFFUSIONS)}, or pass a diffusion such "

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from sdekit.elementary import Time, clip, exp, expm1, softplus, sqrt
-from sdekit_diffusion._arguments.inputs import require_numbers
+from sdekit_diffusion._arguments.inputs import require_bools, require_numbers
 from sdekit_diffusion._diffusions.diffusion import LARGEST, AbstractExploding
 
 
@@ -20,7 +20,7 @@ class VESDE(AbstractExploding):
         exact: False for sigma = s(t), with which published checkpoints were trained.
 
     Raises:
-        TypeError: for parameters that are not numbers.
+        TypeError: for parameters that are not numbers, or an exact that is not a bool.
         ValueError: unless 0 < sigma_min < sigma_max and both are finite.
 
     Example:
@@ -40,7 +40,8 @@ class VESDE(AbstractExploding):
     exact: bool = True
 
     def __post_init__(self) -> None:
-        require_numbers(self, "sigma_min", "sigma_max", "exact")
+        require_numbers(self, "sigma_min", "sigma_max")
+        require_bools(exact=self.exact)
         if not (0 < self.sigma_min < self.sigma_max < math.inf and self.growth > 0):
             raise ValueError(
                 f"VESDE needs 0 < sigma_min < sigma_max, not {self.sigma_min} and {self.sigma_max}"

@@ -145,13 +145,15 @@ def interpolate(
 ) -> Tensor:
     """n points between each sample of a and that of b, both included, `(n, batch, *shape)`.
 
-    The latents z_a and z_b are interpolated on the great circle about the mean c of the latents
-    (slerp),
+    Relative to the mean c of the latents, the directions e_a and e_b of z_a - c and z_b - c are
+    interpolated on their great circle (slerp), and the norms r_a and r_b linearly,
 
-        c + (sin((1 - u) phi) (z_a - c) + sin(u phi) (z_b - c)) / sin(phi),
+        c + ((1 - u) r_a + u r_b) (sin((1 - u) phi) e_a + sin(u phi) e_b) / sin(phi),
 
-    with phi the angle between z_a - c and z_b - c and u from 0 to 1, so that the points in between
-    are typical of the prior, too.
+    with phi the angle between e_a and e_b and u from 0 to 1. So points in between are as far from c
+    as the ends, which is typical of the prior; slerp of the latents themselves goes far beyond both
+    where their norms differ and phi is near pi. Opposite directions, as in one dimension, have no
+    great circle: there the latents are interpolated linearly, through c.
 
     Arguments:
         a, b: data, `(batch, *shape)`.
@@ -206,19 +208,23 @@ def _latent_mean(
 
 
 def slerp(a: Tensor, b: Tensor, u: Tensor) -> Tensor:
-    """Points at u `(n,)` on the great circles between a and b `(batch, *event)`:
-    `(n, batch, *event)`.
+    """Points at u `(n,)` between a and b `(batch, *event)`, with directions on their great circle
+    and norms between theirs: `(n, batch, *event)`.
     """
     flat = [ends.reshape(len(a), math.prod(a.shape[1:])).to(torch.float64) for ends in (a, b)]
+    norms = [ends.norm(dim=1, keepdim=True) for ends in flat]
     cosine = torch.nn.functional.cosine_similarity(*flat, dim=1).clamp(-1, 1)
     angle = cosine.acos()
+    # Parallel or opposite latents, and the mean, do not determine a great circle: interpolate
+    # linearly.
+    collinear = (angle.sin() < 1e-6) | (torch.cat(norms, dim=1).amin(dim=1) == 0)
     u = u[:, None]
-    # Parallel or antiparallel latents do not determine a great circle: interpolate linearly.
-    collinear = angle.sin() < 1e-6
-    parts = [
-        torch.where(collinear, v, (v * angle).sin() / torch.where(collinear, 1.0, angle.sin()))
-        for v in (1 - u, u)
-    ]
-    interpolated = sum(part[:, :, None] * ends for part, ends in zip(parts, flat, strict=True))
-    assert isinstance(interpolated, Tensor)
+    norm = (1 - u[..., None]) * norms[0] + u[..., None] * norms[1]
+    interpolated = torch.zeros(len(u), *flat[0].shape, dtype=torch.float64, device=a.device)
+    for v, ends, own_norm in zip((1 - u, u), flat, norms, strict=True):
+        along_circle = (v * angle).sin() / torch.where(collinear, 1.0, angle.sin())
+        direction = ends / torch.where(own_norm > 0, own_norm, 1.0)
+        linear = v[..., None] * ends
+        on_circle = norm * along_circle[..., None] * direction
+        interpolated += torch.where(collinear[:, None], linear, on_circle)
     return interpolated.to(a.dtype).reshape(len(u), *a.shape)

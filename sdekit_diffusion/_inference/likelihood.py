@@ -94,7 +94,8 @@ def log_likelihood(
     coordinates = Coordinates.of(model, diffusion, event_of(x))
     low, high = coordinates.span(model, end)
     if log_prior is None:
-        warn_of_prior(model, coordinates, low)
+        alternative = ", or give the log-density of the latents, log_prior="
+        warn_of_prior(model, coordinates, low, alternative=alternative)
     warn_of_end(model, coordinates, high, end)
     warn_of_few_levels(model)
     flow_map = FlowMap(model, coordinates, (high, low), method, batch_size)

@@ -54,7 +54,8 @@ class WeightedSamples:
         n = self.log_weights.shape[-1]
         of = f"{math.prod(self.rows)} observations, each " if self.rows else ""
         return (
-            f"WeightedSamples({of}{n} samples in {self.clouds} clouds, effective "
+            f"WeightedSamples({of}{n} samples in {self.clouds} "
+            f"cloud{'s' * (self.clouds > 1)}, effective "
             f"{float(self.ess.mean()):.4g}, log p(y) = {float(self.log_evidence.mean()):.5g} +- "
             f"{float(self.log_evidence_stderr.mean()):.2g})"
         )

@@ -90,6 +90,7 @@ def require_entries(name: str, value: Tensor, n: int) -> None:
         raise ValueError(
             f"{name} has {len(value)} entries for {n} samples; give one entry per sample, or, if "
             f"it is one for all samples, {name}.expand({n}{sizes})"
+            f"{f'; n={len(value)} makes a sample of each' if n == 1 else ''}"
         )
 
 

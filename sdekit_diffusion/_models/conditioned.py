@@ -69,6 +69,7 @@ class AbstractPosterior(AbstractDerivedModel):
     observation: AbstractObservation
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not isinstance(self.observation, AbstractObservation):
             raise TypeError(
                 "observation must be a LinearObservation(operator, y, covariance) or an "

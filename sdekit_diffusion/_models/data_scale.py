@@ -3,7 +3,6 @@ denoiser.
 """
 
 import math
-import warnings
 from collections.abc import Collection, Hashable
 from dataclasses import dataclass, replace
 from weakref import WeakKeyDictionary
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sdekit import normal
+from sdekit_diffusion._arguments.caller import warn_caller
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._models.counters import SCALE
 from sdekit_diffusion._models.derived import AbstractDerivedModel
@@ -83,12 +83,11 @@ def _estimate_or_default(
         return default
     if not _works_without(model, model.entries().keys()):
         if getattr(model, "data_range", None) is None:
-            warnings.warn(
+            warn_caller(
                 "the mean and the standard deviation of the data are not known, and are not "
                 "estimated from a model that needs conditions of each sample: the solve is made "
                 f"for data of mean {default.mean:g} and standard deviation {default.std:g}. Give "
-                "ScoreModel(..., data_mean=, data_std=), or the model these attributes",
-                stacklevel=2,
+                "ScoreModel(..., data_mean=, data_std=), or the model these attributes"
             )
         return default
     key = _key(model, event, sde)
@@ -207,22 +206,21 @@ def _estimate(
     largest = 0.5 * _levels(sde)[0] if trained else math.inf
     valid = 0 < std < largest and bool(mean.isfinite().all())
     if beyond and not trained:
-        warnings.warn(
-            "the mean and the standard deviation of the data are not known, and this model seems "
-            "to be that of data whose standard deviation is above the largest sigma / alpha of "
-            f"{sde}, {_levels(sde)[0]:.3g}: the prior is far from their law, and the solve is made "
-            f"for data of mean {default.mean:.3g} and standard deviation {default.std:.3g}. Choose "
-            f"another diffusion{sde.more_noise}",
-            stacklevel=2,
+        warn_caller(
+            "the mean and the standard deviation of the data are not known, and even at the "
+            f"largest sigma / alpha of {sde}, {_levels(sde)[0]:.3g}, this model takes noise for "
+            "data: it is not the score under this diffusion, such as one with another sign or "
+            "factor (see check_model), or that of data with a larger standard deviation, which "
+            f"need another diffusion{sde.more_noise}. The solve is made for data of mean "
+            f"{default.mean:.3g} and standard deviation {default.std:.3g}"
         )
     if wide and std >= largest:
-        warnings.warn(
+        warn_caller(
             f"the standard deviation of the data is not known, and that of the network, {std:.3g}, "
             f"is not below half the largest sigma / alpha of {sde}, {2 * largest:.3g}: the "
             f"solve is made for data of mean {default.mean:.3g} and standard deviation "
             f"{default.std:.3g}. Give ScoreModel(..., data_mean=, data_std=) unless the network is "
-            "not trained",
-            stacklevel=2,
+            "not trained"
         )
     return DataScale(mean, std) if valid else default
 

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from sdekit import computed
+from sdekit_diffusion._arguments.inputs import require_tensor
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._models.model import AbstractModel
+from sdekit_diffusion._models.wrapped import unwrapped
 
 _PER_SAMPLE = "per sample"
 
@@ -46,6 +48,10 @@ class AbstractDerivedModel(AbstractModel):
     Arguments:
         model: the original model, which provides what the subclass does not define.
 
+    Raises:
+        TypeError: for a model that is none, such as a plain score, and a field with an entry per
+            sample that is not a tensor.
+
     Example:
         >>> from dataclasses import dataclass
         >>> from sdekit.elementary import scaled
@@ -62,6 +68,22 @@ class AbstractDerivedModel(AbstractModel):
     """
 
     model: AbstractModel
+
+    def __post_init__(self) -> None:
+        model = unwrapped(self.model, AbstractModel)
+        if not isinstance(model, AbstractModel):
+            advice = (
+                "; of a score (x, t) ScoreModel(score, 'vp', 'score', shape=(2,)) makes one"
+                if callable(model)
+                else ""
+            )
+            raise TypeError(
+                f"{type(self).__name__} is made from a model, not {type(model).__name__}{advice}"
+            )
+        object.__setattr__(self, "model", model)
+        for part in fields(self):
+            if _PER_SAMPLE in part.metadata:
+                require_tensor(part.name, getattr(self, part.name), "(n, ...)")
 
     @computed
     def shape(self) -> tuple[int, ...] | None:

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any, Literal
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from sdekit import computed
 from sdekit.elementary import Time, broadcast, sqrt
 from sdekit_diffusion._arguments.immutable import is_immutable
+from sdekit_diffusion._arguments.inputs import is_number
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._models.condition_values import is_single, unknown_like
 from sdekit_diffusion._models.derived import AbstractDerivedModel, per_sample
@@ -45,9 +45,10 @@ class Guided(AbstractDerivedModel):
         together: whether one call of 2 B rows is made if possible; it needs twice the memory.
 
     Raises:
-        TypeError: for a reference that is not a model.
+        TypeError: for a model or a reference that is none, and a scale or a rescale that is not a
+            number.
         ValueError: when there is no reference, neither given nor unconditional, for a scale that is
-            not a finite number, an interval that is not increasing, or a rescale outside [0, 1].
+            not finite, an interval that is not increasing, or a rescale outside [0, 1].
 
     Example:
         >>> net = sd.nets.MLP(shape=(2,), width=8, classes=3)
@@ -69,6 +70,7 @@ class Guided(AbstractDerivedModel):
     together: bool = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _require_number("scale", self.scale, "1 for no guidance")
         _require_number("rescale", self.rescale, "a share from 0 to 1")
         if self.by is None:
@@ -180,9 +182,10 @@ class ClassifierGuided(AbstractDerivedModel):
             default that of the model.
 
     Raises:
-        TypeError: for a y that is not a tensor with one entry per sample.
+        TypeError: for a model that is none, a y that is not a tensor with one entry per sample, and
+            a scale that is not a number.
         ValueError: when there is no diffusion, neither given nor of the model, for a scale that is
-            not a finite number; while sampling, for a log_prob of another shape or without a
+            not finite; while sampling, for a log_prob of another shape or without a
             gradient.
 
     Example:
@@ -203,13 +206,14 @@ class ClassifierGuided(AbstractDerivedModel):
     classifier_sde: AbstractDiffusion | str | None = None
 
     def __post_init__(self) -> None:
-        self.model.under(self.classifier_sde)  # refuses where there is none
         _require_number("scale", self.scale, "1 for the classifier as it is")
         if not isinstance(self.y, Tensor) or not self.y.ndim:
             raise TypeError(
                 f"y is a tensor with one entry per sample, not {self.y!r:.60}; use "
                 "torch.full((n,), ...) for the same of all"
             )
+        super().__post_init__()
+        self.model.under(self.classifier_sde)  # refuses where there is none
 
     @computed
     def learned(self) -> bool:
@@ -361,10 +365,15 @@ def _unconditional(model: AbstractModel) -> AbstractModel:
     return reference
 
 
-def _require_number(name: str, value: object, allowed: str) -> None:
-    """Refuses anything but a finite number."""
-    if not isinstance(value, Real) or not math.isfinite(value):
-        raise ValueError(f"{name} is a finite number, {allowed}; not {value!r:.60}")
+def _require_number(name: str, value: Any, allowed: str) -> None:  # noqa: ANN401
+    """Refuses anything but a finite number.
+
+    Raises:
+        TypeError, ValueError: with what is allowed.
+    """
+    if not is_number(value) or not math.isfinite(value):
+        kind = ValueError if is_number(value) else TypeError
+        raise kind(f"{name} is a finite number, {allowed}; not {value!r:.60}")
 
 
 def _require_interval(interval: Any) -> None:  # noqa: ANN401 - what a user gives

@@ -52,6 +52,7 @@ class Inpainted(AbstractDerivedModel):
 
     def __post_init__(self) -> None:
         y, mask = known_values(self.y, self.mask)
+        super().__post_init__()
         device = self.model.place()[1]
         shape = self.model.shape
         if shape is not None:

@@ -57,6 +57,19 @@ def solved_like(model: "AbstractModel") -> Tensor:
     return torch.zeros((), dtype=torch.promote_types(dtype, torch.float32), device=device)
 
 
+class _NoneInObjects:
+    """An attribute that is None in objects and that their class does not have."""
+
+    def __get__(self, instance: object | None, owner: type) -> None:
+        if instance is None:
+            raise AttributeError
+
+
+def _none_in_objects() -> Any:  # noqa: ANN401 - stands for values of several types
+    """The value None, but no default of a field where a dataclass declares the attribute."""
+    return _NoneInObjects()
+
+
 class AbstractModel(ABC):
     """A denoiser: the mean of the data given noisy data, D = E[x_0 | u] with u = a x_0 + b eps,
     a^2 + b^2 = 1.
@@ -106,10 +119,10 @@ class AbstractModel(ABC):
         torch.Size([4, 2])
     """
 
-    shape: tuple[int, ...] | None = None
-    sde: AbstractDiffusion | None = None
+    shape: tuple[int, ...] | None = _none_in_objects()
+    sde: AbstractDiffusion | None = _none_in_objects()
+    data_std: float | None = _none_in_objects()
     data_mean: Tensor | float = 0.0
-    data_std: float | None = None
     principal_std: float | None = None
     learned: bool = False
     predicts_noise: bool = False

@@ -10,6 +10,7 @@ from torch import Tensor
 from sdekit import AbstractNoise, AbstractSolver, Point, did_you_mean
 from sdekit_diffusion._arguments.inputs import (
     available_device,
+    require_bools,
     require_counts,
     require_whole,
     shape_given,
@@ -68,6 +69,13 @@ class SampleOptions(StepperOptions, total=False):
     save: Literal["last", "all"]
 
 
+_ELSEWHERE = {  # names in other libraries
+    "sigmas": "grid", "timesteps": "grid", "num_steps": "steps", "num_inference_steps": "steps",
+    "generator": "seed", "latents": "x_T", "solver": "method", "sampler": "method",
+    "scheduler": "method",
+}  # fmt: skip
+
+
 def require_known(options: StepperOptions) -> None:
     """Refuses options that `stepper` does not have.
 
@@ -79,16 +87,28 @@ def require_known(options: StepperOptions) -> None:
         if name not in known:
             raise TypeError(
                 f"stepper() got an unexpected keyword argument {name!r}"
-                f"{did_you_mean(name, tuple(known))}: its options are {', '.join(known)}"
+                f"{did_you_mean(name, tuple(known), _ELSEWHERE)}: its options are "
+                f"{', '.join(known)}"
             )
 
 
-def require_output(save: str, return_solution: bool, batch_size: int | None) -> None:
-    """Refuses unknown names, states that would not be returned, and batches of no samples.
+def require_output(
+    save: str,
+    batch_size: int | None,
+    callback: object,
+    *,
+    return_solution: bool,
+    progress: bool,
+) -> None:
+    """Refuses unknown names, states that would not be returned, batches of no samples, and what is
+    not a bool or not a function.
 
     Raises:
         TypeError, ValueError: with what is allowed.
     """
+    require_bools(return_solution=return_solution, progress=progress)
+    if callback is not None and not callable(callback):
+        raise TypeError(f"callback is a function of a Point, not {callback!r:.60}")
     if save not in ("last", "all") or (save == "all" and not return_solution):
         raise ValueError(
             "save must be 'last', or 'all' with return_solution=True; not "

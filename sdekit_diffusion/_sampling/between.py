@@ -18,7 +18,7 @@ from sdekit import (
     normal,
 )
 from sdekit.elementary import broadcast
-from sdekit_diffusion._arguments.inputs import seed_given
+from sdekit_diffusion._arguments.inputs import is_whole, require_whole, seed_given
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._models.as_model import as_model
 from sdekit_diffusion._sampling.arguments import Model, shape_of
@@ -82,7 +82,10 @@ class _PriorDraws(GivenStates):
 
 def _two_seeds(first: object, last: object) -> tuple[int, int]:
     """Two seeds as integers of Python; equal ones are refused, whose noises are not independent."""
-    seeds = seed_given(first, "first"), seed_given(last, "last")
+    for name, given in (("first", first), ("last", last)):
+        if not is_whole(given):
+            raise TypeError(f"{name} is the seed of one end, a whole number, not {given!r:.60}")
+    seeds = seed_given(first), seed_given(last)
     if seeds[0] == seeds[1]:
         raise ValueError(
             f"first and last are the same seed, {seeds[0]}, and the interpolation is between two "
@@ -118,7 +121,7 @@ def sample_between(
             except x_T.
 
     Raises:
-        TypeError: for seeds that are not whole numbers, and as `sample`.
+        TypeError: for a number of samples or seeds that are not whole numbers, and as `sample`.
         ValueError: for fewer than two samples, two equal seeds, a method that reads a Brownian
             path, such as "adaptive_sde", and as `sample`.
 
@@ -130,8 +133,7 @@ def sample_between(
     References:
         Song and Ermon 2020, arXiv 2006.09011, figure 6 and appendix.
     """
-    if n < 2:
-        raise ValueError(f"n counts the samples with both ends, from 2 on, not {n}")
+    require_whole("n, the number of samples with both ends,", n, 2)
     first, last = _two_seeds(first, last)
     sampler = method_of(method)
     if sampler.noise == "path":

@@ -246,14 +246,15 @@ def piecewise_on_clock(
 
 
 def checked_eta(eta: float) -> float:
-    """eta, after a check that it is finite and not negative.
+    """eta, after a check that it is a finite number that is not negative.
 
     Raises:
-        ValueError: with what eta means.
+        TypeError, ValueError: with what eta means.
     """
-    if not is_one_number(eta) or not 0 <= eta < math.inf:
-        raise ValueError(
+    number = is_one_number(eta)
+    if not number or not 0 <= eta < math.inf:
+        raise (ValueError if number else TypeError)(
             "eta must be a number from 0 (probability flow) on, 1 being the reverse SDE; not "
             f"{eta!r:.60}"
         )
-    return eta
+    return float(eta)

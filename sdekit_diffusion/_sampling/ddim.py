@@ -143,6 +143,7 @@ class DDIM(AbstractOnClock):
         ):
             values = f"{self.eta}, {self.stages} and {self.s_noise}"
             raise ValueError(f"DDIM needs eta >= 0, 1 or 2 stages and s_noise >= 0, not {values}")
+        object.__setattr__(self, "eta", float(self.eta))
 
     @property
     def solver(self) -> AbstractSolver:

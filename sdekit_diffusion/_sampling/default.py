@@ -1,5 +1,5 @@
-"""What the default method integrates without noise, and by which rule. The numbers were chosen by
-benchmarks/choice.py.
+"""What `OnClock` integrates where the caller leaves it to the model, by which rule, and on which
+`Focused` grid. The numbers were chosen by benchmarks/choice.py.
 """
 
 import math
@@ -17,13 +17,15 @@ from sdekit import (
 )
 from sdekit_diffusion._models.model import AbstractModel
 from sdekit_diffusion._sampling.clock import Integrand
+from sdekit_diffusion._sampling.focused import Focused
 from sdekit_diffusion._sampling.grid import AbstractGrid
 
 
 class Choice(NamedTuple):
     """An integrand and a rule, for fewer than limit + slope s steps, where s is the stiffness of
     the model; and the arguments of the `Focused` that goes with them, where the caller gives none.
-    For models of d coordinates the reach is multiplied by d^power.
+    For models of d coordinates the reach is multiplied by d^power, and the sharpness by
+    d^sharpness_power.
     """
 
     limit: float
@@ -35,6 +37,19 @@ class Choice(NamedTuple):
     power: float = 0.0
     share: float | None = None
     native_share: float | None = None
+    sharpness_power: float = 0.0
+
+    def on(self, grid: Focused, d: int) -> Focused:
+        """The grid with what this choice has and the caller does not give, for d coordinates."""
+        reach = None if self.reach is None else self.reach * d**self.power
+        sharpness = None if self.sharpness is None else self.sharpness * d**self.sharpness_power
+        return replace(
+            grid,
+            share=self.share if grid.share is None else grid.share,
+            reach=reach,
+            sharpness=sharpness if grid.sharpness is None else grid.sharpness,
+            native_share=self.native_share if grid.share is None else None,
+        )
 
 
 # exact: exact scores, such as those of mixtures; noise: networks that predict it; other: others
@@ -121,7 +136,16 @@ WEIGHTED_RULES: dict[str, Integrand] = {
     "weights, noise": "noise",
     "weights, velocity": "velocity",
 }
-RULE_WITH_NOISE = AdamsMoulton(2, lower_final=True)
+WITH_NOISE = Choice(
+    math.inf,
+    "data",
+    rule=AdamsMoulton(2, lower_final=True),
+    share=0.95,
+    reach=0.85,
+    power=0.35,
+    sharpness=350,
+    sharpness_power=0.5,
+)
 # For an integrand that the caller names.
 RULES: dict[str, AbstractMultistep] = {
     "data": AdamsMoulton(3, self_starting=False),

@@ -88,9 +88,10 @@ def fit_sampler(
 
     Raises:
         TypeError: for other models, also for `Guided` by another model, in an interval or rescaled;
-            `fitted_grid` fits their grids.
-        ValueError: for numbers of steps that are not positive integers, or none, fewer than two
-            samples, or a student, which was trained at a few noise levels only.
+            `fitted_grid` fits their grids. Also for numbers of steps or of samples that are not
+            whole, or no number of steps.
+        ValueError: for numbers of steps that are not positive, fewer than two samples, or a
+            student, which was trained at a few noise levels only.
         sdekit.NotFiniteError, sdekit.UnfinishedError: as `sample`.
 
     Example:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,8 +17,31 @@ _SIGMAS_EXPECTED = (
     "sigmas must be two or more positive numbers that decrease, sigma / alpha at the ends of the "
     "steps, and 0 after them where the result is denoised"
 )
+_POINTS_EXPECTED = (
+    "l must be two or more finite numbers that increase: log(alpha / sigma) from the noisy end to "
+    "the clean one; of decreasing noise levels sigma that is -torch.log(sigmas) where alpha = 1"
+)
+_DENSITY_EXPECTED = "l must increase, and the density be as many positive numbers, two or more"
 # Ends are the same if their l, hence log(sigma / alpha), differ by less.
 _TOLERANCE = 1e-3
+
+
+def _real_numbers(values: Any, expected: str) -> Tensor:  # noqa: ANN401 - what a user gives
+    """A tensor, an array or a sequence of real numbers in float64, on the CPU.
+
+    Raises:
+        TypeError: for what is not numbers, or complex ones, with what is expected.
+    """
+    kind = getattr(values, "dtype", None)
+    is_array = isinstance(values, np.ndarray)
+    is_complex = np.iscomplexobj(values) if is_array else getattr(kind, "is_complex", False)
+    if kind == torch.bool or is_complex:
+        raise TypeError(f"{expected}; not numbers of the type {kind}")
+    try:
+        given = np.array(values, dtype=np.float64) if is_array else values
+        return torch.as_tensor(given, dtype=torch.float64, device="cpu").detach()
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{expected}; not {values!r:.100}") from None
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +55,7 @@ class Equidistributed(AbstractGrid):
             the points.
 
     Raises:
+        TypeError: for values that are not real numbers.
         ValueError: unless l increases and has as many densities, all positive, two or more; in a
             solve whose range of l is wider.
 
@@ -51,13 +76,14 @@ class Equidistributed(AbstractGrid):
     density: Tensor
 
     def __post_init__(self) -> None:
-        l = torch.as_tensor(self.l, dtype=torch.float64, device="cpu")
-        density = torch.as_tensor(self.density, dtype=torch.float64, device="cpu")
+        l = _real_numbers(self.l, _DENSITY_EXPECTED)
+        density = _real_numbers(self.density, _DENSITY_EXPECTED)
         fits = l.ndim == 1 and l.shape == density.shape and len(l) > 1
-        if not (fits and bool((l.diff() > 0).all() and (density > 0).all())):
+        finite = bool(l.isfinite().all() and density.isfinite().all())
+        if not (fits and finite and bool((l.diff() > 0).all() and (density > 0).all())):
             raise ValueError(
-                "l must increase, and the density be as many positive numbers, two or more; not "
-                f"l = {l.tolist()!r:.60} with the density {density.tolist()!r:.60}"
+                f"{_DENSITY_EXPECTED}; not l = {l.tolist()!r:.60} with the density "
+                f"{density.tolist()!r:.60}"
             )
         object.__setattr__(self, "l", l)
         object.__setattr__(self, "density", density)
@@ -84,6 +110,7 @@ class Given(AbstractGrid):
             the rounding of printed numbers; the ends of the solve are then used.
 
     Raises:
+        TypeError: for values that are not real numbers.
         ValueError: for fewer than two points, or points that are not finite or do not increase; in
             a solve of another range of l, or with another number of steps.
 
@@ -99,13 +126,9 @@ class Given(AbstractGrid):
     l: Tensor
 
     def __post_init__(self) -> None:
-        l = torch.as_tensor(self.l, dtype=torch.float64, device="cpu").detach()
+        l = _real_numbers(self.l, _POINTS_EXPECTED)
         if l.ndim != 1 or len(l) < 2 or not bool((l.diff() > 0).all() and l.isfinite().all()):
-            raise ValueError(
-                "l must be two or more finite numbers that increase: log(alpha / sigma) from the "
-                "noisy end to the clean one; of decreasing noise levels sigma that is "
-                f"-torch.log(sigmas) where alpha = 1; not {l.tolist()!r:.100}"
-            )
+            raise ValueError(f"{_POINTS_EXPECTED}; not {l.tolist()!r:.100}")
         object.__setattr__(self, "l", l)
 
     @property
@@ -133,6 +156,7 @@ class Sigmas(AbstractGrid):
             sequence, which `sample(grid=)` also accepts directly.
 
     Raises:
+        TypeError: for values that are not real numbers.
         ValueError: for fewer than two positive levels, or levels that do not decrease; in a solve
             for levels that the model or the diffusion does not have, another number of steps, or an
             end that is not the last level.
@@ -151,11 +175,7 @@ class Sigmas(AbstractGrid):
     sigmas: Levels
 
     def __post_init__(self) -> None:
-        try:
-            sigmas = torch.as_tensor(self.sigmas, dtype=torch.float64, device="cpu")
-        except (TypeError, ValueError, RuntimeError):
-            raise ValueError(f"{_SIGMAS_EXPECTED}; not {self.sigmas!r:.100}") from None
-        sigmas = sigmas.detach().clone()
+        sigmas = _real_numbers(self.sigmas, _SIGMAS_EXPECTED).clone()
         valid = sigmas.ndim == 1 and bool((sigmas.diff() < 0).all() and sigmas.isfinite().all())
         if not valid or len(sigmas) < 2 or float(sigmas[-1]) < 0 or self._steps(sigmas) < 1:
             raise ValueError(f"{_SIGMAS_EXPECTED}; not {sigmas.tolist()!r:.100}")
@@ -220,7 +240,8 @@ def _given_points(
     """
     if steps != len(l) - 1:
         raise ValueError(
-            f"{len(l)} points are {len(l) - 1} steps, not {steps}: leave steps out, or give "
+            f"{len(l)} points are {len(l) - 1} step{'s' * (len(l) > 2)}, not {steps}: leave steps "
+            "out, or give "
             f"{len(l) - 1}{'; the step from the last level to 0 is not counted' if to_zero else ''}"
         )
     points = with_exact_ends(l.clone(), span)

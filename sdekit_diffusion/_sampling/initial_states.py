@@ -96,7 +96,8 @@ class PriorStates(AbstractStart):
         self, method: AbstractMethod, model: AbstractModel, coordinates: Coordinates, l: float
     ) -> None:
         if not method.accepts_any_start:
-            warn_of_prior(model, coordinates, l, stacklevel=5)
+            alternative = ", or give the start, x_T= or start=Noised(...)"
+            warn_of_prior(model, coordinates, l, alternative=alternative, stacklevel=5)
 
     def states(
         self, coordinates: Coordinates, l: float, x: Tensor | None, draw: Callable[[int], Tensor]

@@ -20,12 +20,12 @@ from sdekit import (
     UniPC,
     did_you_mean,
 )
+from sdekit_diffusion._arguments.inputs import require_whole
 from sdekit_diffusion._sampling.adaptive import AdaptiveFlow, AdaptiveSDE
 from sdekit_diffusion._sampling.annealed_langevin import AnnealedLangevin
 from sdekit_diffusion._sampling.ddim import DDIM
 from sdekit_diffusion._sampling.dpm_ancestral import DPMAncestral
 from sdekit_diffusion._sampling.edm_sampler import EDM
-from sdekit_diffusion._sampling.focused import Focused
 from sdekit_diffusion._sampling.grid import AbstractGrid, Levels
 from sdekit_diffusion._sampling.grids import grid_of
 from sdekit_diffusion._sampling.in_time import InTime
@@ -62,8 +62,7 @@ _FEW_IN_DIFFUSERS = 15  # with fewer, its schedulers use fewer values in their l
 
 METHODS: dict[str, AbstractMethod] = {
     "default": OnClock(integrand="model"),
-    # Chosen by benchmarks/choice.py --noise.
-    "sde": OnClock(eta=1.0, grid=Focused(0.95, reach=3, sharpness=1000)),
+    "sde": OnClock(eta=1.0),
     "ddim": _uniform_in_log_snr(AdamsBashforth(1)),
     "ddpm": _uniform_in_log_snr(AdamsBashforth(1), 1000, eta=1.0),
     "dpmpp_2m": _uniform_in_log_snr(DPMSolver(2, lower_final=_FEW_IN_DIFFUSERS)),
@@ -128,8 +127,8 @@ def method_of(
 
     Raises:
         TypeError: for a class instead of an object, or a method whose grid is not a grid object,
-            such as a name.
-        ValueError: for an unknown name.
+            such as a name, or whose number of steps is not a whole number.
+        ValueError: for an unknown name, or a negative number of steps.
     """
     if isinstance(choice, type):
         raise TypeError(f"method is an object, {choice.__name__}(...), not the class")
@@ -157,4 +156,6 @@ def method_of(
             if grid is not None or method.steps == default_steps
             else None
         )
-    return method if steps is None else replace(method, steps=steps)
+    method = method if steps is None else replace(method, steps=steps)
+    require_whole(f"steps of {type(method).__name__}", method.steps, 0)
+    return method

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from sdekit.elementary import axpy, scaled
-from sdekit_diffusion._arguments.inputs import require_numbers
+from sdekit_diffusion._arguments.inputs import require_bools, require_numbers
 from sdekit_diffusion._models.counters import START
 from sdekit_diffusion._models.model import AbstractModel, noise_scale, signal_scale
 from sdekit_diffusion._sampling.coordinates import Coordinates, Span
@@ -66,6 +66,7 @@ class Noised(AbstractStart):
 
     def __post_init__(self) -> None:
         require_numbers(self, "strength", "level")
+        require_bools(add_noise=self.add_noise)
         if (self.strength is None) == (self.level is None):
             raise ValueError(
                 "give one of strength, a share of the diffusion's time such as 0.6, and level, "
@@ -123,7 +124,7 @@ class Noised(AbstractStart):
         """l at which a share `strength` of the diffusion's own grid is left."""
         assert self.strength is not None
         t0, t1 = (float(coordinates.time(l)) for l in span)
-        u = torch.tensor(1 - self.strength, dtype=torch.float64)
+        u = torch.tensor(1 - float(self.strength), dtype=torch.float64)
         t = coordinates.sde.spaced(t0, t1, u)
         return float(coordinates.log_snr(float(t))) if self.strength < 1 else span[0]
 

@@ -27,7 +27,7 @@ from sdekit_diffusion._sampling.clock import (
     require_distinct,
 )
 from sdekit_diffusion._sampling.coordinates import Coordinates, Span
-from sdekit_diffusion._sampling.default import RULE_WITH_NOISE, RULES, default_choice
+from sdekit_diffusion._sampling.default import RULES, WITH_NOISE, default_choice
 from sdekit_diffusion._sampling.focused import Focused
 from sdekit_diffusion._sampling.grid import AbstractGrid
 from sdekit_diffusion._sampling.method import ReverseProblem
@@ -122,7 +122,8 @@ class OnClock(AbstractGridMethod):
         steps, grid: the number of steps and their grid, unless `sample` receives others.
 
     Raises:
-        TypeError: for a solver that is not an object, such as a name.
+        TypeError: for a solver that is not an object, such as a name, or an eta that is not a
+            number.
         ValueError: for a negative eta, an unknown convention, a solver that does not support the
             noise or an eta that is a function of l, or an integrand other than "data" with noise;
             in `sample`, where the clock overflows in the dtype.
@@ -153,7 +154,7 @@ class OnClock(AbstractGridMethod):
                 f"{self.convention!r}{did_you_mean(self.convention, _CONVENTIONS)}"
             )
         if not callable(self.eta):
-            checked_eta(self.eta)
+            object.__setattr__(self, "eta", checked_eta(self.eta))
         elif not self.rule.stepwise:
             raise ValueError(
                 f"{type(self.rule).__name__} is for one eta: as a function of l it jumps where "
@@ -202,7 +203,7 @@ class OnClock(AbstractGridMethod):
         if self.solver is not None:
             return self.solver
         if self.eta:
-            return RULE_WITH_NOISE
+            return WITH_NOISE.rule
         if self.integrand in RULES:
             return RULES[self.integrand]
         return default_choice(self.grid, self.steps).rule
@@ -214,26 +215,16 @@ class OnClock(AbstractGridMethod):
         return grid.points(problem.coordinates, problem.span, self.steps)
 
     def _fitting(self, grid: Focused, model: AbstractModel) -> Focused:
-        """The grid with what the choice for a model has and the caller does not give; with an
-        infinite reach where the caller names the noise.
+        """The grid with what the choice for a model, or for noise and no given solver, has and the
+        caller does not give; with an infinite reach where the integrand is the noise.
         """
         if self.integrand == "noise":
             return replace(grid, reach=math.inf)
-        if self.integrand != "model":
+        chosen_with_noise = bool(self.eta) and self.solver is None
+        if self.integrand != "model" and not chosen_with_noise:
             return grid
-        choice = default_choice(self.grid, self.steps, model)
-        if (choice.share, choice.native_share, choice.reach, choice.sharpness) == (None,) * 4:
-            return grid
-        reach = choice.reach
-        if reach is not None:
-            reach *= math.prod(model.shape or ()) ** choice.power
-        return replace(
-            grid,
-            share=choice.share if grid.share is None else grid.share,
-            reach=reach,
-            sharpness=choice.sharpness if grid.sharpness is None else grid.sharpness,
-            native_share=choice.native_share if grid.share is None else None,
-        )
+        choice = WITH_NOISE if self.eta else default_choice(self.grid, self.steps, model)
+        return choice.on(grid, math.prod(model.shape or ()))
 
     def _choice(self, model: AbstractModel) -> tuple[Integrand, AbstractSolver]:
         """The integrand and the rule for a model."""

@@ -5,7 +5,7 @@ from typing import Literal, Unpack
 
 import torch
 
-from sdekit_diffusion._arguments.inputs import seed_given
+from sdekit_diffusion._arguments.inputs import require_bools, seed_given
 from sdekit_diffusion._models.as_model import as_model
 from sdekit_diffusion._models.model import AbstractModel
 from sdekit_diffusion._sampling.arguments import (
@@ -52,6 +52,7 @@ def prepared(
         TypeError, ValueError: as `sample`.
     """
     require_counts_and_noise(n, options)
+    require_bools(denoise=denoise)
     start = start_of(options.get("start"), options.get("x_T"))
     shape = options.get("shape")
     end = options.get("end", DEFAULT_END)

@@ -130,7 +130,7 @@ class Karras(AbstractGrid):
     def __post_init__(self) -> None:
         require_numbers(self, "rho")
         if not 0 < self.rho < math.inf:
-            raise ValueError(f"rho must be a positive number, such as 7; not {self.rho}")
+            raise ValueError(f"rho must be a positive, finite number, such as 7; not {self.rho}")
 
     def points(self, coordinates: Coordinates, span: Span, steps: int) -> Tensor:
         root0, root1 = (math.exp(-l / self.rho) for l in span)

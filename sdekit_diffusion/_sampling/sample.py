@@ -136,7 +136,7 @@ def sample(
         >>> solution.evaluations.tolist()
         [100, 100, 100, 100]
     """
-    require_output(save, return_solution, batch_size)
+    require_output(save, batch_size, callback, return_solution=return_solution, progress=progress)
     call = prepared(
         model, n, denoise=denoise, save=save, full_solution=return_solution, sde=sde,
         method=method, steps=steps, grid=grid, seed=seed, noise=noise, first=first, shape=shape,

@@ -36,7 +36,7 @@ def warn_of_prior(
     coordinates: Coordinates,
     l: float,
     *,
-    alternative: str = ", or give the start or its log-density (x_T, log_prior)",
+    alternative: str,
     stacklevel: int = 3,
 ) -> None:
     """Warns if the law at l, the start of a solve, is far from a normal one: if sigma / alpha is
