@@ -1,4 +1,4 @@
-"""Checks of users' functions: their signatures, changes in place, and what they return."""
+"""Checks of what users give: functions, their signatures and results, changes in place, flags."""
 
 # pyright: reportPrivateUsage=false
 
@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, suppress
 from types import FunctionType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch._C import _get_tracing_state as tracing_state
@@ -31,6 +32,7 @@ __all__ = [
     "has_no_version_counter",
     "is_recorded",
     "missing_arguments",
+    "require_bools",
     "require_call",
     "require_derivative",
     "require_like",
@@ -297,6 +299,20 @@ def is_recorded(x: Tensor) -> bool:
         or is_functorch_wrapped_tensor(x)
         or modes() > 0
     )
+
+
+def require_bools(**values: object) -> None:
+    """Refuses arguments that are neither True nor False; those of NumPy are allowed.
+
+    Raises:
+        TypeError: names the argument.
+
+    Example:
+        >>> sdekit.calling.require_bools(denoise=True, progress=False)
+    """
+    for name, value in values.items():
+        if not isinstance(value, bool | np.bool_):
+            raise TypeError(f"{name} is True or False, not {value!r:.60}")
 
 
 def require_like(x: Tensor, state: Tensor) -> None:

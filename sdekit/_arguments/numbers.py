@@ -28,14 +28,3 @@ def require_whole(name: str, value: object) -> None:
     """
     if not isinstance(value, Integral) or isinstance(value, bool):
         raise TypeError(f"{name} must be a whole number, not {value!r:.60}")
-
-
-def require_bools(**values: object) -> None:
-    """Refuses what is not True or False.
-
-    Raises:
-        TypeError: with what was given.
-    """
-    for name, value in values.items():
-        if not isinstance(value, bool | np.bool_):
-            raise TypeError(f"{name} is True or False, not {value!r:.60}")

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from sdekit import _solvers
 from sdekit._arguments.names import did_you_mean
-from sdekit._arguments.numbers import require_bools
 from sdekit._equations.sde import AbstractSDE
 from sdekit._grid import require_no_gradient, rounded_to_ends
 from sdekit._noise.brownian import BrownianPath
@@ -17,6 +16,7 @@ from sdekit._solve.control import PIDController
 from sdekit._solve.events import Event
 from sdekit._solve.gradient import AbstractGradient
 from sdekit._solvers import AbstractSolver
+from sdekit.calling import require_bools
 
 _SAVES = ("last", "all")
 _SAVES_OF_SOLVE = (*_SAVES, "dense")

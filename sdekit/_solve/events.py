@@ -8,7 +8,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sdekit._arguments.numbers import require_bools
 from sdekit._noise.white import AbstractNoise, AbstractSeededNoise
 from sdekit._solve.active import called_for_some
 from sdekit._solve.passage import EventZeros, StepBatch, first_passage
@@ -17,6 +16,7 @@ from sdekit.calling import (
     checked_call,
     checked_output,
     is_transformed,
+    require_bools,
     require_order,
     require_values,
 )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sdekit._arguments.names import did_you_mean
-from sdekit._arguments.numbers import require_bools, require_number
+from sdekit._arguments.numbers import require_number
 from sdekit._equations.sde import AbstractSDE, NoiseType
 from sdekit._grid import times
 from sdekit._noise.brownian import BrownianPath
@@ -34,6 +34,7 @@ from sdekit._solvers import (
     StratonovichMilstein,
 )
 from sdekit._solvers.contract import Tree
+from sdekit.calling import require_bools
 from sdekit.interop._from_torchsde import from_torchsde, prepare_solve, signature_errors
 from sdekit.interop._logqp import with_divergence
 from sdekit.interop._torchsde_grid import (

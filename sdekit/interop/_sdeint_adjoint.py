@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from sdekit._arguments.names import did_you_mean
-from sdekit._arguments.numbers import require_bools
 from sdekit._equations.computed import computed
 from sdekit._equations.sde import AbstractSDE
 from sdekit._noise.brownian import BrownianPath
 from sdekit._noise.white import AbstractNoise, Increment, NoiseQuery, WhiteNoise
 from sdekit._solve.gradient import Reversible
 from sdekit._solvers import AbstractSolver, EulerHeun, EulerMaruyama, Heun, Midpoint
+from sdekit.calling import require_bools
 from sdekit.elementary import Time
 from sdekit.interop._from_torchsde import signature_errors
 from sdekit.interop._sdeint import Call, Solve, default_method, warn_of_unused

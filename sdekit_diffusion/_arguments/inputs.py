@@ -35,17 +35,6 @@ def require_whole(name: str, value: object, smallest: int) -> None:
         raise ValueError(f"{name} must be {smallest} or more, not {value!r:.60}")
 
 
-def require_bools(**values: object) -> None:
-    """Refuses what is not True or False.
-
-    Raises:
-        TypeError: with what was given.
-    """
-    for name, value in values.items():
-        if not isinstance(value, bool | np.bool_):
-            raise TypeError(f"{name} is True or False, not {value!r:.60}")
-
-
 def is_number(value: object) -> bool:
     """Whether a value is a real number; True and False are none."""
     return isinstance(value, Real) and not isinstance(value, bool)

@@ -3,8 +3,9 @@
 import math
 from dataclasses import dataclass
 
+from sdekit.calling import require_bools
 from sdekit.elementary import Time, clip, exp, expm1, softplus, sqrt
-from sdekit_diffusion._arguments.inputs import require_bools, require_numbers
+from sdekit_diffusion._arguments.inputs import require_numbers
 from sdekit_diffusion._diffusions.diffusion import LARGEST, AbstractExploding
 
 

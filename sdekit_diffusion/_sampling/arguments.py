@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from sdekit import AbstractNoise, AbstractSolver, Point, did_you_mean
+from sdekit.calling import require_bools
 from sdekit_diffusion._arguments.inputs import (
     available_device,
-    require_bools,
     require_counts,
     require_whole,
     shape_given,

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from sdekit.calling import require_bools
 from sdekit.elementary import axpy, scaled
-from sdekit_diffusion._arguments.inputs import require_bools, require_numbers
+from sdekit_diffusion._arguments.inputs import require_numbers
 from sdekit_diffusion._models.counters import START
 from sdekit_diffusion._models.model import AbstractModel, noise_scale, signal_scale
 from sdekit_diffusion._sampling.coordinates import Coordinates, Span

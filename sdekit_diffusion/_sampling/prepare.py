@@ -5,7 +5,8 @@ from typing import Literal, Unpack
 
 import torch
 
-from sdekit_diffusion._arguments.inputs import require_bools, seed_given
+from sdekit.calling import require_bools
+from sdekit_diffusion._arguments.inputs import seed_given
 from sdekit_diffusion._models.as_model import as_model
 from sdekit_diffusion._models.model import AbstractModel
 from sdekit_diffusion._sampling.arguments import (
