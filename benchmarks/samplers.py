@@ -657,6 +657,7 @@ def main() -> None:
     parser.add_argument("--sdes", nargs="+", choices=list(SDES), default=list(SDES))
     arguments = parser.parse_args()
     MIXTURES.update(mixtures(arguments.mixtures))
+    arguments.every_sde = set(arguments.sdes) == set(SDES)
     for name in set(SDES) - set(arguments.sdes):
         del SDES[name]
     particulars = environment(dtype="float64", seeds=arguments.seeds, mixtures=arguments.mixtures)
@@ -676,7 +677,7 @@ def run_deterministic(arguments: argparse.Namespace, particulars: dict[str, Any]
         file = words(f"samplers {arguments.mixtures} {problem}")
         save(file, {"environment": particulars, **found})
         draw(found["errors"], file)
-        if arguments.budgets is None and len(SDES) == 3:
+        if arguments.budgets is None and arguments.every_sde:
             publish("samplers", particulars, against_others(found["ratios"]), part=problem)
 
 
@@ -689,7 +690,7 @@ def run_stochastic(arguments: argparse.Namespace, particulars: dict[str, Any]) -
         settings = SETTINGS.get(problem, _SMALL) if whole else chosen
         found = stochastic(problem, settings, arguments.seeds)
         save(words(f"laws {arguments.mixtures} {problem}"), {"environment": particulars, **found})
-        if whole or n:
+        if (whole and arguments.every_sde) or n:
             part = f"{problem}, {n} samples" if n else problem
             publish("samplers_laws", particulars, deviations(found["largest"]), part=part)
 

@@ -334,6 +334,8 @@ def test_one_whole_number_is_a_seed(seed):
         ("seed", lambda: sd.stepper(law, 3, sde="vp", steps=2, seed=seed)),
         ("seed", lambda: sd.trajectories(law, 3, sde="vp", seed=seed)),
         ("seed", lambda: sd.sample_posterior(law, y, 8, sde="vp", seed=seed)),
+        ("first", lambda: sd.sample_between(law, seed, 1, sde="vp", steps=2)),
+        ("last", lambda: sd.sample_between(law, 1, seed, sde="vp", steps=2)),
         ("seed", lambda: sd.WeightedSamples(x, x[:, 0]).resampled(2, seed=seed)),
         ("seed", lambda: sd.classify([law, law], x, sde="vp", seed=seed)),
         ("seed", lambda: sd.variational_bound(law, x, sde=chain, seed=seed)),
@@ -342,7 +344,9 @@ def test_one_whole_number_is_a_seed(seed):
             lambda: sd.bits_per_dim(law, x.long(), low=-1, high=1, levels=4, sde="vp", seed=seed),
         ),
     ):
-        with pytest.raises(TypeError, match=f"{name} is one whole number for all samples"):
+        with pytest.raises(
+            TypeError, match=rf"{name} is (one whole number for all s|the seed of one end, a w)"
+        ):
             call()
     a = sd.sample(law, 3, sde="vp", steps=2, seed=np.int64(5))
     assert torch.equal(a, sd.sample(law, 3, sde="vp", steps=2, seed=5))

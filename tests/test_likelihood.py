@@ -859,7 +859,7 @@ def test_slerp_keeps_angle_and_length():
 
 
 def test_slerp_of_unequal_and_nearly_opposite_latents_stays_between_their_norms():
-    """Of a hundred times the norm in between, if the latents themselves are on the great circle."""
+    """Slerp of the latents themselves would have a norm of 400 in the middle."""
     angle = torch.tensor(math.pi - 1e-3, dtype=torch.float64)
     a = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
     b = 0.2 * torch.stack([angle.cos(), angle.sin()])[None]

@@ -147,12 +147,23 @@ def sdeint_adjoint(
             solve = solve if direct else replace(solve, gradient=Reversible(params))
             xs, state = solve.states(call.start, extra_solver_state)
             return call.result(torch.stack(xs), state, extra=extra)
-        if method == _REVERSIBLE and (extra or extra_solver_state is not None):
-            raise ValueError(
-                f"extra states of {method!r} have gradients with adjoint_method={_BACKWARDS!r} only"
-            )
+        _require_no_extra(method, extra_solver_state, extra=extra)
         xs = _Adjoint.apply(back.on_a_path(solve), back, call.start, *params)
         return call.result(xs, (), extra=extra)
+
+
+def _require_no_extra(
+    method: str, extra_solver_state: tuple[Tensor, ...] | None, *, extra: bool
+) -> None:
+    """Refuses states of the solver, whose gradients another adjoint method has.
+
+    Raises:
+        ValueError: with what to do.
+    """
+    if method == _REVERSIBLE and (extra or extra_solver_state is not None):
+        raise ValueError(
+            f"extra states of {method!r} have gradients with adjoint_method={_BACKWARDS!r} only"
+        )
 
 
 def _parameters(sde: object, given: Iterable[Tensor] | None) -> list[Tensor]:
