@@ -8,7 +8,7 @@ from torch import Tensor
 
 def require_number(name: str, value: object, *, tensors: bool = False) -> None:
     """Refuses an argument that is not one number, perhaps as an array without dimensions; a tensor
-    with one element is a number where tensors are allowed, and True and False are none.
+    with one element is a number where tensors are allowed. True and False are not.
 
     Raises:
         TypeError: with its name.
@@ -21,7 +21,7 @@ def require_number(name: str, value: object, *, tensors: bool = False) -> None:
 
 
 def require_whole(name: str, value: object) -> None:
-    """Refuses what is not a whole number; True and False are none.
+    """Refuses what is not a whole number; True and False are not.
 
     Raises:
         TypeError: with what was given.

@@ -17,7 +17,7 @@ _LARGEST = 2**31  # numbers in one sample
 
 
 def is_whole(value: object, smallest: int | None = None) -> bool:
-    """Whether a value is a whole number, and not below the smallest; True and False are none."""
+    """Whether a value is a whole number, and not below the smallest; True and False are not."""
     if not isinstance(value, int | Integral) or isinstance(value, bool):
         return False
     return smallest is None or int(value) >= smallest
@@ -36,7 +36,7 @@ def require_whole(name: str, value: object, smallest: int) -> None:
 
 
 def is_number(value: object) -> bool:
-    """Whether a value is a real number; True and False are none."""
+    """Whether a value is a real number; True and False are not numbers."""
     return isinstance(value, Real) and not isinstance(value, bool)
 
 

@@ -49,8 +49,8 @@ class AbstractDerivedModel(AbstractModel):
         model: the original model, which provides what the subclass does not define.
 
     Raises:
-        TypeError: for a model that is none, such as a plain score, and a field with an entry per
-            sample that is not a tensor.
+        TypeError: when model is not a model, but a plain score, for example, or when a field with
+            an entry per sample is not a tensor.
 
     Example:
         >>> from dataclasses import dataclass

@@ -45,8 +45,7 @@ class Guided(AbstractDerivedModel):
         together: whether one call of 2 B rows is made if possible; it needs twice the memory.
 
     Raises:
-        TypeError: for a model or a reference that is none, and a scale or a rescale that is not a
-            number.
+        TypeError: when model or the reference is not a model, or scale or rescale not a number.
         ValueError: when there is no reference, neither given nor unconditional, for a scale that is
             not finite, an interval that is not increasing, or a rescale outside [0, 1].
 
@@ -182,8 +181,8 @@ class ClassifierGuided(AbstractDerivedModel):
             default that of the model.
 
     Raises:
-        TypeError: for a model that is none, a y that is not a tensor with one entry per sample, and
-            a scale that is not a number.
+        TypeError: when model is not a model, y is not a tensor with one entry per sample, or scale
+            is not a number.
         ValueError: when there is no diffusion, neither given nor of the model, for a scale that is
             not finite; while sampling, for a log_prob of another shape or without a
             gradient.
