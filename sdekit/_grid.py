@@ -9,6 +9,7 @@ from itertools import pairwise
 from operator import gt, lt
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -199,7 +200,7 @@ class Dyadic:
         depth: from 1 to 32.
 
     Raises:
-        TypeError: for a depth that is not an integer.
+        TypeError: for a depth that is not an integer, or knots that are not several times.
         ValueError: for knots that do not increase, or a depth out of range.
     """
 
@@ -207,7 +208,10 @@ class Dyadic:
     depth: int
 
     def __post_init__(self) -> None:
-        knots = torch.as_tensor(self.knots, dtype=torch.float64).tolist()
+        given = self.knots
+        if not isinstance(given, Sequence | Tensor | np.ndarray) or isinstance(given, str):
+            raise TypeError(f"knots are two or more times, such as (0.0, 1.0), not {given!r:.60}")
+        knots = torch.as_tensor(self.knots, dtype=torch.float64).reshape(-1).tolist()
         if len(knots) < 2 or not all(a < b and math.isfinite(b - a) for a, b in pairwise(knots)):
             raise ValueError(
                 f"knots must be at least two increasing finite times, not {self.knots}"

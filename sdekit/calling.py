@@ -1,8 +1,11 @@
-"""Checks of what users give: functions, their signatures and results, changes in place, flags."""
+"""Checks of what users give: functions, their signatures and results, changes in place, flags; and
+warnings at their line.
+"""
 
 # pyright: reportPrivateUsage=false
 
 import inspect
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from types import FunctionType
@@ -39,6 +42,7 @@ __all__ = [
     "require_order",
     "require_real",
     "version_of",
+    "warn_caller",
 ]
 
 _TIMES = {"t", "time", "times", "timestep", "timesteps", "sigma", "tau", "log_snr", "noise_level"}
@@ -532,3 +536,26 @@ def require_derivative(name: str, value: Tensor, x: Tensor) -> None:
             f"{name} returned a tensor made in inference mode, through which no derivative passes, "
             "and one is asked for; leave torch.inference_mode out of it"
         )
+
+
+# The packages between a caller and a warning: these two, and those that call them back.
+_BETWEEN = ("sdekit", "sdekit_diffusion", "torch", "contextlib")
+
+
+def warn_caller(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warns at the innermost line outside these packages and torch, however many calls lie between.
+
+    Example:
+        >>> import warnings
+        >>> with warnings.catch_warnings(record=True) as caught:
+        ...     warnings.simplefilter("always")
+        ...     sdekit.calling.warn_caller("the grid is coarse")
+        >>> str(caught[0].message)
+        'the grid is coarse'
+    """
+    level = 1
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_globals.get("__name__", "").split(".")[0] in _BETWEEN:
+        level += 1
+        frame = frame.f_back
+    warnings.warn(message, category, stacklevel=level)

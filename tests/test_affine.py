@@ -192,7 +192,21 @@ def test_slopes_on_the_clock_are_the_drift(eta, integrand, mean):
         torch.testing.assert_close(slopes[t](y), drift, rtol=1e-9, atol=1e-9)
         advanced = slopes[t](y, -0.3, U)
         torch.testing.assert_close(advanced, U - 0.3 * drift, rtol=1e-9, atol=1e-9)
-        same(problem.advance(t, y, -0.3, U), U - 0.3 * drift)
+        same(problem.drift_at(t)(y, -0.3, U), U - 0.3 * drift)
+
+
+@pytest.mark.parametrize("mean", [0.0, MEAN], ids=["none", "vector"])
+@pytest.mark.parametrize("eta", [0.0, 0.7, 1.0])
+def test_drifts_of_a_step_on_the_clock_are_the_drift_of_each_sample_at_its_time(eta, mean):
+    own = model("vp", "velocity", "time", mean)
+    coordinates = Coordinates.of(own, own.sde)
+    problem = on_clock(coordinates.standardised(own), eta)
+    levels = torch.linspace(-2.0, 2.0, 2 * len(U), dtype=torch.float64).reshape(2, -1)
+    times = list(problem.time(levels))
+    for t, drift in zip(times, problem.drifts(times, U), strict=True):
+        torch.testing.assert_close(drift(U), problem.drift(t, U), rtol=1e-9, atol=1e-9)
+    law = GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
+    assert on_clock(law, eta).drifts(times, U) is None
 
 
 @pytest.mark.parametrize("mean", [0.0, MEAN], ids=["none", "vector"])

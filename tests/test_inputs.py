@@ -568,6 +568,10 @@ def integrated(integrate=sdekit.sdeint, **settings):
     return integrate(equation, torch.ones(2, 1), [0.0, 0.1], **{"dt": 0.1, **settings})
 
 
+def decayed(integrate=sdekit.odeint, **settings):
+    return integrate(lambda t, y: -y, torch.ones(2), [0.0, 1.0], **settings)
+
+
 OF_ANOTHER_TYPE = {
     "steps": (lambda: sampled(steps=2.5), "steps must be a positive integer; not 2.5"),
     "steps as text": (lambda: sampled(steps="5"), "steps must be a positive integer; not '5'"),
@@ -615,6 +619,35 @@ OF_ANOTHER_TYPE = {
     "seed of probes": (lambda: sdekit.Hutchinson(2, seed="a"), "seed must be a whole number"),
     "k": (lambda: sdekit.DPMSolver(2.0), "k of DPMSolver must be a whole number, not 2.0"),
     "k of single steps": (lambda: sdekit.DPMSolverSingle("2"), "k of DPMSolverSingle must be a"),
+    "self-starting": (
+        lambda: sdekit.AdamsMoulton(2, self_starting="no"),
+        "self_starting is True or False",
+    ),
+    "together": (lambda: sd.Guided(LAW, 2.0, LAW, together="no"), "together is True or False"),
+    "weights of a mixture": (
+        lambda: sd.GaussianMixture("a", [[0.0]], [0.1]),
+        "weights of a Gau.*not 'a'",
+    ),
+    "means of a mixture": (lambda: sd.GaussianMixture([1.0], None, [0.1]), "means of a Gau.*None"),
+    "covariances of a mixture": (
+        lambda: sd.GaussianMixture([1.0], [[0.0]], [["a"]]),
+        r"covariances of a Gau.*\['a'\]",
+    ),
+    "folder": (lambda: sd.load(None), "folder is the path of what save or fit wrote, not None"),
+    "knots": (lambda: sdekit.BrownianPath(knots=3), r"knots are two or more times, .*not 3"),
+    "knots as text": (lambda: sdekit.BrownianPath(knots="ab"), "knots are two or more times"),
+    "rtol of odeint": (lambda: decayed(rtol="a"), "rtol is a number, or a tensor shaped like y0"),
+    "options of odeint": (lambda: decayed(options=3), "options is a dictionary .*not 3"),
+    "options of the adjoint": (
+        lambda: decayed(sdekit.odeint_adjoint, adjoint_options=3, adjoint_params=()),
+        "options is a dictionary",
+    ),
+    "options of sdeint": (lambda: integrated(options=3), "options is a dictionary .*not 3"),
+    "data_std": (lambda: model_of(data_std="a"), "data_std is a number, not 'a'"),
+    "n of a posterior": (
+        lambda: sd.sample_posterior(LAW, lambda x: x.sum(-1), 2.5, sde="vp"),
+        "n must be a whole number, not 2.5",
+    ),
 }
 
 

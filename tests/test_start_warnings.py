@@ -319,7 +319,7 @@ def test_defaults_leave_no_visible_noise(sde, std):
     coordinates = Coordinates.of(law, DIFFUSIONS[sde](), (1,))
     for method in METHODS.values():
         left_over = method.left_over(coordinates, method.span(law, coordinates, 1e-3))
-        start_warnings.warn_of_last_step(left_over, stacklevel=1)
+        start_warnings.warn_of_last_step(left_over)
 
 
 @pytest.mark.parametrize("solver", [EulerMaruyama(), ReverseDiffusion(), Ancestral()], ids=repr)

@@ -1,4 +1,4 @@
-"""Which known name a misspelt one is nearest to."""
+"""Which known name a misspelt one is nearest to, and options by name."""
 
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
@@ -41,3 +41,13 @@ def did_you_mean(
         if matches and candidates[matches[0]] != given
         else ""
     )
+
+
+def require_mapping(options: object) -> None:
+    """Refuses options that are not a dictionary.
+
+    Raises:
+        TypeError: with what was given.
+    """
+    if options is not None and not isinstance(options, Mapping):
+        raise TypeError(f"options is a dictionary of options by name, not {options!r:.60}")

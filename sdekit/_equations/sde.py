@@ -23,9 +23,11 @@ SDEType = Literal["ito", "stratonovich"]
 
 
 class Slope(Protocol):
-    """The drift f at a fixed time as a function of x; onto + h f(x) if h and onto are given."""
+    """The drift f at a fixed time as a function of x; onto + h f(x) if h and onto are given, with h
+    a float where the time is one.
+    """
 
-    def __call__(self, x: Tensor, h: float = 1.0, onto: Tensor | None = None, /) -> Tensor: ...
+    def __call__(self, x: Tensor, h: Time = 1.0, onto: Tensor | None = None, /) -> Tensor: ...
 
 
 class AbstractSDE(ABC):
@@ -216,9 +218,15 @@ class AbstractSDE(ABC):
                     constant()
         vars(self)["_is_followed"] = followed
 
-    def advance(self, t: Time, x: Tensor, h: Time, onto: Tensor) -> Tensor:
-        """onto + h f(t, x), for solvers that use this value of the drift only once."""
-        return axpy(h, self.drift(t, x), onto)
+    def drift_at(self, t: Time) -> Slope:
+        """f(t, x) as a function of x, to be called once; with two more arguments, `(x, h, onto)`,
+        it returns onto + h f(t, x), for solvers that use this value of the drift only once.
+        """
+        return partial(self._drift_onto, t)
+
+    def _drift_onto(self, t: Time, x: Tensor, h: Time = 1.0, onto: Tensor | None = None) -> Tensor:
+        f = self.drift(t, x)
+        return f if onto is None else axpy(h, f, onto)
 
     def diffuse(self, t: Time, x: Tensor, dw: Tensor | None, onto: Tensor) -> Tensor:
         """onto + g(t, x) . dw, for every noise type; dw is shaped like W, or None without noise.
@@ -304,6 +312,10 @@ class AbstractSDE(ABC):
             f"{type(self).__name__} has no score; a Langevin corrector needs a ReverseSDE or "
             "ProbabilityFlow"
         )
+
+    def score_at(self, t: Time) -> Callable[[Tensor], Tensor]:
+        """The score at a time as a function of x, to be called once."""
+        return partial(self.score, t)
 
     def kernel(self, t: float) -> tuple[float, float] | None:
         """alpha and sigma with x_t | x_0 ~ N(alpha x_0, sigma^2 I), or None if they are unknown."""

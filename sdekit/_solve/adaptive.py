@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -44,6 +45,19 @@ from sdekit._solvers import AbstractSolver
 from sdekit._solvers.contract import Step, Tree
 from sdekit.calling import version_of
 from sdekit.elementary import broadcast
+
+
+class Attempt(NamedTuple):
+    """What the solver receives in a round, in which every active sample tries a step from start to
+    stop, the ends of `interval`; context: in which it is called.
+    """
+
+    interval: Interval
+    problem: Counted
+    start: Tensor
+    stop: Tensor
+    increment: Increment
+    context: AbstractContextManager[None]
 
 
 class AdaptiveSolve:
@@ -90,8 +104,16 @@ class AdaptiveSolve:
 
     def run(self) -> tuple[Solution, Tensor]:
         """Solves; returns the solution and the times that the samples reached."""
+        # The solver is called here, not deeper, so that few calls lie between a solve and a drift.
+        solver = self.solver
+        self.active.state = solver.init(*self._beginning())
         while len(self.active.index):
-            self._try_steps()
+            active = self.active
+            attempt = self._attempt()
+            _, problem, start, stop, noise, context = attempt
+            with context:
+                step = solver.step(problem, start, stop, active.x, noise, active.state)
+            self._finish(attempt, step)
         self.problem.require_unchanged()
         seed = None if self.noise is None else self.noise.seed
         solution = self.results.solution(torch.from_numpy(self.outputs), seed)
@@ -120,10 +142,16 @@ class AdaptiveSolve:
             h = on_host(_first_step(problem, start, x0, self.control, self.power, end))
         else:
             h = np.full_like(t, min(first or 0.1 * span, span))
+        return ActiveSamples.of(x0, t, np.full_like(t, span), h, ())
+
+    def _beginning(self) -> tuple[Counted, Tensor, Tensor]:
+        """What the solver receives before the first steps: the problem, the time and the states."""
+        t = self.active.t
+        (start,) = to_device(self.device, t)
+        problem = self._between_jumps(self.problem, t, np.full_like(t, self.outputs[-1]))
         # Values that are not finite are replaced by 0: they would make the gradients of their
         # factors NaN.
-        state = self.solver.init(problem, start, torch.nan_to_num(x0, 0.0, 0.0, 0.0))
-        return ActiveSamples.of(x0, t, np.full_like(t, span), h, state)
+        return problem, start, torch.nan_to_num(self.active.x, 0.0, 0.0, 0.0)
 
     def _reader(self, noise: AbstractNoise | None, x: Tensor) -> Reader | None:
         """A reader of the noise between two times per sample; None without noise."""
@@ -131,8 +159,8 @@ class AdaptiveSolve:
             return None
         return noise.reader(x, self.problem.noise_shape(x), levy=self.solver.levy == "H")
 
-    def _try_steps(self) -> None:
-        """Tries a step of each sample, and records those that have finished or failed."""
+    def _attempt(self) -> Attempt:
+        """The next steps of all active samples."""
         active = self.active
         interval = self.intervals.after(active)
         times = torch.from_numpy(active.t), torch.from_numpy(interval.t1)
@@ -141,8 +169,15 @@ class AdaptiveSolve:
         # A solver that keeps Jacobians computes those of some samples only.
         some = self.solver.differentiates and self.rounds > 0
         problem = self._between_jumps(self.problem, active.t, interval.t1)
-        with self._evaluating(0 if some else start.shape[0]):
-            step = self.solver.step(problem, start, stop, active.x, increment, active.state)
+        context = self._evaluating(0 if some else start.shape[0])
+        return Attempt(interval, problem, start, stop, increment, context)
+
+    def _finish(self, attempt: Attempt, step: Step) -> None:
+        """Accepts or rejects the steps of a round, and records the samples that have finished or
+        failed.
+        """
+        active = self.active
+        interval, _, start, stop, increment, _ = attempt
         retried = self.solver.retried(active.state, step.state)
         q, accept = self._accept(interval, start, stop, step)
         if step.x.requires_grad and not accept.all():

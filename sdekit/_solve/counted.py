@@ -25,7 +25,7 @@ from sdekit.calling import (
     overwritten,
     require_derivative,
 )
-from sdekit.elementary import Time, axpy
+from sdekit.elementary import Time
 
 # The number of last results of a function that are checked: multistep rules remember up to four.
 _CHECKED_RESULTS = 4
@@ -119,14 +119,12 @@ class Counted(AbstractSDE):
                 return checked_call("the drift", method, t.clone(), x.clone())
         return checked_call("the drift", method, t.clone(), x.clone())
 
-    def advance(self, t: Time, x: Tensor, h: Time, onto: Tensor) -> Tensor:
+    def drift_at(self, t: Time) -> Slope:
         slope = None if isinstance(t, Tensor) else self.slopes.get(t)
         if slope is None:
-            return axpy(h, self._checked_drift(t, x), onto)
-        if isinstance(h, Tensor):
-            return axpy(h, self.drift(t, x), onto)
+            return super().drift_at(t)
         self.calls[0] += 1
-        return slope(x, h, onto)
+        return slope
 
     def drifts(
         self, times: Sequence[Tensor], x: Tensor
@@ -139,13 +137,19 @@ class Counted(AbstractSDE):
         return function(x)
 
     def score(self, t: Time, x: Tensor) -> Tensor:
+        return self.score_at(t)(x)
+
+    def score_at(self, t: Time) -> Callable[[Tensor], Tensor]:
         function = None if isinstance(t, Tensor) else self.problem.scores_on_grid.get(t)
-        if function is not None:
-            self.calls[0] += 1
-            return function(x)
-        return checked_output(
-            "score(t, x)", self._guarded(0, "the score", self.problem.score, t, x), x.shape, x
-        )
+        if function is None:
+            return partial(self._checked_score, t)
+        self.calls[0] += 1
+        return function
+
+    def _checked_score(self, t: Time, x: Tensor) -> Tensor:
+        """The score of the equation, counted and checked."""
+        score = self._guarded(0, "the score", self.problem.score, t, x)
+        return checked_output("score(t, x)", score, x.shape, x)
 
     def diffusion(self, t: Time, x: Tensor) -> Time:
         return self._guarded(1, "the diffusion", self.problem.diffusion, t, x)

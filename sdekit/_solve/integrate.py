@@ -76,10 +76,7 @@ def steps_of(
     Raises:
         RuntimeError, TypeError, ValueError: as `solve`.
     """
-    require_kinds(problem, solver, noise, None, None)
-    grid = fixed_times(ts)
-    require_state(x0)
-    require_pairing(problem, solver)
+    grid = _checked_times(problem, x0, ts, solver, noise)
     noise = _noise_of(problem, solver, noise, WhiteNoise)
     return Steps.of(problem, x0, grid, solver, noise), _copied_states(x0)
 
@@ -159,11 +156,8 @@ def solve(
         >>> solution.x.shape, solution.seed
         (torch.Size([4, 1]), 0)
     """
-    require_kinds(problem, solver, noise, control, gradient)
+    grid = _checked_times(problem, x0, ts, solver, noise, control, gradient)
     require_options(solver, save, gradient, event, callback, throw=throw)
-    grid = fixed_times(ts)
-    require_state(x0)
-    require_pairing(problem, solver)
     if control is not None:
         require_adaptive(problem, solver, control, gradient, x0)
     ends = grid[0], grid[-1]
@@ -190,32 +184,47 @@ def solve(
         xs = collect(states, len(grid)) if kept == "all" else None
         x = deque(states, maxlen=1).pop().x if xs is None else xs[-1]
         return _on_grid(steps, x, xs, record, throw=throw, search=search)
-    return _in_adaptive_steps(
-        counted, x0, grid, chosen, record, throw=throw, solver=solver, noise=noise,
+    adaptive = AdaptiveSolve(
+        counted, x0, grid if chosen is None else _merged(grid, chosen), solver=solver, noise=noise,
         control=control, save=kept in ("all", "times"), callback=callback, search=search,
+        record=record,
     )  # fmt: skip
+    solution = _in_adaptive_steps(*adaptive.run(), x0, chosen, throw=throw)
+    return solution if record is None else replace(solution, dense=record)
 
 
 def _in_adaptive_steps(
-    counted: Counted,
-    x0: Tensor,
-    grid: list[float],
-    chosen: list[float] | None,
-    record: Dense | None,
-    *,
-    throw: bool,
-    **settings: Any,  # noqa: ANN401 - as of AdaptiveSolve
+    solution: Solution, reached: Tensor, x0: Tensor, chosen: list[float] | None, *, throw: bool
 ) -> Solution:
-    """The solution by adaptive steps, with the states at times of the grid, or chosen ones."""
-    outputs = grid if chosen is None else _merged(grid, chosen)
-    solution, reached = AdaptiveSolve(counted, x0, outputs, record=record, **settings).run()
+    """A solution by adaptive steps, with the states at chosen times only if there are any.
+
+    Raises:
+        UnfinishedError: if `throw`, where some samples failed; `reached` are their times.
+    """
     if chosen is not None and solution.xs is not None:
-        row_of = {t: row for row, t in enumerate(outputs)}
+        row_of = {t: row for row, t in enumerate(solution.ts.tolist())}
         rows = torch.tensor([row_of[t] for t in chosen])
         solution = replace(solution, ts=solution.ts[rows], xs=solution.xs[rows.to(x0.device)])
     if throw and bool((solution.status != Status.DONE).any()):
         raise unfinished(solution, reached, x0)
-    return solution if record is None else replace(solution, dense=record)
+    return solution
+
+
+def _checked_times(
+    problem: AbstractSDE,
+    x0: Tensor,
+    ts: Tensor | Sequence[float],
+    solver: AbstractSolver,
+    noise: AbstractNoise | None,
+    control: PIDController | None = None,
+    gradient: AbstractGradient | None = None,
+) -> list[float]:
+    """The times as floats, after checks of the main arguments of `solve`."""
+    require_kinds(problem, solver, noise, control, gradient)
+    grid = fixed_times(ts)
+    require_state(x0)
+    require_pairing(problem, solver)
+    return grid
 
 
 def _on_grid(

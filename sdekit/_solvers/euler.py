@@ -37,7 +37,7 @@ class EulerMaruyama(AbstractSolver):
     def step(
         self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree
     ) -> Step:
-        mean = problem.advance(t0, x, t1 - t0, x)
+        mean = problem.drift_at(t0)(x, t1 - t0, x)
         return Step(problem.diffuse(t0, x, noise.w, mean))
 
     def mean_weights(self, t0: float, t1: float) -> Sequence[float]:

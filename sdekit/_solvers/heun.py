@@ -54,8 +54,8 @@ class Heun(AbstractSolver):
         self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree
     ) -> Step:
         dt = t1 - t0
-        predicted = problem.diffuse(t0, x, noise.w, problem.advance(t0, x, dt, x))
-        onto = problem.advance(t1, predicted, 0.5 * dt, scaled(0.5, x + predicted))
+        predicted = problem.diffuse(t0, x, noise.w, problem.drift_at(t0)(x, dt, x))
+        onto = problem.drift_at(t1)(predicted, 0.5 * dt, scaled(0.5, x + predicted))
         return Step(problem.diffuse(t1, predicted, _half(noise.w), onto))
 
 
@@ -86,7 +86,7 @@ class EulerHeun(AbstractSolver):
         self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree
     ) -> Step:
         predicted = problem.diffuse(t0, x, noise.w, x)
-        onto = problem.advance(t0, x, t1 - t0, scaled(0.5, x + predicted))
+        onto = problem.drift_at(t0)(x, t1 - t0, scaled(0.5, x + predicted))
         return Step(problem.diffuse(t1, predicted, _half(noise.w), onto))
 
 
@@ -116,9 +116,9 @@ class Midpoint(AbstractSolver):
         self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree
     ) -> Step:
         dt = t1 - t0
-        middle = problem.diffuse(t0, x, _half(noise.w), problem.advance(t0, x, 0.5 * dt, x))
+        middle = problem.diffuse(t0, x, _half(noise.w), problem.drift_at(t0)(x, 0.5 * dt, x))
         t = t0 + 0.5 * dt
-        return Step(problem.diffuse(t, middle, noise.w, problem.advance(t, middle, dt, x)))
+        return Step(problem.diffuse(t, middle, noise.w, problem.drift_at(t)(middle, dt, x)))
 
 
 @dataclass(frozen=True, eq=False)

@@ -69,9 +69,9 @@ class LogODE(AbstractSolver):
     ) -> Step:
         dt = t1 - t0
         half = None if noise.w is None else 0.5 * noise.w
-        middle = problem.diffuse(t0, x, half, problem.advance(t0, x, 0.5 * dt, x))
+        middle = problem.diffuse(t0, x, half, problem.drift_at(t0)(x, 0.5 * dt, x))
         t = t0 + 0.5 * dt
-        x = problem.diffuse(t, middle, noise.w, problem.advance(t, middle, dt, x))
+        x = problem.diffuse(t, middle, noise.w, problem.drift_at(t)(middle, dt, x))
         if noise.a is None or noise.w is None:
             return Step(x)
         _, pushforward = directional_derivative(problem, t, middle)

@@ -18,6 +18,7 @@ from sdekit._equations.quadrature import Panels
 from sdekit._equations.sde import AbstractSDE, NoiseType
 from sdekit._solvers.contract import Order
 from sdekit._solvers.planned import AbstractPlanned, Row
+from sdekit.calling import require_bools
 
 Variable = Literal["l", "smooth"]
 
@@ -45,6 +46,8 @@ class AbstractMultistep(AbstractPlanned):
             of these evaluations.
 
     Raises:
+        TypeError: for a k that is not a whole number, or a self_starting that is neither True nor
+            False.
         ValueError: for a k that is not in `accuracy`, a name that is not in `choices`, or a
             lower_final that is neither a bool nor a number of steps, 2 or larger.
 
@@ -81,6 +84,7 @@ class AbstractMultistep(AbstractPlanned):
                 f"{type(self).__name__} is offered for k in {', '.join(map(str, self.accuracy))}, "
                 f"not {self.k}"
             )
+        require_bools(self_starting=self.self_starting)
         is_count = isinstance(self.lower_final, int) and self.lower_final >= 2
         if not isinstance(self.lower_final, bool) and not is_count:
             raise ValueError(

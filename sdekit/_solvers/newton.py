@@ -1,7 +1,6 @@
 """Newton's method for the implicit steps of each sample."""
 
 import math
-import warnings
 from functools import partial
 
 import torch
@@ -17,7 +16,7 @@ from sdekit._solvers.linear_systems import (
     require_no_gradients,
     solved,
 )
-from sdekit.calling import is_differentiating, require_values
+from sdekit.calling import is_differentiating, require_values, warn_caller
 from sdekit.elementary import Time, broadcast
 
 _ATTEMPTS = 50  # evaluations of the drift in a step
@@ -282,10 +281,9 @@ def _warn(what: str, t1: float, failed: Tensor, advice: str) -> None:
     """Names the samples that failed, if there are any."""
     samples = failed.nonzero()[:, 0].tolist()
     if samples:
-        warnings.warn(
+        warn_caller(
             f"Newton's method {what} in the step to t = {t1:g} for {len(samples)} of "
             f"{len(failed)} samples, the first of which is {samples[0]}: take shorter steps"
             + advice,
             RuntimeWarning,
-            stacklevel=3,
         )

@@ -48,7 +48,7 @@ class AbstractPlanned(AbstractSolver):
         slope_known, stages, weights, kept_slopes, correction = self.planned[t0]
         noisy = x if noise.w is None else problem.kick(t0, t1, x, noise.w)
         if not (stages or state or kept_slopes):
-            return Step(problem.advance(t0, x, weights[0], noisy))
+            return Step(problem.drift_at(t0)(x, weights[0], noisy))
         slopes = state if slope_known else (problem.drift(t0, x), *state)
         for t, stage_weights in stages:
             slopes = (problem.drift(t, combined(noisy, stage_weights, slopes)), *slopes)

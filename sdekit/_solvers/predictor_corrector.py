@@ -115,7 +115,7 @@ class Langevin(AbstractCorrector):
             variance = kernel0[1] ** 2
             m = self.m
         for noise in z:
-            s = problem.score(t0, x)
+            s = problem.score_at(t0)(x)
             ratio = (norm(noise).square() + m) / (variance * norm(s).square() + m)
             e = broadcast(2 * a * self.snr**2 * variance * ratio, x)
             x = x + e * s + torch.sqrt(2 * e) * noise

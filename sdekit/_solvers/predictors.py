@@ -43,7 +43,7 @@ class AbstractPredictor(AbstractSolver, ABC):
         assert isinstance(t0, float), "predictors live on fixed grids"
         assert isinstance(t1, float)
         a, b, variance = self.coefficients(*problem.chain(t1, t0))
-        score = problem.score(t0, x)
+        score = problem.score_at(t0)(x)
         if noise.w is None:
             return Step(axpy(0.5 * b, score, a * x))
         return Step(axpy((variance / (t0 - t1)) ** 0.5, noise.w, axpy(b, score, a * x)))

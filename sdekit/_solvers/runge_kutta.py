@@ -100,7 +100,8 @@ class AbstractEmbeddedRungeKutta(AbstractRungeKutta, ABC):
     """
 
     def init(self, problem: AbstractSDE, t0: Time, x: Tensor) -> Tree:
-        return (problem.drift(t0, x),)
+        (drift,) = drifts_at(problem, [t0], x)
+        return (drift(x),)
 
     def step(
         self, problem: AbstractSDE, t0: Time, t1: Time, x: Tensor, noise: Increment, state: Tree

@@ -11,6 +11,7 @@ from torch import Tensor
 from sdekit._equations.sde import AbstractSDE
 from sdekit._noise.white import Increment
 from sdekit._solvers.contract import AbstractSolver, Step, Tree
+from sdekit._solvers.runge_kutta import drifts_at
 from sdekit.elementary import Time, axpy, broadcast, sqrt
 
 Row = tuple[float, ...]
@@ -129,12 +130,14 @@ class AbstractStochasticRungeKutta(AbstractSolver, ABC):
                 y = problem.multiply(factor, _combine(weights, basis), y) if any(weights) else y
             return y
 
-        for stage in tableau.stages:
-            # A stage at the end of the step is at t1 exactly, not beyond it by rounding.
-            t = t1 if stage.c == 1 else t0 + stage.c * dt
+        # A stage at the end of the step is at t1 exactly, not beyond it by rounding.
+        times = [t1 if stage.c == 1 else t0 + stage.c * dt for stage in tableau.stages]
+        stages = [*zip(tableau.stages, times, strict=True)]
+        drifts = iter(drifts_at(problem, [t for stage, t in stages if "f" in stage.evaluates], x))
+        for stage, t in stages:
             y = point(stage, x)
             if "f" in stage.evaluates:
-                f.append(problem.drift(t, y))
+                f.append(next(drifts)(y))
             if "g" in stage.evaluates:
                 g.append(problem.diffusion(t, y))
         error = (

@@ -105,7 +105,7 @@ def odeint(
         Chen 2018, torchdiffeq, https://github.com/rtqichen/torchdiffeq.
     """
     require_arguments(y0, t)
-    require_method(method)
+    require_method(method, options)
     require_order(func, "t, x")
     if event_fn is not None:
         require_order(event_fn, "t, x")

@@ -90,8 +90,8 @@ def odeint_adjoint(
         and Lyons 2021, arXiv 2009.09457, for the seminorm.
     """
     require_arguments(y0, t)
-    require_method(method)
-    require_method(adjoint_method)
+    require_method(method, options)
+    require_method(adjoint_method, adjoint_options)
     require_order(func, "t, x")
     forward: dict[str, Any] = {"rtol": rtol, "atol": atol, "method": method, "options": options}
     backward: dict[str, Any] = {

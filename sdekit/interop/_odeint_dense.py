@@ -78,7 +78,7 @@ def odeint_dense(
     """
     ends = _ends(t0, t1)
     require_arguments(y0, ends)
-    require_method(method)
+    require_method(method, options)
     require_order(func, "t, x")
     if not is_supported(method):
         raise ValueError(

@@ -1,7 +1,6 @@
 """The methods of torchdiffeq that sdekit's solvers support, and their arguments."""
 
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sdekit import _solvers
-from sdekit._arguments.names import did_you_mean
+from sdekit._arguments.names import did_you_mean, require_mapping
 from sdekit._solve.control import PIDController
 from sdekit._solvers import (
     AbstractEmbeddedRungeKutta,
@@ -24,7 +23,7 @@ from sdekit._solvers import (
     Tableau,
     all_solvers,
 )
-from sdekit.calling import checked_call
+from sdekit.calling import checked_call, warn_caller
 from sdekit.elementary import Time
 from sdekit.interop._odeint_steps import Callback, Control
 from sdekit.interop._originals import torchdiffeq_methods
@@ -114,12 +113,14 @@ def require_arguments(y0: object, t: object) -> None:
         )
 
 
-def require_method(method: str | None) -> None:
-    """Refuses an unknown method.
+def require_method(method: str | None, options: object) -> None:
+    """Refuses an unknown method, and options that are not a dictionary.
 
     Raises:
+        TypeError: with the options.
         ValueError: with the names of sdekit and torchdiffeq, and the nearest of them.
     """
+    require_mapping(options)
     if method is None or method in ADAPTIVE or method in FIXED:
         return
     names = dict.fromkeys((*ADAPTIVE, *FIXED, *torchdiffeq_methods()))
@@ -256,10 +257,9 @@ def options_of(method: str, options: Mapping[str, Any]) -> Options:
     """The options of a method; warns of those that it does not have."""
     known = _OF_ADAPTIVE if method in ADAPTIVE else _OF_FIXED
     for name in set(options) - set(known):
-        warnings.warn(
+        warn_caller(
             f"odeint: the method {method!r} has no option {name!r}, which has no effect; it has "
             f"{', '.join(known)}{did_you_mean(name, known)}",
-            stacklevel=2,
         )
     return Options({name: value for name, value in options.items() if name in known})
 
@@ -273,6 +273,7 @@ def tolerances(
     """A tolerance for each part of a state: numbers, or tensors of its shape.
 
     Raises:
+        TypeError: for values that are not numbers or tensors.
         ValueError: for negative values, or another number of them.
     """
     shapes = system.shapes
@@ -287,7 +288,11 @@ def tolerances(
         )
     tolerances: list[float | Tensor] = []
     for one, shape in zip(values, shapes, strict=True):
-        tensor = torch.as_tensor(one, dtype=torch.float64)
+        try:
+            tensor = torch.as_tensor(one, dtype=torch.float64)
+        except (TypeError, RuntimeError):
+            message = f"{name} is a number, or a tensor shaped like y0, not {one!r:.60}"
+            raise TypeError(message) from None
         if not bool((tensor >= 0).all()):
             raise ValueError(f"{name} has tolerances, from 0 on, not {float(tensor.min())}")
         number = tensor.numel() == 1
@@ -306,9 +311,8 @@ def callback_of(func: object, system: System, method: str, suffix: str = "") -> 
     }
     unknown = [name for name in callbacks if method in FIXED and name != "callback_step"]
     if unknown:
-        warnings.warn(
+        warn_caller(
             f"odeint: the method {method!r} has fixed steps and does not call {', '.join(unknown)}",
-            stacklevel=2,
         )
     if not callbacks:
         return None

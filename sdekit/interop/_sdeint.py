@@ -1,6 +1,5 @@
 """torchsde's sdeint, by sdekit's solvers."""
 
-import warnings
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sdekit._arguments.names import did_you_mean
+from sdekit._arguments.names import did_you_mean, require_mapping
 from sdekit._arguments.numbers import require_number
 from sdekit._equations.sde import AbstractSDE, NoiseType
 from sdekit._grid import times
@@ -34,7 +33,7 @@ from sdekit._solvers import (
     StratonovichMilstein,
 )
 from sdekit._solvers.contract import Tree
-from sdekit.calling import require_bools
+from sdekit.calling import require_bools, warn_caller
 from sdekit.interop._from_torchsde import from_torchsde, prepare_solve, signature_errors
 from sdekit.interop._logqp import with_divergence
 from sdekit.interop._torchsde_grid import (
@@ -263,12 +262,12 @@ class Call:
     ) -> Solve:
         """The solve by a method; dt is the length of the steps, or of the first adaptive one."""
         _require_step(dt)
+        require_mapping(options)
         method = default_method(self.problem) if method is None else method
         if doubling and method == "euler" and self.problem.noise_type != "additive":
-            warnings.warn(
+            warn_caller(
                 "adaptive steps of the Euler-Maruyama method do not converge to the solution where "
                 "g depends on the state: take another method, or a Stratonovich equation",
-                stacklevel=3,
             )
         solver = _solver(method, self.problem, options or {})
         _require_areas(method, self.bm)
@@ -365,9 +364,8 @@ def _require_step(dt: float) -> None:
 def warn_of_unused(name: str, arguments: Mapping[str, object]) -> None:
     """Warns of arguments that a function does not have."""
     if arguments:
-        warnings.warn(
+        warn_caller(
             f"{name} does not know the arguments {', '.join(arguments)}, which have no effect",
-            stacklevel=3,
         )
 
 
@@ -394,10 +392,9 @@ def _solver(method: str, problem: AbstractSDE, options: Mapping[str, Any]) -> Ab
             f"{', '.join(kinds[problem.sde_type])}"
         )
     for name in set(options) - set(_OPTIONS):
-        warnings.warn(
+        warn_caller(
             f"sdeint has no option {name!r}, which has no effect; it has {', '.join(_OPTIONS)}"
             f"{did_you_mean(name, _OPTIONS)}",
-            stacklevel=4,
         )
     if options.get("grad_free") and isinstance(solver, Milstein):
         return DerivativeFreeMilstein(problem.sde_type)

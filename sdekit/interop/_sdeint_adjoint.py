@@ -1,7 +1,6 @@
 """torchsde's sdeint_adjoint: gradients by the adjoint equation, driven by the same path."""
 
 import math
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,7 +15,7 @@ from sdekit._noise.brownian import BrownianPath
 from sdekit._noise.white import AbstractNoise, Increment, NoiseQuery, WhiteNoise
 from sdekit._solve.gradient import Reversible
 from sdekit._solvers import AbstractSolver, EulerHeun, EulerMaruyama, Heun, Midpoint
-from sdekit.calling import require_bools
+from sdekit.calling import require_bools, warn_caller
 from sdekit.elementary import Time
 from sdekit.interop._from_torchsde import signature_errors
 from sdekit.interop._sdeint import Call, Solve, default_method, warn_of_unused
@@ -201,7 +200,7 @@ def _require_no_options(options: Mapping[str, Any] | None) -> None:
             "their derivatives: leave out grad_free"
         )
     for name in set(options or ()) - {"grad_free"}:
-        warnings.warn(f"adjoint_options has no option {name!r}, which has no effect", stacklevel=4)
+        warn_caller(f"adjoint_options has no option {name!r}, which has no effect")
 
 
 def _adjoint_method(problem: AbstractSDE, method: str, given: str | None) -> str:
@@ -231,10 +230,9 @@ def _adjoint_method(problem: AbstractSDE, method: str, given: str | None) -> str
             f"of {problem.sde_type} equations{did_you_mean(given, known)}"
         )
     if method == _REVERSIBLE:
-        warnings.warn(
+        warn_caller(
             f"method={method!r} with adjoint_method={given!r} gives up what the method is for, the "
             f"gradient of the steps: take {_BACKWARDS!r}",
-            stacklevel=4,
         )
     return given
 

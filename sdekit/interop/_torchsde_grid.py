@@ -1,7 +1,6 @@
 """torchsde's steps, of equal length or adapted to an error, and the states between them."""
 
 import math
-import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from sdekit._solve.gradient import AbstractGradient
 from sdekit._solve.solution import NotFiniteError, Point, not_finite
 from sdekit._solve.steps import Steps
 from sdekit._solvers.contract import Tree
-from sdekit.calling import has_hidden_values
+from sdekit.calling import has_hidden_values, warn_caller
 
 _TIME_TOLERANCE = 1e-6  # of a step: times closer than this are equal
 _CHECK_INTERVAL = 128  # steps between two checks that the state is finite
@@ -162,10 +161,9 @@ def doubled(
         previous = 0.9 / error if error <= 1 or previous is None else previous
         if dt < doubling.shortest:
             if not failure:
-                warnings.warn(
+                warn_caller(
                     f"the step has reached dt_min = {doubling.shortest:g} at t = {t:.6g}: the "
                     "error may be above the tolerance there",
-                    stacklevel=2,
                 )
             dt = doubling.shortest
             previous = None

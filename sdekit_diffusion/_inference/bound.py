@@ -1,13 +1,13 @@
 """The variational bound of a chain of Gaussian steps, in bits per dimension, term by term."""
 
 import math
-import warnings
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from sdekit.calling import warn_caller
 from sdekit_diffusion._arguments.inputs import is_whole, require_event, require_points, seed_given
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._inference.chain import Chain, ChainNoise, Variance, times_of
@@ -210,10 +210,9 @@ def _warn_of_levels(model: AbstractModel, chain: Chain) -> None:
     for sde in model.diffusions():
         least, most = (float(sde.log_snr(t)) for t in (sde.T, 0.0))
         if last < least - _MARGIN or first > most + _MARGIN:
-            warnings.warn(
+            warn_caller(
                 f"the chain has sigma / alpha from {math.exp(-first):.3g} to {math.exp(-last):.3g},"
                 f" and the model was trained under {sde}, from {math.exp(-most):.3g} to "
                 f"{math.exp(-least):.3g}: outside it is asked at times that it does not know, "
                 "and the bound is loose. Choose times= within, or another sde",
-                stacklevel=3,
             )

@@ -1,7 +1,6 @@
 """Classification by Bayes' rule, from how well each class's model denoises a point."""
 
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sdekit import normal, uniform01
+from sdekit.calling import warn_caller
 from sdekit.elementary import broadcast, sum_of_sample
 from sdekit_diffusion._arguments.inputs import is_whole, require_event, require_points, seed_given
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
@@ -187,12 +187,11 @@ def _span(
             "another sde, or models that were trained under the same"
         )
     if largest * std < SMALLEST_RATIO * max(stds):
-        warnings.warn(
+        warn_caller(
             f"the largest noise that the diffusion and the models share, sigma / alpha = "
             f"{math.exp(-low):.3g}, is below {SMALLEST_RATIO:g} standard deviations of the data of "
             f"a class, {max(stds):.3g}: unless these data are normal, p(c | x) is wrong; choose an "
             "sde with more noise, such as 'flow', or scale the data",
-            stacklevel=3,
         )
     return low, high
 

@@ -1,7 +1,6 @@
 """`sample_posterior`: samples of x given y, with the weights that make them exact."""
 
 import math
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -10,7 +9,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from sdekit import did_you_mean
-from sdekit_diffusion._arguments.inputs import available_device, is_whole, seed_given
+from sdekit.calling import warn_caller
+from sdekit_diffusion._arguments.inputs import available_device, require_whole, seed_given
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._inference.weighted import WeightedSamples, doubts
 from sdekit_diffusion._inference.weighting import (
@@ -132,8 +132,8 @@ def sample_posterior(
         arXiv 2306.17775; Cardoso et al. 2024, arXiv 2308.07983.
     """
     weighting = _weighting(method, particles, steps)
-    if not is_whole(n, 1) or not is_whole(first, 0):
-        raise ValueError(f"n counts samples from 1 on, and first from 0; not {n!r} and {first!r}")
+    require_whole("n", n, 1)
+    require_whole("first", first, 0)
     _warn_of_few_steps(weighting)
     posterior, diffusion = _posterior(model, observation, sde, shape, proposal, weighting)
     count = _count(posterior)
@@ -195,11 +195,10 @@ def _warn_of_few_steps(weighting: AbstractWeighting) -> None:
     if not (isinstance(weighting, Particles) and weighting.takes_few_steps):
         return
     rule = type(weighting.method.rule).__name__
-    warnings.warn(
+    warn_caller(
         f"{weighting.number_of_steps} steps are few for {rule}: log p(y) may be wrong by more than "
         "its standard error, which does not contain the error of the steps; take "
         f"{FEW_STEPS} or more",
-        stacklevel=3,
     )
 
 
@@ -333,10 +332,9 @@ def _warn_of_unreliable(samples: WeightedSamples) -> None:
         if bool(related.any()):
             least = float(samples.families.min())
             reasons.append(f"they descend from effectively {least:.3g} initial particles")
-        warnings.warn(
+        warn_caller(
             f"the samples{which} are not reliable: {' and '.join(reasons)}. Take more particles or "
             "steps, or a proposal that is nearer to the posterior, see docs/posteriors.md",
-            stacklevel=3,
         )
 
 
@@ -371,10 +369,9 @@ def bayes_factor(a: WeightedSamples, b: WeightedSamples) -> tuple[Tensor, Tensor
             )
     shared = max(a.indices.start, b.indices.start) < min(a.indices.stop, b.indices.stop)
     if a.seed is not None and a.seed == b.seed and shared:
-        warnings.warn(
+        warn_caller(
             f"a and b were drawn with the same seed, {a.seed}, so their errors are not independent "
             "and the standard error of the Bayes factor is not known: draw one with another seed",
-            stacklevel=2,
         )
     if a.rows != b.rows:
         raise ValueError(

@@ -1,6 +1,5 @@
 """Averages of any relative width from the snapshots of a training run."""
 
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sdekit.calling import warn_caller
 from sdekit_diffusion._models.checkpoint import CheckpointError
 from sdekit_diffusion._training.profiles import Profile, combination, exponent, misfit
 from sdekit_diffusion._training.snapshots import FOLDER, read_snapshot, snapshots
@@ -43,12 +43,11 @@ def combined(run: Path, width: float, notes: Mapping[str, Any]) -> dict[str, Ten
     target = Profile(gamma, max(files))
     factors = combination(profiles, target)
     if (difference := misfit(profiles, factors, target)) > _LARGEST_MISFIT:
-        warnings.warn(
+        warn_caller(
             f"no combination of the {len(files)} snapshots of averages of width "
             f"{', '.join(map(str, widths))} is near that of width {width}: the profile of the "
             f"nearest differs by {difference:.0%}; train with more snapshots, or with a width "
             "nearer to it",
-            stacklevel=3,  # the caller of load
         )
     coefficients = iter(factors)
     total: dict[str, Tensor] = {}

@@ -1,7 +1,7 @@
 """`load`: a model from the files that `save` wrote."""
 
 import json
-import warnings
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sdekit import did_you_mean
+from sdekit.calling import warn_caller
 from sdekit_diffusion import nets
 from sdekit_diffusion._arguments.inputs import available_device
 from sdekit_diffusion._diffusions.names import DIFFUSIONS
@@ -86,6 +87,7 @@ def load(
             run has no average of this decay, no snapshots, or no checkpoint with a validation loss;
             or when net is missing and the network is not one of `nets`.
         ImportError, TypeError, ValueError: when net is not a network.
+        TypeError: for a folder that is not a path.
         ValueError: for a device that cannot be used, a width that no average has, or more than one
             of ema, width and best.
 
@@ -96,6 +98,8 @@ def load(
         >>> sd.sample(model, 3, steps=5, seed=0).shape
         torch.Size([3, 2])
     """
+    if not isinstance(folder, str | os.PathLike):
+        raise TypeError(f"folder is the path of what save or fit wrote, not {folder!r:.60}")
     device = available_device(device)
     if sum([ema is not None, width is not None, best]) > 1:
         raise ValueError("ema, width and best each name other weights: give one of them")
@@ -166,10 +170,9 @@ def _warn_of_another(config: Any, network: nn.Module, folder: Path) -> None:  # 
         differ = f"{saved}({config['config']}), and net is {saved}({given})"
     else:
         return
-    warnings.warn(
+    warn_caller(
         f"{folder} holds weights of a network of {differ}: the results are wrong unless both "
         "compute the same; give the network that was saved",
-        stacklevel=3,
     )
 
 

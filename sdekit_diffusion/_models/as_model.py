@@ -17,8 +17,6 @@ def as_model(
     model: AbstractModel | Callable[[Tensor, Tensor], Tensor],
     sde: AbstractDiffusion | str | None,
     shape: tuple[int, ...] | None = None,
-    *,
-    stacklevel: int = 3,
 ) -> tuple[AbstractModel, AbstractDiffusion]:
     """The model and its diffusion from what a user passes: a model, perhaps with another diffusion,
     or a score `(x, t)` with its diffusion.
@@ -50,7 +48,7 @@ def as_model(
         model.shape = shape_given(shape)
         require_mean(model.data_mean, model.shape)
     if isinstance(model, ScoreModel):
-        model.warn_of_missing(model.conditions, stacklevel=stacklevel)
+        model.warn_of_missing(model.conditions)
     selected = model.sde if sde is None else diffusion(sde)
     if selected is None:
         raise ValueError(

@@ -11,7 +11,6 @@ import hashlib
 import json
 import platform
 import re
-import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from importlib.metadata import version
@@ -23,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as deserialised
 from torch import Tensor, nn
 
+from sdekit.calling import warn_caller
 from sdekit_diffusion._models.wrapped import bare, plain_name
 from sdekit_diffusion._storage.atomic import PART
 
@@ -159,10 +159,9 @@ def warn_of_not_finite(net: nn.Module, owner: str) -> None:
         if not bool(torch.stack(value.detach().aminmax()).isfinite().all())
     ]
     if wrong:
-        warnings.warn(
+        warn_caller(
             f"{owner} has NaN or infinite numbers in {len(wrong)} of its {len(weights)} "
             f"weights, the first of them {wrong[0]}: training diverged, or they are damaged",
-            stacklevel=3,
         )
 
 

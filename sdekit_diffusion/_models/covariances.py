@@ -1,7 +1,6 @@
 """Approximations of the covariance V of x_0 given x_t, for moment matching."""
 
 import math
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from sdekit.calling import warn_caller
 from sdekit.elementary import Time, broadcast, scaled, sum_of_sample
 from sdekit_diffusion._arguments.inputs import require_numbers, require_tensor
 from sdekit_diffusion._models.linear_observation import LinearObservation
@@ -329,10 +329,9 @@ def conjugate_gradients(product: Callable[[Tensor], Tensor], b: Tensor, rtol: fl
         ratio = torch.where(active, new_square / square, 0.0)[:, None]
         direction = torch.where(active[:, None], residual + ratio * direction, direction)
         square = torch.where(active, new_square, square)
-    warnings.warn(
+    warn_caller(
         f"conjugate gradients did not reach rtol = {rtol:g} in {2 * b.shape[1]} steps: take a "
         "larger one, or dtype=torch.float64",
-        stacklevel=2,
     )
     return x
 

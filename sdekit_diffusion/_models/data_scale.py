@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sdekit import normal
-from sdekit_diffusion._arguments.caller import warn_caller
+from sdekit.calling import warn_caller
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._models.counters import SCALE
 from sdekit_diffusion._models.derived import AbstractDerivedModel

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sdekit import computed
+from sdekit.calling import require_bools
 from sdekit.elementary import Time, broadcast, sqrt
 from sdekit_diffusion._arguments.immutable import is_immutable
 from sdekit_diffusion._arguments.inputs import is_number
@@ -45,7 +46,8 @@ class Guided(AbstractDerivedModel):
         together: whether one call of 2 B rows is made if possible; it needs twice the memory.
 
     Raises:
-        TypeError: when model or the reference is not a model, or scale or rescale not a number.
+        TypeError: when model or the reference is not a model, scale or rescale not a number, or
+            together neither True nor False.
         ValueError: when there is no reference, neither given nor unconditional, for a scale that is
             not finite, an interval that is not increasing, or a rescale outside [0, 1].
 
@@ -72,6 +74,7 @@ class Guided(AbstractDerivedModel):
         super().__post_init__()
         _require_number("scale", self.scale, "1 for no guidance")
         _require_number("rescale", self.rescale, "a share from 0 to 1")
+        require_bools(together=self.together)
         if self.by is None:
             object.__setattr__(self, "by", _unconditional(self.model))
         if not isinstance(self.by, AbstractModel):

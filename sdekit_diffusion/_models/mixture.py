@@ -182,6 +182,7 @@ class GaussianMixture(AbstractMixture):
             variances of each coordinate `(K, d)`, or one variance per component `(K,)`.
 
     Raises:
+        TypeError: for values that are not numbers.
         ValueError: for weights that are not positive or do not have the sum 1, shapes that do not
             fit, means or covariances that are not finite, or a covariance that is not symmetric and
             positive definite.
@@ -200,7 +201,7 @@ class GaussianMixture(AbstractMixture):
         means: Tensor | Sequence[Any],
         covariances: Tensor | Sequence[Any],
     ) -> None:
-        means = torch.as_tensor(means)
+        means = _as_tensor("means", means)
         means = means if means.is_floating_point() else means.to(torch.get_default_dtype())
         if means.ndim < 1 or not means.numel():
             raise ValueError(
@@ -208,9 +209,9 @@ class GaussianMixture(AbstractMixture):
                 f"{tuple(means.shape)}"
             )
         if not isinstance(weights, Tensor):
-            weights = torch.as_tensor(weights, dtype=torch.float64)
+            weights = _as_tensor("weights", weights, torch.float64)
         self.weights = weights.to(means)
-        covariances = torch.as_tensor(covariances, dtype=torch.float64).to(means.device)
+        covariances = _as_tensor("covariances", covariances, torch.float64).to(means.device)
         for name, values in (("means", means), ("covariances", covariances.to(means))):
             if not bool(values.isfinite().all()):
                 raise ValueError(f"{name} must be finite; leave out components that are not")
@@ -492,6 +493,21 @@ def _averaged(r: Tensor, factors: Tensor, points: Tensor) -> Tensor:
     if factors.ndim == 2:
         return r @ (factors * points)
     return torch.einsum("bk,bkd->bd", r, factors * points)
+
+
+def _as_tensor(name: str, values: Any, dtype: torch.dtype | None = None) -> Tensor:  # noqa: ANN401
+    """An argument as a tensor.
+
+    Raises:
+        TypeError: where it holds anything but numbers, or lists of different lengths.
+    """
+    try:
+        return torch.as_tensor(values, dtype=dtype)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(
+            f"{name} of a GaussianMixture are numbers, in a tensor or in lists of one length; not "
+            f"{values!r:.60}"
+        ) from None
 
 
 def _spectrum(covariances: Tensor, means: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -3,7 +3,6 @@
 import copy
 import math
 import threading
-import warnings
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -21,11 +20,12 @@ from sdekit.calling import (
     checked_call,
     has_no_version_counter,
     require_order,
+    warn_caller,
 )
 from sdekit.elementary import Time, axpy, broadcast, clip, reciprocal, scaled, sqrt
 from sdekit_diffusion._arguments.checked import Checked
 from sdekit_diffusion._arguments.immutable import is_immutable
-from sdekit_diffusion._arguments.inputs import require_tensor, shape_given
+from sdekit_diffusion._arguments.inputs import is_one_number, require_tensor, shape_given
 from sdekit_diffusion._diffusions.diffusion import LARGEST, AbstractDiffusion
 from sdekit_diffusion._diffusions.names import diffusion
 from sdekit_diffusion._models.affine import Affine, NetworkCall
@@ -133,7 +133,7 @@ class ScoreModel(nn.Module, AbstractModel):
             that is not finite or of another shape, or a data_range that is not increasing; when
             called, for a network that returns another shape than that of x.
         TypeError: for a net that is a model itself, is not callable, or takes (t, x), a shape that
-            is not one, or a null that does not have numbers.
+            is not one, a data_std that is not a number, or a null that does not have numbers.
 
     Example:
         >>> net = sd.nets.MLP(shape=(2,), width=16)
@@ -272,6 +272,8 @@ class ScoreModel(nn.Module, AbstractModel):
             ValueError: for a standard deviation that is not positive, or a mean that is not finite
                 or not shaped like one sample.
         """
+        if std is not None and not is_one_number(std):
+            raise TypeError(f"data_std is a number, not {std!r:.60}")
         std = None if std is None else float(std)
         if not 0 < (1.0 if std is None else std) < math.inf:
             raise ValueError(
@@ -334,7 +336,7 @@ class ScoreModel(nn.Module, AbstractModel):
                 "stands for an unknown one, as in ScoreModel(net, ..., null={'class_labels': "
                 "1000}), or a network of sdekit_diffusion.nets, such as MLP(classes=10)"
             )
-        self.warn_of_missing({}, stacklevel=3)
+        self.warn_of_missing({})
         return self.without(self.null)
 
     def without(self, names: Iterable[str]) -> Self:
@@ -356,14 +358,13 @@ class ScoreModel(nn.Module, AbstractModel):
             return unknown_like(value, null)
         return float(null) if value.is_floating_point() else null
 
-    def warn_of_missing(self, given: Mapping[str, Any], *, stacklevel: int = 2) -> None:
+    def warn_of_missing(self, given: Mapping[str, Any]) -> None:
         """Warns if conditions that training never dropped are not given."""
         if missing := [name for name in self.never_dropped if name not in given]:
             names = ", ".join(missing)
-            warnings.warn(
+            warn_caller(
                 f"this model was trained with drop = 0 for {names}: what it predicts without was "
                 "never trained; train it with Recipe(drop=0.1), or do not ask it without",
-                stacklevel=stacklevel,
             )
 
     def condition_names(self) -> tuple[str, ...] | None:

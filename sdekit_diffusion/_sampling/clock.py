@@ -40,8 +40,8 @@ _LARGEST = 0.99 * math.log(torch.finfo(torch.float64).max)  # of the logarithm o
 
 @dataclass(frozen=True, eq=False)
 class DenoiserClocked(Clocked):
-    """The equation of `on_clock` with the data predicted; `rows` also takes the rows of the model,
-    which may have values per sample.
+    """The equation of `on_clock` with the data predicted, with its `drifts`; `rows` also takes the
+    rows of the model, which may have values per sample.
     """
 
     model: AbstractModel = field(kw_only=True)
@@ -49,6 +49,14 @@ class DenoiserClocked(Clocked):
     @computed
     def jumps(self) -> list[float]:
         return [float(self.time(torch.tensor(l, dtype=torch.float64))) for l in self.model.jumps]
+
+    def drifts(self, times: Sequence[Tensor], x: Tensor) -> list[Function] | None:
+        network_call = self.model.network_call()
+        if network_call is None:
+            return None
+        l, scale, rate = self.at(torch.cat([*times]))
+        slope = self.model.affine(torch.as_tensor(l), "data").at(scale).times(rate)
+        return network_call.in_rows(slope, len(times), x)
 
     def rows(self, index: Tensor) -> Self:
         model = self.model.rows(index)

@@ -81,13 +81,13 @@ class Churn(AbstractSolver):
             assert noise.z is not None
             x = axpy(self.s_noise * math.sqrt(max(0.0, t**2 - t0**2)), noise.z[0], x)
         if self.rule == "euler":
-            return Step(problem.advance(t, x, t1 - t, x))
+            return Step(problem.drift_at(t)(x, t1 - t, x))
         if self.rule == "dpm_2":
             middle = math.sqrt(t * t1)
-            stage = problem.advance(t, x, middle - t, x)
-            return Step(problem.advance(middle, stage, t1 - t, x))
-        end = problem.advance(t, x, t1 - t, x)
-        return Step(problem.advance(t1, end, 0.5 * (t1 - t), 0.5 * (x + end)))
+            stage = problem.drift_at(t)(x, middle - t, x)
+            return Step(problem.drift_at(middle)(stage, t1 - t, x))
+        end = problem.drift_at(t)(x, t1 - t, x)
+        return Step(problem.drift_at(t1)(end, 0.5 * (t1 - t), 0.5 * (x + end)))
 
 
 @dataclass(frozen=True, eq=False)

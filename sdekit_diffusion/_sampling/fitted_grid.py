@@ -1,7 +1,6 @@
 """Grids that are fitted to a model."""
 
 import math
-import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sdekit import AbstractSolver, NotFiniteError
+from sdekit.calling import warn_caller
 from sdekit_diffusion._arguments.inputs import require_counts
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._models.as_model import as_model
@@ -155,12 +155,11 @@ def _near_data(model: AbstractModel, exact: Tensor, sde: AbstractDiffusion | Non
     distance = x.reshape(len(x), -1).square().mean(dim=1).sqrt() / scale.std
     near = distance <= _FAR * distance.median().clamp(min=1.0)
     if not bool(near.all()):
-        warnings.warn(
+        warn_caller(
             f"{int((~near).sum())} of {len(near)} solutions of the probability flow are left out "
             f"of the fit: they end up to {float(distance.max()):.3g} standard deviations of the "
             f"data from their mean, where the median is {float(distance.median()):.3g}; if the "
             "data do not reach as far, train the model longer, or choose less guidance",
-            stacklevel=4,
         )
     return near
 

@@ -97,7 +97,7 @@ class PriorStates(AbstractStart):
     ) -> None:
         if not method.accepts_any_start:
             alternative = ", or give the start, x_T= or start=Noised(...)"
-            warn_of_prior(model, coordinates, l, alternative=alternative, stacklevel=5)
+            warn_of_prior(model, coordinates, l, alternative=alternative)
 
     def states(
         self, coordinates: Coordinates, l: float, x: Tensor | None, draw: Callable[[int], Tensor]

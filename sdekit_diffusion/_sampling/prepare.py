@@ -59,7 +59,7 @@ def prepared(
     end = options.get("end", DEFAULT_END)
     first = options.get("first", 0)
     shape_known = shape_given_by(shape, start.x)
-    model, diffusion = as_model(model, options.get("sde"), shape_known, stacklevel=4)
+    model, diffusion = as_model(model, options.get("sde"), shape_known)
     method = options.get("method", "default")
     sampler = method_of(method, options.get("steps"), options.get("grid"))
     denoise = denoise or sampler.denoises
@@ -75,10 +75,10 @@ def prepared(
     span = start.span(sampler.span(model, coordinates, end), coordinates)
     start.warn(sampler, model, coordinates, span[0])
     if not denoise and (sampler.grid is None or sampler.grid.count is None):
-        warn_of_end(model, coordinates, span[1], end, stacklevel=4)
-    warn_of_last_step(sampler.left_over(coordinates, span), stacklevel=4)
+        warn_of_end(model, coordinates, span[1], end)
+    warn_of_last_step(sampler.left_over(coordinates, span))
     sampler = fitted_sampler(sampler, model, coordinates, span)
-    warn_of_levels(model, sampler, coordinates, span, denoise=denoise, stacklevel=4)
+    warn_of_levels(model, sampler, coordinates, span, denoise=denoise)
     noise = noise_of(options.get("noise"), sampler, coordinates, span, seed=seed, first=first)
     problems = ReverseProblems(
         coordinates, span, noise, save, None, n, event, start, seed, first, sampler.steps, dtype,

@@ -1,7 +1,8 @@
 """The probability flow with adaptive steps, for likelihoods and for the adaptive sampler."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -21,6 +22,7 @@ from sdekit import (
 from sdekit.elementary import Time, broadcast, clip, expm1, log, sqrt
 from sdekit_diffusion._models.affine import Function
 from sdekit_diffusion._models.model import AbstractModel
+from sdekit_diffusion._sampling.coordinates import Span
 from sdekit_diffusion._sampling.focused import SHARPNESS
 
 # Of k - (e^v - 1): where v is rounded in float32, y may run off to infinity.
@@ -92,12 +94,23 @@ class ProbabilityFlowOnClock(AbstractSDE):
         factor = ((SHARPNESS + 1) * y + 1) * (y + 1) / (SHARPNESS * y) * a
         return -factor, factor * a
 
+    def ends(self, span: Span) -> tuple[float, float]:
+        """v at both ends of a span of l."""
+        return self.clock(span[0]), self.clock(span[1])
+
+    @contextmanager
+    def errors_in_l(self, after: int = 0) -> Iterator[None]:
+        """Errors of a solve get times l, in a batch with `after` rows before those of the solve."""
+        try:
+            yield
+        except UnfinishedError as error:
+            raise self.relocated(error, after) from None
+
     def relocated(self, error: UnfinishedError, after: int = 0) -> UnfinishedError:
         """An error with times l, in a batch with `after` rows before those of the error."""
         solution = replace(error.solution, ts=torch.as_tensor(self.log_snr(error.solution.ts)))
-        return UnfinishedError(
-            solution, torch.as_tensor(self.log_snr(error.reached)), after, ADVICE
-        )
+        reached = torch.as_tensor(self.log_snr(error.reached))
+        return UnfinishedError(solution, reached, after, ADVICE)
 
     def diffusion(self, t: Time, x: Tensor) -> float:
         return 0.0
@@ -109,7 +122,7 @@ class ProbabilityFlowOnClock(AbstractSDE):
 def solve_flow(
     model: AbstractModel,
     u: Tensor,
-    span: tuple[float, float],
+    span: Span,
     solver: AbstractSolver,
     control: PIDController,
     *,
@@ -124,18 +137,15 @@ def solve_flow(
         UnfinishedError: where some samples do not reach the end; it has the solution in u and l.
     """
     equation = ProbabilityFlowOnClock(model)
-    ends = equation.clock(span[0]), equation.clock(span[1])
-    try:
-        solution = solve(equation, u, ends, solver=solver, control=control)
-    except UnfinishedError as error:
-        raise equation.relocated(error, after) from None
+    with equation.errors_in_l(after):
+        solution = solve(equation, u, equation.ends(span), solver=solver, control=control)
     return replace(solution, ts=torch.tensor(span, dtype=torch.float64))
 
 
 def solve_to_accuracy(
     model: AbstractModel,
     u: Tensor,
-    span: tuple[float, float],
+    span: Span,
     solver: AbstractSolver,
     control: Callable[[float], PIDController],
     accuracy: float,

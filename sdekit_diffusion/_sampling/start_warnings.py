@@ -3,11 +3,11 @@ this law, or given states are; and where its result has visible noise.
 """
 
 import math
-import warnings
 
 import torch
 from torch import Tensor
 
+from sdekit.calling import warn_caller
 from sdekit.elementary import scaled
 from sdekit_diffusion._models.model import AbstractModel, signal_scale
 from sdekit_diffusion._models.principal import SMALLEST_RATIO
@@ -37,7 +37,6 @@ def warn_of_prior(
     l: float,
     *,
     alternative: str,
-    stacklevel: int = 3,
 ) -> None:
     """Warns if the law at l, the start of a solve, is far from a normal one: if sigma / alpha is
     below two standard deviations of the data, in the direction in which it is largest if the model
@@ -62,44 +61,39 @@ def warn_of_prior(
         where = "the grid begins"
         remedy = "Begin at a higher level"
     estimated = " (estimated)" if model.data_std is None else ""
-    warnings.warn(
+    warn_caller(
         f"{where} at sigma / alpha = {noise:.3g}, {noise / std:.3g} times the standard deviation "
         f"of the data{direction}, {std:.3g}{estimated}: the prior is far from the law there, and "
         f"so is the result from that of the data. {remedy}{alternative}",
-        stacklevel=stacklevel,
     )
 
 
-def warn_of_end(
-    model: AbstractModel, coordinates: Coordinates, l: float, end: float, *, stacklevel: int = 3
-) -> None:
+def warn_of_end(model: AbstractModel, coordinates: Coordinates, l: float, end: float) -> None:
     """Warns if a solve stops at l with visible noise because a diffusion has no less; not if the
     caller asked for as much by `end`.
     """
     ratio = math.exp(-l)
     if ratio <= 1.01 * max(_VISIBLE, end):  # 1.01: messages round
         return
-    warnings.warn(
+    warn_caller(
         f"the least noise of {coordinates.cleanest(model)} is sigma / alpha = "
         f"{coordinates.std * ratio:.3g}, {ratio:.3g} times the standard deviation of the data, "
         f"{coordinates.std:.3g}: the result is for data with this noise. Choose a diffusion with "
         "less noise at t = 0, such as one with smaller sigma_min or sigmas, or accept the noise by "
         f"end={ratio:.3g}",
-        stacklevel=stacklevel,
     )
 
 
-def warn_of_last_step(left_over: float, *, stacklevel: int) -> None:
+def warn_of_last_step(left_over: float) -> None:
     """Warns if the last step of a method leaves visible noise, in standard deviations of the
     data.
     """
     if not left_over > _VISIBLE:
         return
-    warnings.warn(
+    warn_caller(
         f"the last step leaves noise in the result, {left_over:.3g} times the standard deviation "
         "of the data: it is long where the noise vanishes. Take more steps, grid='log_snr', or a "
         "method such as 'sde', whose steps do not depend on the scale of the data",
-        stacklevel=stacklevel,
     )
 
 
@@ -133,12 +127,11 @@ def warn_of_states(x_T: Tensor, coordinates: Coordinates, l: float) -> None:
     if std < lower or root > upper or bounded:
         given = f"root mean square {root:.3g}" if root > upper else f"standard deviation {std:.3g}"
         stays = f" and does not stay within +-{bound:.3g} as x_T does"
-        warnings.warn(
+        warn_caller(
             f"x_T has the {given}, and the noise at which the solve starts "
             f"has {sigma:.3g}{stays if bounded and std >= lower else ''}: x_T is that noise, not "
             "data. Take latents from encode(model, x), or prior(...) of the diffusion, or leave "
             "x_T out",
-            stacklevel=5,
         )
 
 

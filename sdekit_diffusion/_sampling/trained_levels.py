@@ -1,13 +1,13 @@
 """Warnings where a student, a network trained at few noise levels, is evaluated at others."""
 
 import math
-import warnings
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from sdekit import AdamsBashforth
+from sdekit.calling import warn_caller
 from sdekit_diffusion._models.derived import innermost
 from sdekit_diffusion._models.model import AbstractModel
 from sdekit_diffusion._sampling.coordinates import Coordinates, Span
@@ -23,7 +23,6 @@ def warn_of_levels(
     span: Span,
     *,
     denoise: bool,
-    stacklevel: int,
 ) -> None:
     """Warns unless a student is sampled by DDIM with steps that begin at its trained levels, and is
     not evaluated at the end, to `denoise`.
@@ -36,20 +35,18 @@ def warn_of_levels(
     same = len(levels) == len(known) and torch.allclose(levels, known, rtol=0, atol=_TOLERANCE)
     if same and not denoise:
         return
-    warnings.warn(
+    warn_caller(
         f"{_trained_at(trained)}: sample it with method='ddim' and the grid that it was trained "
         "for, whose steps begin there (Trajectories.sigmas), without denoise and without a level 0",
-        stacklevel=stacklevel,
     )
 
 
-def warn_of_few_levels(model: AbstractModel, *, stacklevel: int = 3) -> None:
+def warn_of_few_levels(model: AbstractModel) -> None:
     """Warns of a student where a model is needed at all levels."""
     if trained := getattr(innermost(model), "trained_levels", ()):
-        warnings.warn(
+        warn_caller(
             f"{_trained_at(trained)}, and is evaluated here at others, so the result is wrong: "
             "take its teacher, or another model that was trained at all levels",
-            stacklevel=stacklevel,
         )
 
 

@@ -1,6 +1,5 @@
 """Solutions of a model's probability flow, as data for networks that sample in few steps."""
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sdekit import Point, Solution, Status, UnfinishedError
+from sdekit.calling import warn_caller
 from sdekit_diffusion._arguments.inputs import require_counts
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._models.as_model import as_model
@@ -203,11 +203,10 @@ def trajectories(
         states.append(sample(model, n, start=start, end=stop, **settings))
     dtype = states[-1].dtype
     if method.coarse:
-        warnings.warn(
+        warn_caller(
             f"{sum(method.coarse)} steps of the {n} solutions do not reach the accuracy "
             f"{accuracy:g} in {dtype}: they have the tolerance {method.tolerance(dtype):g}; ask "
             "for less accuracy, or take a model in a wider dtype",
-            stacklevel=2,
         )
     y = torch.stack([torch.cat(beginnings), *states])
     return Trajectories(coordinates.std * torch.exp(-points), y, _conditions_of(model))

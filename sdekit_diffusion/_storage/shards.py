@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
@@ -18,6 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from sdekit import NotFiniteError, UnfinishedError
+from sdekit.calling import warn_caller
 from sdekit_diffusion._arguments.inputs import as_json, require_whole
 from sdekit_diffusion._storage.atomic import PART, exclusive, replace_atomically
 from sdekit_diffusion._storage.distributed import process_group, rank, wait, world
@@ -172,7 +172,7 @@ class Shards:
                 old = json.loads(str(_read(path)[_SETTINGS]))
             except _DamagedError as error:
                 if path in expected:
-                    warnings.warn(f"{path} {error}; it is made again", stacklevel=3)
+                    warn_caller(f"{path} {error}; it is made again")
                     path.unlink()
                 continue
             self._require(old)

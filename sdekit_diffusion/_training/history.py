@@ -2,10 +2,10 @@
 
 import math
 import re
-import warnings
 from contextlib import suppress
 from pathlib import Path
 
+from sdekit.calling import warn_caller
 from sdekit_diffusion._models.checkpoint import (
     CONFIG,
     STEPS,
@@ -55,7 +55,7 @@ def newest(run: Path) -> Path | None:
                 if not (path / CONFIG).exists():
                     # A process that trains there has removed it meanwhile: look for its newer ones.
                     break
-                warnings.warn(f"{error}; the one before it is used", RuntimeWarning, stacklevel=3)
+                warn_caller(f"{error}; the one before it is used", RuntimeWarning)
         else:
             raise CheckpointError(
                 f"all checkpoints in {run / STEPS} are damaged; remove that folder to start again"

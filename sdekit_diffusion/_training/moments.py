@@ -2,13 +2,13 @@
 
 import itertools
 import math
-import warnings
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from sdekit.calling import warn_caller
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._models.principal import SMALLEST_RATIO, estimated_principal_std
 from sdekit_diffusion._training.trainable import require_count
@@ -84,10 +84,9 @@ def data_moments(
 
 def _warn_of_bytes(smallest: float, largest: float) -> None:
     """Warns of levels of images that are not scaled."""
-    warnings.warn(
+    warn_caller(
         f"the data are whole numbers from {smallest:g} to {largest:g}, as bytes are: for images in "
         "[-1, 1] use x / 127.5 - 1, or pass transform=, such as a data set's scale.encode",
-        stacklevel=5,  # the caller of fit
     )
 
 
@@ -99,12 +98,11 @@ def _warn_of_little_noise(std: float, principal: float, sde: AbstractDiffusion) 
     noise = math.exp(-float(sde.log_snr(sde.T)))
     if not SMALLEST_RATIO * std <= noise < SMALLEST_RATIO * principal:
         return
-    warnings.warn(
+    warn_caller(
         f"the largest sigma / alpha of {sde}, {noise:.3g}, is {noise / principal:.3g} times the "
         "standard deviation of the data in the direction in which it is largest, "
         f"{principal:.3g}: the prior is far from the law of noisy data, and samples and "
         f"likelihoods will be from those of the data. Choose another diffusion{sde.more_noise}",
-        stacklevel=5,  # the caller of fit
     )
 
 
@@ -112,13 +110,12 @@ def _warn_of_scale(mean: float, std: float) -> None:
     """Warns of data on a scale on which networks cannot be trained."""
     if _SMALLEST_STD <= std <= _LARGEST_STD and mean <= _LARGEST_MEAN * std:
         return
-    warnings.warn(
+    warn_caller(
         f"the data have a mean of {mean:.3g} (root mean square over the coordinates) and a "
         f"standard deviation of {std:.3g}; networks expect data of mean 0 and standard deviation "
         "1, and on these samples may be wrong by orders of magnitude: scale them, for example with "
         "transform=scale.encode, where scale = sdekit_diffusion.data.Scale(shift=mean, unit=std), "
         "and decode samples with scale.decode",
-        stacklevel=5,  # the caller of fit
     )
 
 
@@ -143,12 +140,11 @@ def warn_of_raw(source: AbstractSource, encode: Callable[[Tensor], Tensor], scal
     far = mean_given > 2.5 or std_given > 3
     near = mean_given > 0.5 or std_given < 0.1
     if (inputs and far) or (standardised and near):
-        warnings.warn(
+        warn_caller(
             f"the data have a mean of {mean_given:.3g} (root mean square over the coordinates) and "
             f"a standard deviation of {std_given:.3g}, as if the scale of the model had not been "
             "applied to them; model.scale.decode of its samples would then be wrong: pass "
             "transform=model.scale.encode, or a sdekit_diffusion.data.Dataset with this scale",
-            stacklevel=4,  # the caller of fit
         )
 
 

@@ -1,6 +1,5 @@
 """The loss of a recipe as a module, which can be compiled and distributed over processes."""
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -9,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sdekit import uniform01
-from sdekit.calling import require_call
+from sdekit.calling import require_call, warn_caller
 from sdekit_diffusion._models.condition_values import dropped
 from sdekit_diffusion._models.counters import DEQUANTISATION, DROP, FLIP
 from sdekit_diffusion._models.score_model import ScoreModel
@@ -111,10 +110,9 @@ def loss_module(
             loss = compiled
         except Exception as error:  # whatever compilers raise
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            warnings.warn(
+            warn_caller(
                 f"torch.compile failed ({reason}); training continues without it",
                 RuntimeWarning,
-                stacklevel=4,
             )
         model.zero_grad(set_to_none=True)
         with torch.no_grad():

@@ -1,7 +1,6 @@
 """Calibration of posteriors, classifier two-sample tests and posterior-predictive p-values."""
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -11,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sdekit.calling import warn_caller
 from sdekit_diffusion.metrics._points import Samples, pair, require_probability, units
 
 if TYPE_CHECKING:
@@ -80,12 +80,11 @@ class Calibration:
         unresolved = [level for level in levels if self.hidden(level) > 0.5]
         if unresolved and not quiet:
             level = max(unresolved)
-            warnings.warn(
+            warn_caller(
                 f"each posterior has effectively {self.size:.3g} samples, too few for regions of "
                 f"{100 * level:g} %: of the truths outside all samples "
                 f"{100 * self.hidden(level):.0f} % count as within. Coverage says nothing here; "
                 "take more samples, or weights with a larger effective sample size",
-                stacklevel=2,
             )
         columns = self.values.reshape(len(self.values), -1)
         distance = 2 * np.abs(columns - 0.5) if self.central else columns
