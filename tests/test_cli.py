@@ -1088,6 +1088,9 @@ def test_messages_have_no_names_of_tyros_own():
     assert _message(shown) == "Missing value for argument '--n'"
     shown = "╭──╮\n│ Error parsing `__tyro-dummy-inner__.degradation`: --noise is positive │\n╰──╯"
     assert _message(shown) == "--noise is positive"
+    shown = "╭──╮\n│ Error parsing --steps: no type matching {None}|INT could be instantiated │\n"
+    shown += "│ from ['abc']. │\n│ │\n│ Got errors: │\n│ - int: not 1 │\n╰──╯"
+    assert _message(shown) == "--steps: 'abc' is not INT"
     shown = "╭──╮\n│ invalid choice 'a'. Expected one of ('top', 'None', 'left', 'None') │\n╰──╯"
     assert _message(shown) == "invalid choice 'a'. Expected one of ('top', 'left')"
 

@@ -66,8 +66,12 @@ def _message(output: str) -> str:
     text = " ".join(takewhile(lambda line: line[:2] != "──", lines))
     text = text.partition(" Got errors: ")[0]  # of each type in turn
     text = re.sub("__tyro.dummy.inner__[.]?", "", text)  # tyro's own, in some of its versions
+    text = re.sub(r"^Error parsing (--[\w-]+): ", r"\1: ", text)
     text = re.sub(r"^Error parsing [`\w.-]+: ", "", text)  # our own message follows
-    text = re.sub("'None', |, 'None'", "", text)  # an option that is left out
+    text = re.sub(
+        r"no type matching (\S+) could be instantiated from \[(.*)\]", r"\2 is not \1", text
+    )
+    text = re.sub(r"'None', |, 'None'|\{None\}\|", "", text)  # an option that is left out
     return " ".join((text or output).split()).rstrip(".")
 
 

@@ -456,7 +456,7 @@ class ScoreModel(nn.Module, AbstractModel):
         if not isinstance(label, Tensor):
             label = torch.full(point.shape[:1], label, dtype=label_dtype, device=point.device)
         label = label.to(device=point.device, dtype=label_dtype, non_blocking=True)
-        out = self._call_network(None, point.to(dtype), label.expand(point.shape[0]))
+        out = self._call_network(self.net, None, point.to(dtype), label.expand(point.shape[0]))
         if self.plain and _OUTPUT.of is not None and _OUTPUT.of() is out:
             raise TypeError(
                 "this score returns what model(x, t) returned, the output of a network, which is "
@@ -471,29 +471,36 @@ class ScoreModel(nn.Module, AbstractModel):
             )
         return out
 
-    def _call_network(self, dtype: torch.dtype | None, point: Tensor, label: Tensor) -> Tensor:
+    def _call_network(
+        self,
+        net: nn.Module | Callable[..., Tensor],
+        dtype: torch.dtype | None,
+        point: Tensor,
+        label: Tensor,
+    ) -> Tensor:
         """The output of the network in the dtype of the point, computed in `dtype`, or in that of
         the point if it is None; refused if it is not shaped like the point.
+
+        Arguments:
+            net: `self.net`, looked up once for all steps, since modules take long for it.
         """
         x = point if dtype is None or point.dtype == dtype else point.to(dtype)
         checked = bool(self.conditions) or x.requires_grad or has_no_version_counter(x)
         versions = x._version + label._version if not checked else 0
         network = (
-            partial(checked_call, "the network", self.net, **self._arguments(x))
-            if checked
-            else self.net
+            partial(checked_call, "the network", net, **self._arguments(x)) if checked else net
         )
         try:
             out = network(x, label)
         except ChangedError:
             raise
         except Exception as error:
-            explain_failure(error, self.net, self._arguments(x), x, label)
+            explain_failure(error, net, self._arguments(x), x, label)
             raise
         if not checked and x._version + label._version != versions:
             raise changed_in_place("the network")
         if not isinstance(out, Tensor) or out.shape != x.shape or not out.is_floating_point():
-            refuse_output(out, self.net, self._arguments(x), x, label)
+            refuse_output(out, net, self._arguments(x), x, label)
         if x.requires_grad and torch.is_grad_enabled():
             require_gradient(out.requires_grad)
         return out if out.dtype == point.dtype else out.to(point.dtype)
@@ -513,7 +520,8 @@ class ScoreModel(nn.Module, AbstractModel):
         elif self.plain:
             network = self.forward
         else:
-            network = partial(self._call_network, None if parameter is None else parameter.dtype)
+            dtype = None if parameter is None else parameter.dtype
+            network = partial(self._call_network, self.net, dtype)
         sde = self.sde
         key = (sde, self.predicts, self.conditioning, self._unit()) if is_immutable(sde) else None
         if parameter is None:
