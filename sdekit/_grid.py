@@ -9,7 +9,6 @@ from itertools import pairwise
 from operator import gt, lt
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -208,10 +207,16 @@ class Dyadic:
     depth: int
 
     def __post_init__(self) -> None:
-        given = self.knots
-        if not isinstance(given, Sequence | Tensor | np.ndarray) or isinstance(given, str):
-            raise TypeError(f"knots are two or more times, such as (0.0, 1.0), not {given!r:.60}")
-        knots = torch.as_tensor(self.knots, dtype=torch.float64).reshape(-1).tolist()
+        wrong = TypeError(
+            f"knots are two or more times, such as (0.0, 1.0), not {self.knots!r:.60}"
+        )
+        try:
+            given = torch.as_tensor(self.knots, dtype=torch.float64)
+        except (TypeError, ValueError, RuntimeError):
+            raise wrong from None
+        if given.ndim != 1:
+            raise wrong
+        knots = given.tolist()
         if len(knots) < 2 or not all(a < b and math.isfinite(b - a) for a, b in pairwise(knots)):
             raise ValueError(
                 f"knots must be at least two increasing finite times, not {self.knots}"

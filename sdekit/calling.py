@@ -555,7 +555,7 @@ def warn_caller(message: str, category: type[Warning] = UserWarning) -> None:
     """
     level = 1
     frame = inspect.currentframe()
-    while frame is not None and frame.f_globals.get("__name__", "").split(".")[0] in _BETWEEN:
+    while frame is not None and str(frame.f_globals.get("__name__")).split(".")[0] in _BETWEEN:
         level += 1
         frame = frame.f_back
     warnings.warn(message, category, stacklevel=level)

@@ -6,6 +6,7 @@ import copy
 import functools
 import math
 import pickle
+import weakref
 
 import numpy as np
 import pytest
@@ -1119,3 +1120,19 @@ def test_a_drift_that_is_nan_is_named(start):
     broken = ODE(lambda t, x: x * math.nan)
     with pytest.raises(UnfinishedError, match="became infinite or NaN however short the step"):
         solve(broken, torch.ones(1, 1), [start, 2.0], solver=Dopri5(), control=PIDController())
+
+
+def test_a_step_is_not_in_memory_during_the_next():
+    class Watched(HeunEuler):
+        def step(self, problem, t0, t1, x, noise, state):
+            assert all(tensor() is None for tensor in seen)
+            step = super().step(problem, t0, t1, x, noise, state)
+            seen[:] = [weakref.ref(step.error), weakref.ref(step.dense[2])]
+            return step
+
+    seen = []
+    control = PIDController(1e-4, 1e-4)
+    ode = ODE(lambda t, x: -x)
+    solution = solve(ode, torch.ones(2, 1), [0.0, 1.0], solver=Watched(), control=control)
+    assert int(solution.accepted.min()) > 3
+    assert seen

@@ -197,8 +197,9 @@ def test_slopes_on_the_clock_are_the_drift(eta, integrand, mean):
 
 @pytest.mark.parametrize("mean", [0.0, MEAN], ids=["none", "vector"])
 @pytest.mark.parametrize("eta", [0.0, 0.7, 1.0])
-def test_drifts_of_a_step_on_the_clock_are_the_drift_of_each_sample_at_its_time(eta, mean):
-    own = model("vp", "velocity", "time", mean)
+@pytest.mark.parametrize("predicts", ["velocity", "data", "noise"])
+def test_drifts_of_a_step_on_the_clock_are_those_of_samples_at_their_times(predicts, eta, mean):
+    own = model("vp", predicts, "time", mean)
     coordinates = Coordinates.of(own, own.sde)
     problem = on_clock(coordinates.standardised(own), eta)
     levels = torch.linspace(-2.0, 2.0, 2 * len(U), dtype=torch.float64).reshape(2, -1)

@@ -356,6 +356,11 @@ NAN = math.nan
 NET = sd.nets.MLP(shape=(2,), width=4)
 POINTS = sd.GaussianMixture([1.0], [[0.0]], [1.0])
 WRONG_VALUES = {
+    "means of different lengths": (
+        lambda: sd.GaussianMixture([0.5, 0.5], [[0.0], [1.0, 2.0]], [0.1, 0.1]),
+        ValueError,
+        "means of a GaussianMixture are numbers, in a tensor or in lists of one length",
+    ),
     "no conditioning": (lambda: model_of(conditioning=None), ValueError, "conditioning = None"),
     "conditioning NaN": (lambda: model_of(conditioning=(NAN, 1)), ValueError, "finite numbers"),
     "one conditioning": (lambda: model_of(conditioning=NAN), ValueError, "conditioning = nan"),
@@ -630,11 +635,16 @@ OF_ANOTHER_TYPE = {
     ),
     "means of a mixture": (lambda: sd.GaussianMixture([1.0], None, [0.1]), "means of a Gau.*None"),
     "covariances of a mixture": (
-        lambda: sd.GaussianMixture([1.0], [[0.0]], [["a"]]),
-        r"covariances of a Gau.*\['a'\]",
+        lambda: sd.GaussianMixture([1.0], [[0.0]], None),
+        "covariances of a Gau.*None",
     ),
     "folder": (lambda: sd.load(None), "folder is the path of what save or fit wrote, not None"),
     "knots": (lambda: sdekit.BrownianPath(knots=3), r"knots are two or more times, .*not 3"),
+    "knots of knots": (
+        lambda: sdekit.BrownianPath(knots=[[0.0, 1.0], [2.0, 3.0]]),
+        "knots are two or more",
+    ),
+    "texts as knots": (lambda: sdekit.BrownianPath(knots=["a", "b"]), "knots are two or more"),
     "knots as text": (lambda: sdekit.BrownianPath(knots="ab"), "knots are two or more times"),
     "rtol of odeint": (lambda: decayed(rtol="a"), "rtol is a number, or a tensor shaped like y0"),
     "options of odeint": (lambda: decayed(options=3), "options is a dictionary .*not 3"),

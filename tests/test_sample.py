@@ -12,6 +12,7 @@ import itertools
 import math
 import re
 import traceback
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -800,3 +801,23 @@ def test_few_calls_lie_between_sample_and_the_network(mean, method, dtype):
         sample(model, 2, method=method, steps=steps, seed=0, dtype=dtype)
     assert len(net.calls) >= 16
     assert max(net.calls) <= 7
+
+
+def test_the_flow_of_a_subclass_is_solved_its_way():
+    @dataclass(frozen=True, eq=False)
+    class Doubled(AdaptiveFlow):
+        def solve_flow(self, model, u, span, *, after=0):
+            solution = super().solve_flow(model, u, span, after=after)
+            return replace(solution, x=2 * solution.x)
+
+    law = GaussianMixture([1.0], [[0.0]], [1.0])
+    drawn = [sample(law, 3, sde="vp", method=kind(), seed=0) for kind in (AdaptiveFlow, Doubled)]
+    torch.testing.assert_close(drawn[1], 2 * drawn[0])
+
+
+@pytest.mark.parametrize("method", ["ode", "adaptive_sde"])
+def test_evaluations_of_adaptive_steps_are_the_calls_of_the_network(method):
+    net = Bent()
+    model = ScoreModel(net, "vp", shape=(2,), data_std=1.0)
+    solution = sample(model, 1, method=method, seed=0, return_solution=True)
+    assert solution.evaluations.tolist() == [len(net.calls)]

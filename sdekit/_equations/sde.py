@@ -286,7 +286,9 @@ class AbstractSDE(ABC):
         self, times: Sequence[Tensor], x: Tensor
     ) -> Sequence[Callable[[Tensor], Tensor]] | None:
         """The drift at each of several times, those of the stages of a step, each `(batch,)`, as
-        functions of states like x; what depends on the times alone is computed in one call.
+        functions of states like x; what depends on the times alone is computed in one call. Each
+        function is called once. Like `slopes` they refuse changes in place and other shapes
+        themselves, because `solve` does not check them.
 
         None if that saves nothing.
         """

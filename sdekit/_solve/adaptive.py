@@ -105,15 +105,15 @@ class AdaptiveSolve:
     def run(self) -> tuple[Solution, Tensor]:
         """Solves; returns the solution and the times that the samples reached."""
         # The solver is called here, not deeper, so that few calls lie between a solve and a drift.
-        solver = self.solver
-        self.active.state = solver.init(*self._beginning())
+        self.active.state = self.solver.init(*self._beginning())
         while len(self.active.index):
             active = self.active
             attempt = self._attempt()
             _, problem, start, stop, noise, context = attempt
             with context:
-                step = solver.step(problem, start, stop, active.x, noise, active.state)
+                step = self.solver.step(problem, start, stop, active.x, noise, active.state)
             self._finish(attempt, step)
+            del active, attempt, noise, step  # else they are in memory during the next step
         self.problem.require_unchanged()
         seed = None if self.noise is None else self.noise.seed
         solution = self.results.solution(torch.from_numpy(self.outputs), seed)

@@ -108,7 +108,8 @@ class NetworkCall(NamedTuple):
         count = stages * len(x)
         label = torch.as_tensor(affine.label).expand(count).reshape(stages, -1)
         labels = label.to(self.device or x.device, self.dtype or x.dtype).unbind()
-        parts = (affine.point, affine.skip, affine.out, affine.shift, affine.mean)
+        out = torch.as_tensor(affine.out, dtype=torch.float64)
+        parts = (affine.point, affine.skip, out, affine.shift, affine.mean)
         # All numbers per sample in one copy.
         tensors = [part.expand(count) for part in parts if isinstance(part, Tensor)]
         shape = (stages * len(tensors), len(x), *[1] * (x.ndim - 1))

@@ -499,12 +499,14 @@ def _as_tensor(name: str, values: Any, dtype: torch.dtype | None = None) -> Tens
     """An argument as a tensor.
 
     Raises:
-        TypeError: where it holds anything but numbers, or lists of different lengths.
+        TypeError: for anything but numbers.
+        ValueError: for lists of different lengths, or of texts.
     """
     try:
         return torch.as_tensor(values, dtype=dtype)
-    except (TypeError, ValueError, RuntimeError):
-        raise TypeError(
+    except (TypeError, ValueError, RuntimeError) as error:
+        kind = ValueError if isinstance(error, ValueError) else TypeError
+        raise kind(
             f"{name} of a GaussianMixture are numbers, in a tensor or in lists of one length; not "
             f"{values!r:.60}"
         ) from None

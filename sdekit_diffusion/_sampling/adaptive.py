@@ -28,7 +28,6 @@ from sdekit_diffusion._sampling.on_clock import require_clock
 from sdekit_diffusion._sampling.probability_flow import (
     ADVICE,
     ProbabilityFlowOnClock,
-    solve_flow,
     solve_to_accuracy,
 )
 
@@ -151,7 +150,12 @@ class AdaptiveFlow(AbstractAdaptive):
     ) -> Solution:
         """The flow over a span of l, to the tolerances or the accuracy."""
         if self.accuracy is None:
-            return solve_flow(model, u, span, self.solver, self.control, after=after)
+            # As `probability_flow.solve_flow`, one call less between `sample` and the network.
+            equation = ProbabilityFlowOnClock(model)
+            with equation.errors_in_l(after):
+                ends = equation.ends(span)
+                solution = solve(equation, u, ends, solver=self.solver, control=self.control)
+            return replace(solution, ts=torch.tensor(span, dtype=torch.float64))
 
         def control(tolerance: float) -> PIDController:
             return replace(self, rtol=tolerance, atol=tolerance).control
@@ -160,16 +164,7 @@ class AdaptiveFlow(AbstractAdaptive):
 
     def run(self, problem: ReverseProblem) -> Solution:
         self.require(problem)
-        if self.accuracy is not None:
-            solution = self.solve_flow(problem.model, problem.u, problem.span)
-            return self.report_ends(problem, solution)
-        # As `solve_flow`, with fewer calls between `sample` and the network.
-        equation = ProbabilityFlowOnClock(problem.model)
-        ends = equation.ends(problem.span)
-        with equation.errors_in_l():
-            solution = solve(equation, problem.u, ends, solver=self.solver, control=self.control)
-        ts = torch.tensor(problem.span, dtype=torch.float64)
-        return self.report_ends(problem, replace(solution, ts=ts))
+        return self.report_ends(problem, self.solve_flow(problem.model, problem.u, problem.span))
 
 
 @dataclass(frozen=True, eq=False)
