@@ -1049,12 +1049,12 @@ class Wide(torch.nn.Linear):
 
     Args:
         shape: of the data.
-        kernel: of nothing.
+        heights: of nothing.
     """
 
-    def __init__(self, shape: Sequence[int] = (2,), kernel: Sequence[int] = (3,), width: int = 1):
+    def __init__(self, shape: Sequence[int] = (2,), heights: Sequence[int] = (3,), width: int = 1):
         super().__init__(shape[0], shape[0])
-        self.config = {"shape": list(shape), "kernel": list(kernel), "width": width}
+        self.config = {"shape": list(shape), "heights": list(heights), "width": width}
 
     def forward(self, x, t):
         return super().forward(x)
@@ -1063,14 +1063,14 @@ class Wide(torch.nn.Linear):
 def test_the_arguments_of_a_registered_network_are_options(monkeypatch):
     monkeypatch.setitem(nets.registry, "Wide", Wide)
     options = with_network_arguments("Options", Net.__base__)
-    assert "kernel: Wide: of nothing." in options.__doc__
+    assert "heights: Wide: of nothing." in options.__doc__
     x = torch.zeros(4, 2)
     source = Dataset(x, x, Scale(), "points")
-    net = options(network="Wide", kernel=(5, 7)).model(source, "vp").net
-    assert net.config == {"shape": [2], "kernel": [5, 7], "width": 1}
-    with pytest.raises(ValueError, match="--kernel is not an option of MLP"):
-        options(network="MLP", kernel=(5,)).model(source, "vp")
-    assert get_type_hints(options)["kernel"] == tuple[int, ...] | None
+    net = options(network="Wide", heights=(5, 7)).model(source, "vp").net
+    assert net.config == {"shape": [2], "heights": [5, 7], "width": 1}
+    with pytest.raises(ValueError, match="--heights is not an option of MLP"):
+        options(network="MLP", heights=(5,)).model(source, "vp")
+    assert get_type_hints(options)["heights"] == tuple[int, ...] | None
 
 
 def test_weights_that_are_not_finite(damaged, capsys):
