@@ -39,7 +39,6 @@ from sdekit import AbstractSolver, Bosh3, Dopri5, Dopri8, Tsit5
 from sdekit_diffusion import VESDE, VPSDE, AdaptiveFlow, GaussianMixture, SubVPSDE
 from sdekit_diffusion._diffusions.diffusion import AbstractDiffusion
 from sdekit_diffusion._sampling.coordinates import Coordinates
-from sdekit_diffusion._sampling.probability_flow import solve_flow
 
 SAMPLES = 16
 SEED = 1
@@ -199,7 +198,7 @@ def with_ours(
     u = coordinates.standard(t0, torch.from_numpy(x))
 
     def run(tol: float) -> tuple[NDArray[np.float64], float]:
-        found = solve_flow(model, u, (start, stop), solver, AdaptiveFlow(tol, tol).control)
+        found = AdaptiveFlow(tol, tol, solver).solve_flow(model, u, (start, stop))
         return coordinates.physical(t1, found.x).numpy(), float(found.evaluations.double().mean())
 
     return run

@@ -800,7 +800,7 @@ def test_few_calls_lie_between_sample_and_the_network(mean, method, dtype):
         model = ScoreModel(made, "vp", shape=(2,), data_mean=torch.tensor(mean), data_std=1.0)
         sample(model, 2, method=method, steps=steps, seed=0, dtype=dtype)
     assert len(net.calls) >= 16
-    assert max(net.calls) <= 7
+    assert max(net.calls) in (6, 7)
 
 
 def test_the_flow_of_a_subclass_is_solved_its_way():

@@ -63,7 +63,6 @@ from sdekit_diffusion._inference.encoding import slerp
 from sdekit_diffusion._sampling.coordinates import Coordinates
 from sdekit_diffusion._sampling.in_time import _native_points
 from sdekit_diffusion._sampling.method import ReverseProblem
-from sdekit_diffusion._sampling.probability_flow import solve_flow
 from sdekit_diffusion.data import Scale
 
 MIXTURE = GaussianMixture(
@@ -370,8 +369,7 @@ def test_an_accuracy_takes_a_tenth_and_a_hundredth_and_counts_all_solves():
     a = 1e-2
     span = tuple(reversed(span_of(MIXTURE, VPSDE(), 1e-3)))
     found = AdaptiveFlow(accuracy=a).solve_flow(MIXTURE, X, span)
-    controls = [AdaptiveFlow(tol, tol).control for tol in (a / 10, a / 100)]
-    parts = [solve_flow(MIXTURE, X, span, sdekit.Dopri5(), control) for control in controls]
+    parts = [AdaptiveFlow(tol, tol).solve_flow(MIXTURE, X, span) for tol in (a / 10, a / 100)]
     twice = found.evaluations == parts[0].evaluations + parts[1].evaluations
     assert twice.any()
     torch.testing.assert_close(found.x[twice], parts[1].x[twice], rtol=0, atol=1e-9)

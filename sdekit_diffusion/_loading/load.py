@@ -98,12 +98,10 @@ def load(
         >>> sd.sample(model, 3, steps=5, seed=0).shape
         torch.Size([3, 2])
     """
-    if not isinstance(folder, str | os.PathLike):
-        raise TypeError(f"folder is the path of what save or fit wrote, not {folder!r:.60}")
     device = available_device(device)
     if sum([ema is not None, width is not None, best]) > 1:
         raise ValueError("ema, width and best each name other weights: give one of them")
-    run = Path(folder)
+    run = _path(folder)
     folder = best_of(run) if best else config_folder(run) if ema is None else newest(run) or run
     config = read_config(folder)
     parts = [read_tensors(folder) if ema is None else _averaged(folder, config, ema)]
@@ -139,6 +137,13 @@ def load(
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{folder} is damaged: {error}") from error
     return model.to(device).eval()
+
+
+def _path(folder: object) -> Path:
+    """A folder as a path, refused if it is not the name of one."""
+    if not isinstance(folder, str | os.PathLike):
+        raise TypeError(f"folder is the path of what save or fit wrote, not {folder!r:.60}")
+    return Path(folder)
 
 
 def _given_network(net: nn.Module | str | Path | None) -> nn.Module | None:

@@ -148,19 +148,27 @@ class AdaptiveFlow(AbstractAdaptive):
     def solve_flow(
         self, model: AbstractModel, u: Tensor, span: Span, *, after: int = 0
     ) -> Solution:
-        """The flow over a span of l, to the tolerances or the accuracy."""
-        if self.accuracy is None:
-            # As `probability_flow.solve_flow`, one call less between `sample` and the network.
-            equation = ProbabilityFlowOnClock(model)
-            with equation.errors_in_l(after):
-                ends = equation.ends(span)
-                solution = solve(equation, u, ends, solver=self.solver, control=self.control)
-            return replace(solution, ts=torch.tensor(span, dtype=torch.float64))
+        """The flow of u over a span of l, to the tolerances or the accuracy.
 
-        def control(tolerance: float) -> PIDController:
-            return replace(self, rtol=tolerance, atol=tolerance).control
+        Arguments:
+            after: the number of rows of the caller's batch before those of u.
 
-        return solve_to_accuracy(model, u, span, self.solver, control, self.accuracy, after=after)
+        Raises:
+            UnfinishedError: where some samples do not reach the end; it has the solution in u and
+                l.
+        """
+        if self.accuracy is not None:
+
+            def to_tolerance(tolerance: float, model: AbstractModel, u: Tensor) -> Solution:
+                flow = AdaptiveFlow(tolerance, tolerance, self.solver, self.max_steps)
+                return flow.solve_flow(model, u, span)
+
+            return solve_to_accuracy(to_tolerance, model, u, span, self.accuracy, after=after)
+        equation = ProbabilityFlowOnClock(model)
+        with equation.errors_in_l(after):
+            ends = equation.ends(span)
+            solution = solve(equation, u, ends, solver=self.solver, control=self.control)
+        return replace(solution, ts=torch.tensor(span, dtype=torch.float64))
 
     def run(self, problem: ReverseProblem) -> Solution:
         self.require(problem)

@@ -11,13 +11,10 @@ from torch import Tensor
 
 from sdekit import (
     AbstractSDE,
-    AbstractSolver,
-    PIDController,
     Solution,
     Status,
     UnfinishedError,
     computed,
-    solve,
 )
 from sdekit.elementary import Time, broadcast, clip, expm1, log, sqrt
 from sdekit_diffusion._models.affine import Function
@@ -119,35 +116,11 @@ class ProbabilityFlowOnClock(AbstractSDE):
         return replace(self, model=self.model.rows(index))
 
 
-def solve_flow(
-    model: AbstractModel,
-    u: Tensor,
-    span: Span,
-    solver: AbstractSolver,
-    control: PIDController,
-    *,
-    after: int = 0,
-) -> Solution:
-    """The solution for u from the first end of a span of l to the last.
-
-    Arguments:
-        after: the number of rows of the caller's batch before those of u.
-
-    Raises:
-        UnfinishedError: where some samples do not reach the end; it has the solution in u and l.
-    """
-    equation = ProbabilityFlowOnClock(model)
-    with equation.errors_in_l(after):
-        solution = solve(equation, u, equation.ends(span), solver=solver, control=control)
-    return replace(solution, ts=torch.tensor(span, dtype=torch.float64))
-
-
 def solve_to_accuracy(
+    solve_flow: Callable[[float, AbstractModel, Tensor], Solution],
     model: AbstractModel,
     u: Tensor,
     span: Span,
-    solver: AbstractSolver,
-    control: Callable[[float], PIDController],
     accuracy: float,
     *,
     after: int = 0,
@@ -163,8 +136,10 @@ def solve_to_accuracy(
     together.
 
     Arguments:
-        model, u, span, solver, after: as in `solve_flow`.
-        control: returns the controller for a tolerance.
+        solve_flow: the solution for a tolerance, a model and u, over the span.
+        model, u, span: the model of the flow, the states at the first end of a span of l, and both
+            ends.
+        after: the number of rows of the caller's batch before those of u.
 
     Raises:
         UnfinishedError: where some samples fail, or do not agree at any tolerance that the dtype
@@ -177,7 +152,7 @@ def solve_to_accuracy(
     tolerance = max(accuracy / 10, smallest)
     while solution is None or (len(rows) and tolerance > 0):
         try:
-            part = solve_flow(model.rows(rows), u[rows], span, solver, control(tolerance))
+            part = solve_flow(tolerance, model.rows(rows), u[rows])
         except UnfinishedError as error:
             part = error.solution
             reached = reached.index_copy(0, rows, error.reached.double())
