@@ -9,8 +9,9 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from sdekit import ReverseSDE
+from sdekit import AdamsMoulton, ReverseSDE
 from sdekit._solve.counted import Counted
 from sdekit.elementary import softplus, sqrt
 from sdekit_diffusion import (
@@ -18,6 +19,7 @@ from sdekit_diffusion import (
     VPSDE,
     AbstractModel,
     GaussianMixture,
+    OnClock,
     ScoreModel,
     sample,
 )
@@ -367,3 +369,50 @@ def test_outputs_of_a_network_are_not_changed(dtype):
     assert predict(u).tolist() == [[5.0, 5.0]] * 3
     assert predict(u, 2.0, onto).tolist() == [[15.0, 15.0]] * 3
     assert (outputs.unique(), u.unique(), onto.unique()) == (1.0, 2.0, 5.0)
+
+
+class Operations(TorchDispatchMode):
+    """The names of torch's operations, in order."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(function.__name__.split(".")[0])
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("mean", [0.0, MEAN], ids=["none", "vector"])
+@pytest.mark.parametrize("out", [-0.7, 1.0, 0.0])
+def test_a_prediction_in_its_unit_takes_one_operation_less(out, mean):
+    rows = [(0.5, 1.0, -0.3, out, 0.0, 0.25 if isinstance(mean, torch.Tensor) else 0.0)]
+    outputs = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    kept = outputs.clone()
+    u = outputs.flip(0) + 2
+    call = affine.NetworkCall(lambda x, t: outputs, None, None, None, mean)
+    predict = call.functions(rows)[0]
+    assert predict.unit == (1 / out if out else 1.0)
+    expected = -0.3 * u + out * outputs + (0.25 * MEAN.to(u) if rows[0][5] else 0.0)
+    torch.testing.assert_close(predict(u), expected)
+    torch.testing.assert_close(predict(u, predict.unit), predict.unit * expected)
+    torch.testing.assert_close(predict(u, 2.0, kept), kept + 2 * expected)
+    torch.testing.assert_close(predict(u, predict.unit, kept), kept + predict.unit * expected)
+    assert torch.equal(outputs, kept)
+    counts = []
+    for h in (predict.unit, 2.0):
+        with Operations() as operations:
+            predict(u, h)
+        counts.append(sum(name in ("add", "add_") for name in operations.names))
+    assert counts[1] - counts[0] == (out != 0)
+
+
+def test_flows_take_one_sum_a_value_and_one_for_the_slope():
+    """The default alone, whose rule adds five values in later steps."""
+    own = ScoreModel(lambda x, t: 0.5 * x, VPSDE(), "noise", shape=(2,), data_std=1.0)
+    counts = []
+    for steps in (30, 31):
+        with Operations() as operations:
+            sample(own, 4, method=OnClock(AdamsMoulton(4), integrand="velocity"), steps=steps)
+        counts.append(sum(name in ("add", "add_") for name in operations.names))
+    assert counts[1] - counts[0] == 6

@@ -16,15 +16,15 @@ from torch.func import vjp, vmap
 from sdekit._equations.derivative import derivative, varies
 from sdekit._equations.quadrature import Panels, Rule
 from sdekit.calling import is_differentiating, is_transformed, leaf, recording
-from sdekit.elementary import Time, axpy, broadcast
+from sdekit.elementary import Time, axpy, broadcast, scaled
 
 NoiseType = Literal["none", "additive", "diagonal", "scalar", "general"]
 SDEType = Literal["ito", "stratonovich"]
 
 
 class Slope(Protocol):
-    """The drift f at a fixed time as a function of x; onto + h f(x) if h and onto are given, with h
-    a float where the time is one.
+    """The drift f at a fixed time as a function of x: h f(x), or onto + h f(x) if onto is given,
+    with h a float where the time is one.
     """
 
     def __call__(self, x: Tensor, h: Time = 1.0, onto: Tensor | None = None, /) -> Tensor: ...
@@ -55,8 +55,10 @@ class AbstractSDE(ABC):
         sde_type: the calculus, "ito" or "stratonovich".
         slopes: the drift at each time of a grid as a function of x, for equations that compute part
             of it in advance; `tabulated` fills it in. With two more arguments, `(x, h, onto)`,
-            these functions return onto + h f(x). They refuse changes in place themselves, because
-            `solve` does not check them.
+            these functions return onto + h f(x), and with one, `(x, h)`, h f(x). They refuse
+            changes in place themselves, because `solve` does not check them. If they have an
+            attribute `unit`, a number h for which h f(x) takes fewer operations than f(x),
+            multistep rules keep h f(x).
         scores_on_grid: the score at each time of a grid as a function of x, like `slopes`.
         plans: a cache of the plans of multistep rules on this equation; None makes a new plan in
             each solve.
@@ -219,14 +221,17 @@ class AbstractSDE(ABC):
         vars(self)["_is_followed"] = followed
 
     def drift_at(self, t: Time) -> Slope:
-        """f(t, x) as a function of x, to be called once; with two more arguments, `(x, h, onto)`,
-        it returns onto + h f(t, x), for solvers that use this value of the drift only once.
+        """f(t, x) as a function of x, to be called once. With one more argument, `(x, h)`, it
+        returns h f(t, x), and with two, `(x, h, onto)`, onto + h f(t, x), for solvers that use this
+        value of the drift only once.
         """
         return partial(self._drift_onto, t)
 
     def _drift_onto(self, t: Time, x: Tensor, h: Time = 1.0, onto: Tensor | None = None) -> Tensor:
         f = self.drift(t, x)
-        return f if onto is None else axpy(h, f, onto)
+        if onto is not None:
+            return axpy(h, f, onto)
+        return f if isinstance(h, float) and h == 1 else scaled(h, f)
 
     def diffuse(self, t: Time, x: Tensor, dw: Tensor | None, onto: Tensor) -> Tensor:
         """onto + g(t, x) . dw, for every noise type; dw is shaped like W, or None without noise.

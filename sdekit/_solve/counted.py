@@ -86,7 +86,7 @@ class Counted(AbstractSDE):
         return self.calls[0]
 
     def drift(self, t: Time, x: Tensor) -> Tensor:
-        if not isinstance(t, Tensor) and (slope := self.slopes.get(t)) is not None:
+        if isinstance(t, float) and (slope := self.slopes.get(t)) is not None:
             self.calls[0] += 1
             return slope(x)
         return self._checked_drift(t, x)
@@ -120,7 +120,7 @@ class Counted(AbstractSDE):
         return checked_call("the drift", method, t.clone(), x.clone())
 
     def drift_at(self, t: Time) -> Slope:
-        slope = None if isinstance(t, Tensor) else self.slopes.get(t)
+        slope = self.slopes.get(t) if isinstance(t, float) else None
         if slope is None:
             return super().drift_at(t)
         self.calls[0] += 1
@@ -137,7 +137,7 @@ class Counted(AbstractSDE):
         return self.score_at(t)(x)
 
     def score_at(self, t: Time) -> Callable[[Tensor], Tensor]:
-        function = None if isinstance(t, Tensor) else self.problem.scores_on_grid.get(t)
+        function = self.problem.scores_on_grid.get(t) if isinstance(t, float) else None
         if function is None:
             return partial(self._checked_score, t)
         self.calls[0] += 1

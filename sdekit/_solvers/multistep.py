@@ -17,7 +17,7 @@ from sdekit._equations.computed import computed
 from sdekit._equations.quadrature import Panels
 from sdekit._equations.sde import AbstractSDE, NoiseType
 from sdekit._solvers.contract import Order
-from sdekit._solvers.planned import AbstractPlanned, Row
+from sdekit._solvers.planned import AbstractPlanned, Row, in_units, units_of
 from sdekit.calling import require_bools
 
 Variable = Literal["l", "smooth"]
@@ -123,7 +123,7 @@ class AbstractMultistep(AbstractPlanned):
         settings = _settings_of(type(self))(self)
         if problem.plans is None or not _is_hashed_by_value(settings):
             return replace(self, planned=self._compute_plan(problem, ts))
-        key = type(self), settings, problem.noise_type, tuple(ts)
+        key = type(self), settings, problem.noise_type, tuple(ts), tuple(units_of(problem, ts))
         if key not in problem.plans:
             problem.plans[key] = replace(self, planned=self._compute_plan(problem, ts))
         return problem.plans[key]
@@ -159,7 +159,7 @@ class AbstractMultistep(AbstractPlanned):
         if start > 1:
             rows[0] = self._first_step(problem, points[: start - 1].tolist(), ts[1])
         rows[-1] = rows[-1]._replace(kept_slopes=(), correction=())
-        return dict(zip(ts[:-1], rows, strict=True))
+        return dict(zip(ts[:-1], in_units(rows, units_of(problem, ts)), strict=True))
 
     def _weights(
         self, problem: AbstractSDE, grid: np.ndarray, nodes: np.ndarray, sizes: np.ndarray

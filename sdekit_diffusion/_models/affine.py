@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch._C._functorch import peek_interpreter_stack
@@ -97,9 +98,7 @@ class NetworkCall(NamedTuple):
     def functions(self, rows: list[Row]) -> list[Function]:
         """The prediction at each level, as a function of u."""
         labels = _Labels([row[0] for row in rows], self.dtype, self.device)
-        return [
-            partial(_predict, self.network, self.m, labels, i, row) for i, row in enumerate(rows)
-        ]
+        return [Prediction(self.network, self.m, labels, i, row) for i, row in enumerate(rows)]
 
     def in_rows(self, affine: Affine, stages: int, x: Tensor) -> list[Function]:
         """The prediction at levels `(stages * batch,)`: for each stage a function of u, shaped like
@@ -156,7 +155,7 @@ class _Labels:
         n = x.shape[0]
         if column is None:
             # Copied once, since a copy to a device may wait for its queued work.
-            column = torch.tensor(self.values, dtype=torch.float64).unsqueeze(1)
+            column = torch.from_numpy(np.array(self.values)).unsqueeze(1)
             place = self.device or x.device
             column = column.to(place, self.dtype or x.dtype, non_blocking=True)
         size = max(1, _BLOCK // max(1, n))
@@ -167,6 +166,50 @@ class _Labels:
         inferring = torch.is_inference_mode_enabled()
         self._kept = n, x.dtype, x.device, inferring, column, first, block
         return first, block
+
+
+class Prediction:
+    """The prediction at one level as a function of u.
+
+    Arguments:
+        network, m: as in `NetworkCall`.
+        labels, i: the labels of all levels, and the number of this one.
+        row: its coefficients, see `Affine.rows`.
+
+    Attributes:
+        unit: 1 / out: the prediction times this takes one operation less.
+    """
+
+    __slots__ = ("i", "labels", "m", "network", "row", "unit")
+
+    def __init__(
+        self, network: Network, m: Tensor | float, labels: _Labels, i: int, row: Row
+    ) -> None:
+        self.network = network
+        self.m = m
+        self.labels = labels
+        self.i = i
+        self.row = row
+        self.unit = 1 / row[3] if row[3] else 1.0
+
+    def __call__(self, u: Tensor, h: float = 1.0, onto: Tensor | None = None) -> Tensor:
+        """h times the prediction at u, added to `onto` if it is given."""
+        _, point, skip, out, shift, mean = self.row
+        add = adder(u)
+        x = u if point == 1 else add(ZERO, u, alpha=point)
+        if shift:
+            x = _add_multiple(shift, self.m, x)
+        output = self.network(x, self.labels.at(self.i, x))
+        # A new tensor, even if the network returns the same buffer in each call.
+        if skip and onto is None and h == self.unit and out:
+            result = add(output, u, alpha=h * skip)
+        else:
+            result = add(ZERO if onto is None else onto, output, alpha=h * out)
+            if skip and add is torch.add and peek_interpreter_stack() is None:
+                result.add_(u, alpha=h * skip)
+            elif skip:
+                result = add(result, u, alpha=h * skip)
+        return _add_multiple(h * mean, self.m, result) if mean else result
 
 
 class Model(Protocol):
@@ -199,32 +242,6 @@ def prepared(
             _CACHE.clear()
         _CACHE[full_key] = rows
     return network_call.functions(rows)
-
-
-def _predict(
-    network: Network,
-    m: Tensor | float,
-    labels: _Labels,
-    i: int,
-    row: Row,
-    u: Tensor,
-    h: float = 1.0,
-    onto: Tensor | None = None,
-) -> Tensor:
-    """onto + h times the prediction at level i and u."""
-    _, point, skip, out, shift, mean = row
-    add = adder(u)
-    x = u if point == 1 else add(ZERO, u, alpha=point)
-    if shift:
-        x = _add_multiple(shift, m, x)
-    output = network(x, labels.at(i, x))
-    # A new tensor, even if the network returns the same buffer in each call.
-    result = add(ZERO if onto is None else onto, output, alpha=h * out)
-    if skip and add is torch.add and peek_interpreter_stack() is None:
-        result.add_(u, alpha=h * skip)
-    elif skip:
-        result = add(result, u, alpha=h * skip)
-    return _add_multiple(h * mean, m, result) if mean else result
 
 
 def _predict_in_rows(

@@ -484,9 +484,9 @@ class ScoreModel(nn.Module, AbstractModel):
         Arguments:
             net: `self.net`, looked up once for all steps, since modules take long for it.
         """
-        x = point if dtype is None or point.dtype == dtype else point.to(dtype)
-        checked = bool(self.conditions) or x.requires_grad or has_no_version_counter(x)
-        versions = x._version + label._version if not checked else 0
+        x = point if dtype is None or point.dtype is dtype else point.to(dtype)
+        checked = self.conditions or x.requires_grad or has_no_version_counter(x)
+        versions = 0 if checked else x._version + label._version
         network = (
             partial(checked_call, "the network", net, **self._arguments(x)) if checked else net
         )
@@ -501,9 +501,9 @@ class ScoreModel(nn.Module, AbstractModel):
             raise changed_in_place("the network")
         if not isinstance(out, Tensor) or out.shape != x.shape or not out.is_floating_point():
             refuse_output(out, net, self._arguments(x), x, label)
-        if x.requires_grad and torch.is_grad_enabled():
+        if checked and x.requires_grad and torch.is_grad_enabled():
             require_gradient(out.requires_grad)
-        return out if out.dtype == point.dtype else out.to(point.dtype)
+        return out if out.dtype is point.dtype else out.to(point.dtype)
 
     def _arguments(self, point: Tensor) -> dict[str, Any]:
         """The conditions as the network receives them for these points."""

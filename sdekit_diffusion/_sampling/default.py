@@ -4,6 +4,7 @@
 
 import math
 from dataclasses import replace
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from sdekit import (
@@ -39,6 +40,7 @@ class Choice(NamedTuple):
     native_share: float | None = None
     sharpness_power: float = 0.0
 
+    @lru_cache(maxsize=64)  # noqa: B019 - the choices are constants
     def on(self, grid: Focused, d: int) -> Focused:
         """The grid with what this choice has and the caller does not give, for d coordinates."""
         reach = None if self.reach is None else self.reach * d**self.power

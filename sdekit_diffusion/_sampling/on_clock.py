@@ -15,6 +15,7 @@ from sdekit import (
     did_you_mean,
     uniform,
 )
+from sdekit.elementary import scaled
 from sdekit_diffusion._arguments.immutable import is_immutable
 from sdekit_diffusion._models.model import AbstractModel
 from sdekit_diffusion._sampling.clock import (
@@ -255,8 +256,8 @@ class OnClock(AbstractGridMethod):
             equation,
             rule,
             times,
-            lambda i, u: u / equation.scale(ls[i]),
-            lambda i, y: y * equation.scale(ls[i]),
+            lambda i, u: u if (scale := equation.scale(ls[i])) == 1 else u / scale,
+            lambda i, y: y if (scale := equation.scale(ls[i])) == 1 else scaled(scale, y),
             lambda t: float(equation.parameter(t)),
         )
 
