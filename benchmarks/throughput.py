@@ -449,11 +449,10 @@ def default_loop(f: Score, x: Tensor, ts: list[float]) -> Tensor:
     and a value of the output and the point of the network.
     """
     weights = (0.5, -0.4, 0.3, -0.2, 0.1)
-    zero = torch.zeros(())
     values = [x] * 5
     for t in ts[1:]:
         x = added(x, weights, values)
-        value = torch.add(torch.add(zero, f(t, x), alpha=0.1), x, alpha=-0.05)
+        value = torch.add(f(t, x), x, alpha=-0.05)
         values = [value, *values[:4]]
     return x
 
