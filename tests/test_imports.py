@@ -69,6 +69,20 @@ def test_every_entry_is_on_the_architecture_page(package):
     assert set(table(package)) == {name.split(".")[0] for name, _ in modules(package)}
 
 
+def test_what_the_architecture_page_places_in_a_file_is_there():
+    places = re.findall(r"`([\w.]+)`\s+in\s+`([\w/]+\.py)`", PAGE)
+    assert len(places) >= 4
+    for name, file in places:
+        (path,) = [
+            p
+            for package in PACKAGES
+            for p in (ROOT / package).rglob("*.py")
+            if p.as_posix().endswith(f"/{file}")
+        ]
+        last = name.split(".")[-1]
+        assert re.search(rf"(def|class) {last}\b", path.read_text()), f"{file} has no {name}"
+
+
 @pytest.mark.parametrize("package", PACKAGES)
 def test_imports_go_down(package):
     level = table(package)

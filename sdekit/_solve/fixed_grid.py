@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -64,7 +63,7 @@ def solution_on_grid(
 ) -> Solution:
     """The solution that ends at x, with or without the states at some times."""
     seed = None if steps.noise is None else steps.noise.seed
-    times = torch.from_numpy(np.array(ts, np.float64))
+    times = torch.tensor(ts, dtype=torch.float64)
     evaluations = steps.problem.evaluations
     solution = solution_of_equal_steps(
         x, times, xs, seed, evaluations=evaluations, steps=len(steps)

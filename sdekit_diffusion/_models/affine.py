@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch._C._functorch import peek_interpreter_stack
@@ -155,7 +154,7 @@ class _Labels:
         n = x.shape[0]
         if column is None:
             # Copied once, since a copy to a device may wait for its queued work.
-            column = torch.from_numpy(np.array(self.values)).unsqueeze(1)
+            column = torch.tensor(self.values, dtype=torch.float64).unsqueeze(1)
             place = self.device or x.device
             column = column.to(place, self.dtype or x.dtype, non_blocking=True)
         size = max(1, _BLOCK // max(1, n))

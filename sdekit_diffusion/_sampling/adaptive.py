@@ -160,8 +160,8 @@ class AdaptiveFlow(AbstractAdaptive):
         if self.accuracy is not None:
 
             def to_tolerance(tolerance: float, model: AbstractModel, u: Tensor) -> Solution:
-                flow = AdaptiveFlow(tolerance, tolerance, self.solver, self.max_steps)
-                return flow.solve_flow(model, u, span)
+                flow = replace(self, rtol=tolerance, atol=tolerance, accuracy=None)
+                return AdaptiveFlow.solve_flow(flow, model, u, span)
 
             return solve_to_accuracy(to_tolerance, model, u, span, self.accuracy, after=after)
         equation = ProbabilityFlowOnClock(model)
