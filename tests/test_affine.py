@@ -1,6 +1,8 @@
 """What is computed at once for a grid is what the model predicts level by level."""
 
 import math
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
@@ -70,7 +72,7 @@ def test_functions_of_a_grid_are_the_predictions(sde, predicts):
         coordinates = Coordinates.of(own, own.sde)
         for one in (own, coordinates.standardised(own)):
             for what, predict in (("data", one.predict_data), ("noise", one.predict_noise)):
-                functions = one.network_call().functions(one.affine(L, what).rows(len(L)), {})
+                functions = one.network_call().functions(one.affine(L, what).rows(len(L)))
                 for l, function in zip(L.tolist(), functions, strict=True):
                     same(function(U), predict(l, U), (conditioning, what))
 
@@ -92,13 +94,50 @@ def test_labels_are_those_of_each_batch():
         return x * t[:, None]
 
     own = ScoreModel(net, "vp", "data", shape=(3,), data_std=1.0)
-    functions = own.network_call().functions(own.affine(L, "data").rows(len(L)), {})
+    functions = own.network_call().functions(own.affine(L, "data").rows(len(L)))
     for u in (U, U[:2], U[:2].float(), U):
         for l, function in zip(L.tolist(), functions, strict=True):
             torch.testing.assert_close(function(u), own.predict_data(l, u))
             given, expected = seen[-2:]
             assert given.dtype == u.dtype
             torch.testing.assert_close(given, expected.to(u.dtype))
+
+
+def test_labels_are_numbers_of_their_own_in_any_order_and_mode(monkeypatch):
+    """Not views of one number, whose functions round in another way; in blocks of levels; and a
+    solve may go on outside the inference mode in which it began.
+    """
+    monkeypatch.setattr(affine, "_BLOCK", 8)  # two levels of four samples
+    values = [0.5, 0.25, 0.75, -1.0, 3.0]
+    labels = affine._Labels(values, torch.float32, U.device)
+    for i in (0, 1, 2, 4, 3, 0, 4):
+        label = labels.at(i, U)
+        assert label.tolist() == [values[i]] * 4
+        assert label.is_contiguous()
+    with torch.inference_mode():
+        assert labels.at(1, U).is_inference()
+    assert not labels.at(1, U).is_inference()
+    assert labels.at(1, U[:0]).shape == (0,)
+
+
+def test_threads_share_labels(monkeypatch):
+    """As those that branch from one stepper do; also with batches of two sizes."""
+    monkeypatch.setattr(affine, "_BLOCK", 8)
+    values = [float(i) for i in range(40)]
+    labels = affine._Labels(values, torch.float32, U.device)
+
+    def wrong(n):
+        x = torch.zeros(n, 1)
+        asked = [(i, labels.at(i, x)) for _ in range(50) for i in range(40)]
+        return sum(label.tolist() != [values[i]] * n for i, label in asked)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            assert sum(pool.map(wrong, (1, 3, 3, 5))) == 0
+    finally:
+        sys.setswitchinterval(interval)
 
 
 def test_the_numbers_of_long_grids_are_not_kept():
@@ -313,7 +352,7 @@ def test_states_alone_may_be_mapped():
     """The network's output is then one tensor, to which a state's is not added in place."""
     rows = [(0.5, 1.0, 2.0, 3.0, 0.0, 0.0)]
     call = affine.NetworkCall(lambda x, t: torch.ones(x.shape), None, None, None)
-    predict = call.functions(rows, {})[0]
+    predict = call.functions(rows)[0]
     u = torch.arange(24.0).reshape(4, 3, 2)
     assert torch.equal(torch.func.vmap(predict)(u), 2 * u + 3)
     assert torch.equal(predict(u[0]), 2 * u[0] + 3)
@@ -326,7 +365,7 @@ def test_outputs_of_a_network_are_not_changed(dtype):
     call = affine.NetworkCall(lambda x, t: outputs, None, None, None)
     u = torch.full((3, 2), 2.0, dtype=dtype)
     onto = torch.full((3, 2), 5.0, dtype=dtype)
-    predict = call.functions(rows, {})[0]
+    predict = call.functions(rows)[0]
     assert predict(u).tolist() == [[5.0, 5.0]] * 3
     assert predict(u, 2.0, onto).tolist() == [[15.0, 15.0]] * 3
     assert (outputs.unique(), u.unique(), onto.unique()) == (1.0, 2.0, 5.0)
@@ -352,7 +391,7 @@ def test_a_prediction_in_its_unit_takes_one_operation_less(out, mean):
     kept = outputs.clone()
     u = outputs.flip(0) + 2
     call = affine.NetworkCall(lambda x, t: outputs, None, None, None, mean)
-    predict = call.functions(rows, {})[0]
+    predict = call.functions(rows)[0]
     assert predict.unit == (1 / out if out else 1.0)
     expected = -0.3 * u + out * outputs + (0.25 * MEAN.to(u) if rows[0][5] else 0.0)
     torch.testing.assert_close(predict(u), expected)

@@ -2,17 +2,16 @@
 computed once.
 """
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch._C._functorch import peek_interpreter_stack
 
 from sdekit.elementary import ZERO, Time, adder
-from sdekit_diffusion._models.time_labels import Kept, Labels
 
 Network = Callable[
     [Tensor, Tensor], Tensor
@@ -23,7 +22,8 @@ Row = tuple[float, float, float, float, float, float]
 _ROUNDING = 2.0**-49  # the most by which products and roots of float64 differ from an exact 1
 _CACHE_SIZE = 64  # grids whose coefficients are kept
 _MOST_LEVELS = 2000  # of each of them
-_CACHE: dict[Hashable, tuple[list[Row], Kept]] = {}
+_BLOCK = 1 << 14  # labels made together, few enough for the cache of the processor
+_CACHE: dict[Hashable, list[Row]] = {}
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,11 +94,9 @@ class NetworkCall(NamedTuple):
     key: Hashable | None
     m: Tensor | float = 0.0
 
-    def functions(self, rows: list[Row], kept: Kept) -> list[Function]:
-        """The prediction at each level, as a function of u; the labels of the levels may be kept
-        for later calls.
-        """
-        labels = Labels([row[0] for row in rows], self.dtype, self.device, kept)
+    def functions(self, rows: list[Row]) -> list[Function]:
+        """The prediction at each level, as a function of u."""
+        labels = _Labels([row[0] for row in rows], self.dtype, self.device)
         return [Prediction(self.network, self.m, labels, i, row) for i, row in enumerate(rows)]
 
     def in_rows(self, affine: Affine, stages: int, x: Tensor) -> list[Function]:
@@ -124,6 +122,51 @@ class NetworkCall(NamedTuple):
         ]
 
 
+class _Labels:
+    """The labels of several levels, one per sample of a batch, made for a block of levels together
+    and kept for batches of the same kind.
+    """
+
+    def __init__(
+        self, values: list[float], dtype: torch.dtype | None, device: torch.device | None
+    ) -> None:
+        self.values = values
+        self.dtype = dtype
+        self.device = device
+        # The size, dtype and device of a batch and whether inference mode is on; the labels of all
+        # levels as a column, and a block of levels, of which the first is named. Replaced as a
+        # whole, since threads may share this object.
+        self._kept: tuple[Any, ...] = (0, None, None, False, None, 0, ())
+
+    def at(self, i: int, x: Tensor) -> Tensor:
+        """The labels of level i for the samples of a batch x."""
+        # One comparison after another is faster than that of tuples.
+        n, dtype, device, inferring, column, first, block = self._kept
+        same = n == x.shape[0] and dtype is x.dtype and device == x.device
+        if not same or inferring is not torch.is_inference_mode_enabled():
+            column = None
+        if column is None or not 0 <= i - first < len(block):
+            first, block = self._keep(i, x, column)
+        return block[i - first]
+
+    def _keep(self, i: int, x: Tensor, column: Tensor | None) -> tuple[int, Sequence[Tensor]]:
+        """The first of a block of levels with i, and their labels; `column` if it is known."""
+        n = x.shape[0]
+        if column is None:
+            # Copied once, since a copy to a device may wait for its queued work.
+            column = torch.tensor(self.values, dtype=torch.float64).unsqueeze(1)
+            place = self.device or x.device
+            column = column.to(place, self.dtype or x.dtype, non_blocking=True)
+        size = max(1, _BLOCK // max(1, n))
+        first = i // size * size
+        # Contiguous: the rounding of functions of numbers that share their memory depends on the
+        # size of the batch.
+        block = column[first : first + size].expand(-1, n).contiguous().unbind()
+        inferring = torch.is_inference_mode_enabled()
+        self._kept = n, x.dtype, x.device, inferring, column, first, block
+        return first, block
+
+
 class Prediction:
     """The prediction at one level as a function of u.
 
@@ -139,7 +182,7 @@ class Prediction:
     __slots__ = ("i", "labels", "m", "network", "row", "unit")
 
     def __init__(
-        self, network: Network, m: Tensor | float, labels: Labels, i: int, row: Row
+        self, network: Network, m: Tensor | float, labels: _Labels, i: int, row: Row
     ) -> None:
         self.network = network
         self.m = m
@@ -189,15 +232,15 @@ def prepared(
     if network_call is None:
         return None
     if key is None or network_call.key is None or levels > _MOST_LEVELS:
-        return network_call.functions(numbers().rows(levels), {})
+        return network_call.functions(numbers().rows(levels))
     full_key = network_call.key, key
-    found = _CACHE.get(full_key)
-    if found is None:
-        found = numbers().rows(levels), {}
+    rows = _CACHE.get(full_key)
+    if rows is None:
+        rows = numbers().rows(levels)
         if len(_CACHE) >= _CACHE_SIZE:
             _CACHE.clear()
-        _CACHE[full_key] = found
-    return network_call.functions(*found)
+        _CACHE[full_key] = rows
+    return network_call.functions(rows)
 
 
 def _predict_in_rows(
