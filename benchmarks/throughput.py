@@ -467,14 +467,14 @@ LOOPS = {
 }
 
 
-def sampler_overhead(repeats: int = 31) -> dict[str, dict[str, float]]:
+def sampler_overhead(evaluations_in_all: int = 31_000) -> dict[str, dict[str, float]]:
     """`sample(ScoreModel(net, ...))` at (64, 2) over bare loops: the time of each beyond that of
-    the network's calls.
+    the network's calls. Short calls have as many more rounds.
     """
     rows = {}
     for name, evaluations in itertools.product(LOOPS, (50, 1000)):
         cases = sampler_cases(name, evaluations)
-        seconds = interleaved(cases, repeats)
+        seconds = interleaved(cases, evaluations_in_all // evaluations)
         median = {case: statistics.median(values) for case, values in seconds.items()}
         beyond = {case: value - median["network"] for case, value in median.items()}
         row = {
