@@ -41,9 +41,9 @@ def _enter(modules: list[nn.Module]) -> list[nn.Module]:
     Wrappers of torch.compile are left out: they have no flag of their own, but that of the module
     inside.
     """
-    flagged = [module for module in modules if not hasattr(module, "_orig_mod")]
     with _LOCK:
-        entered = [module for module in flagged if module.training or module in _ACTIVE_CALLS]
+        active = [module for module in modules if module.training or module in _ACTIVE_CALLS]
+        entered = [module for module in active if not hasattr(module, "_orig_mod")]  # slow
         for module in entered:
             _set_mode(module, training=False)
             _ACTIVE_CALLS[module] = _ACTIVE_CALLS.get(module, 0) + 1
