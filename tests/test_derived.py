@@ -45,6 +45,7 @@ FACTOR = torch.tensor([[1.0, 0.0, 0.0], [0.6, 0.8, 0.0], [-0.5, 0.3, 0.7]], dtyp
 PRIOR = GaussianMixture([1.0], MEAN[None], (FACTOR @ FACTOR.T)[None])
 A = torch.tensor([[1.0, 0.0, 1.0], [0.0, 2.0, -1.0]], dtype=torch.float64)
 STD = 0.3
+OBSERVATION = LinearObservation(A, torch.tensor([1.0, 2.0], dtype=torch.float64), STD)
 
 
 @cache
@@ -58,17 +59,62 @@ def observed():
     return names["Observed"]
 
 
-@pytest.mark.parametrize("method", ["default", "sde", "ode"])
-def test_predictions_of_another_shape_are_refused(method):
-    """They would be broadcast."""
+STANDARD = ScoreModel(lambda x, t: -x, "vp", "data", shape=(3,), data_std=1.0)
+POINTS = torch.zeros(4, 3, dtype=torch.float64)
+USES = {
+    **{
+        name: lambda model, name=name: sample(model, 4, sde="vp", method=name, steps=300)
+        for name in ("default", "ddim", "unipc", "euler_maruyama", "heun", "edm")
+    },
+    "sde": lambda model: sample(model, 4, sde="vp", method="sde"),
+    "ode": lambda model: sample(model, 4, sde="vp", method="ode"),
+    "likelihood": lambda model: log_likelihood(model, POINTS, sde="vp"),
+    "encode": lambda model: encode(model, POINTS, sde="vp"),
+    "denoise": lambda model: model.denoise(0.5, POINTS, "vp"),
+    "score": lambda model: model.score(0.5, POINTS, "vp"),
+    "a further model": lambda model: sample(MomentMatched(model, OBSERVATION), 4, sde="vp"),
+}
+BROKEN = {
+    "narrow": (lambda d: d[:, :1], ValueError, r"\((4|1), 1\) for states of \((4|1), 3\)"),
+    "one for all": (lambda d: d[:1, :2], ValueError, r"\(1, 2\) for states of \((4|1), 3\)"),
+    "flat": (lambda d: d[:, 0], ValueError, r"\((4|1),\) for states of \((4|1), 3\)"),
+    "None": (lambda d: None, TypeError, r"None; it must return a floating-point tensor"),
+    "a number": (lambda d: 3.0, TypeError, r"3\.0; it must return a floating-point tensor"),
+    "whole numbers": (lambda d: d.long(), TypeError, r"torch\.int64; it must return"),
+}
 
-    @dataclass(frozen=True, eq=False)
-    class Narrow(AbstractDerivedModel):
+
+@dataclass(frozen=True, eq=False)
+class Broken(AbstractDerivedModel):
+    kind: str = "narrow"
+
+    def predict_data(self, l, u):
+        return BROKEN[self.kind][0](self.model.predict_data(l, u))
+
+
+@pytest.mark.parametrize(
+    ("inner", "kind"), [(PRIOR, "narrow"), *((STANDARD, kind) for kind in BROKEN)]
+)
+@pytest.mark.parametrize("use", USES)
+def test_predictions_that_are_not_like_the_states_are_refused(use, inner, kind):
+    """They would be broadcast, under some methods in silence; also for data of mean 0 and standard
+    deviation 1, of which a solve uses the predictions as they are.
+    """
+    _, error, text = BROKEN[kind]
+    with pytest.raises(error, match=f"Broken predicts {text}"):
+        USES[use](Broken(inner, kind))
+
+
+def test_the_noise_must_be_shaped_like_the_states_too():
+    class OneNoise(AbstractDerivedModel):
         def predict_data(self, l, u):
-            return self.model.predict_data(l, u)[:, :1]
+            return self.model.predict_data(l, u)
 
-    with pytest.raises(ValueError, match=r"Narrow predicts \(4, 1\) for states of \(4, 3\)"):
-        sample(Narrow(PRIOR), 4, sde="vp", method=method)
+        def predict_noise(self, l, u):
+            return self.model.predict_noise(l, u)[:1]
+
+    with pytest.raises(ValueError, match=r"OneNoise predicts \(1, 3\) for states of \(4, 3\)"):
+        sample(OneNoise(STANDARD), 4, sde="vp", method="euler_maruyama")
 
 
 def ys(n):

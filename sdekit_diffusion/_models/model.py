@@ -1,6 +1,9 @@
 """Models: the mean of the data given noisy data, under any diffusion."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import wraps
+from types import FunctionType
 from typing import Any, Literal, Self
 
 import torch
@@ -133,8 +136,12 @@ class AbstractModel(ABC):
     def __init_subclass__(cls, **settings: Any) -> None:  # noqa: ANN401 - of other base classes
         """Gives a class whose `predict_data` replaces that of a base class the noise of these data,
         unless `predict_noise` is replaced too: that of the base class is the noise of other data.
+        Predictions of its own that are not shaped like the states are refused.
         """
         super().__init_subclass__(**settings)
+        for name in ("predict_data", "predict_noise"):
+            if isinstance(own := vars(cls).get(name), FunctionType):
+                setattr(cls, name, _like_states(own))
         data, noise = (
             next(base for base in cls.__mro__ if name in vars(base))
             for name in ("predict_data", "predict_noise")
@@ -247,6 +254,30 @@ class AbstractModel(ABC):
         the CPU.
         """
         return torch.get_default_dtype(), torch.device("cpu")
+
+
+def _like_states(predict: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A method of a model that refuses a prediction that is not shaped like the states, with which
+    it would be broadcast.
+    """
+
+    @wraps(predict)
+    def refusing(self: AbstractModel, l: Time, u: Tensor, *more: object, **named: object) -> Tensor:
+        prediction = predict(self, l, u, *more, **named)
+        if not isinstance(prediction, Tensor) or not prediction.is_floating_point():
+            found = prediction.dtype if isinstance(prediction, Tensor) else f"{prediction!r:.60}"
+            raise TypeError(
+                f"{type(self).__name__} predicts {found}; it must return a floating-point tensor "
+                f"shaped like its states, {tuple(u.shape)}"
+            )
+        if prediction.shape != u.shape:
+            raise ValueError(
+                f"{type(self).__name__} predicts {tuple(prediction.shape)} for states of "
+                f"{tuple(u.shape)}; it must return their shape"
+            )
+        return prediction
+
+    return refusing
 
 
 def times_of(t: Time, x: Tensor) -> Time:

@@ -57,24 +57,11 @@ class Standardised(AbstractDerivedModel):
 
     def predict_data(self, l: Time, u: Tensor) -> Tensor:
         level, point = self.model_input(l, u)
-        data = self._like(u, self.model.predict_data(level, point))
+        data = self.model.predict_data(level, point)
         return scaled(1 / self.std, shifted(self.mean, -1.0, data))
 
     def predict_noise(self, l: Time, u: Tensor) -> Tensor:
-        return self._like(u, self.model.predict_noise(*self.model_input(l, u)))
-
-    def _like(self, u: Tensor, prediction: Tensor) -> Tensor:
-        """A prediction of the model, refused if it is not shaped like u: it would be broadcast.
-
-        Raises:
-            ValueError: with both shapes.
-        """
-        if prediction.shape != u.shape:
-            raise ValueError(
-                f"{type(self.model).__name__} predicts {tuple(prediction.shape)} for states of "
-                f"{tuple(u.shape)}; it must return their shape"
-            )
-        return prediction
+        return self.model.predict_noise(*self.model_input(l, u))
 
     @property
     def shifts(self) -> bool:
