@@ -134,9 +134,9 @@ class AbstractModel(ABC):
     jumps: tuple[float, ...] = ()
 
     def __init_subclass__(cls, **settings: Any) -> None:  # noqa: ANN401 - of other base classes
-        """Gives a class whose `predict_data` replaces that of a base class the noise of these data,
-        unless `predict_noise` is replaced too: that of the base class is the noise of other data.
-        Predictions of its own that are not shaped like the states are refused.
+        """Has the predictions of a subclass checked. One whose `predict_data` replaces that of a
+        base class gets the noise of these data, unless it replaces `predict_noise` too: that of the
+        base class is the noise of other data.
         """
         super().__init_subclass__(**settings)
         for name in ("predict_data", "predict_noise"):
@@ -157,6 +157,10 @@ class AbstractModel(ABC):
         Arguments:
             l: log(a / b), a float or `(batch,)`; -infinity is pure noise, infinity is the data.
             u: states a x_0 + b eps, `(batch, *shape)`.
+
+        Raises:
+            TypeError: when a subclass returns what is not a floating-point tensor.
+            ValueError: when it is not shaped like u.
         """
 
     def predict_noise(self, l: Time, u: Tensor) -> Tensor:
@@ -257,8 +261,8 @@ class AbstractModel(ABC):
 
 
 def _like_states(predict: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A method of a model that refuses a prediction that is not shaped like the states, with which
-    it would be broadcast.
+    """`predict`, a method of a model, that refuses predictions that are not shaped like the states,
+    with which they would be broadcast.
     """
 
     @wraps(predict)
