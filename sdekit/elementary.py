@@ -227,7 +227,7 @@ def combined(x: Tensor, weights: Sequence[float], values: Sequence[Tensor]) -> T
     # value differs between its calls.
     in_place = peek_interpreter_stack() is None
     is_new = False
-    for weight, value in zip(weights, values, strict=False):
+    for weight, value in zip(weights, values):  # noqa: B905 - the argument takes time
         if is_new and weight:
             x.add_(value, alpha=weight)
         elif weight:

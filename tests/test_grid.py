@@ -68,3 +68,10 @@ def test_what_is_not_a_grid(ts, message):
 def test_grids_from_lists_tensors_and_integers():
     assert times([0, 1, 2]) == [0.0, 1.0, 2.0]
     assert times(torch.tensor([3.0, 1.0])) == [3.0, 1.0]
+
+
+def test_a_list_of_times_is_not_changed_with_the_grid():
+    given = [0.0, 0.5, 1.0]
+    grid = times(given)
+    grid[1] = 0.25
+    assert given == [0.0, 0.5, 1.0]

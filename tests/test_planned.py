@@ -146,6 +146,9 @@ def test_weights_are_those_of_slopes_in_their_units():
     assert (second.units[0], second.units[-1]) == (4.0, 8.0)
     assert third.weights == (9.0 / 8,)
     assert third.units[0] == 8.0
+    older = Row(False, ((0.5, (0.1,)),), (2.0, 3.0), (1,))
+    kept = [row.keeps_newest for row in in_units([rows[0], older, rows[2]], [1.0] * 4)]
+    assert kept == [True, False, True]
 
 
 def test_the_drift_at_a_time_is_multiplied_by_a_factor():
@@ -175,3 +178,17 @@ def test_solves_with_other_units_have_plans_of_their_own():
         solve(problem, X, TS, solver=AdamsMoulton(4))
         assert problem.asked == pytest.approx([1.0] * len(problem.asked))
     assert len(Cached.plans) == 2
+
+
+def test_a_cache_of_plans_that_another_thread_empties():
+    class Emptied(dict):
+        def __setitem__(self, key, value):
+            super().__setitem__(key, value)
+            self.clear()
+
+    class Cached(Pendulum):
+        plans = Emptied()
+
+    problem = Pendulum()
+    expected = solve(problem, X, TS, solver=AdamsMoulton(2)).x
+    assert torch.equal(solve(Cached(), X, TS, solver=AdamsMoulton(2)).x, expected)

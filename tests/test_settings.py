@@ -63,6 +63,7 @@ from sdekit_diffusion._inference.encoding import slerp
 from sdekit_diffusion._sampling.coordinates import Coordinates
 from sdekit_diffusion._sampling.in_time import _native_points
 from sdekit_diffusion._sampling.method import ReverseProblem
+from sdekit_diffusion._sampling.methods import method_of
 from sdekit_diffusion.data import Scale
 
 MIXTURE = GaussianMixture(
@@ -618,9 +619,7 @@ def test_the_native_grid_is_computed_once_for_all_calls():
     span = coordinates.span(usual[0], 1e-3)
     problem = ReverseProblem(usual[0], coordinates, torch.zeros(1, 1), span)
     method = InTime(Heun(), 0.0, steps=30)
-    points = method.points(problem)
-    method.transformed(problem, points).times.zero_()
-    points.zero_()
+    method.points(problem).zero_()
     assert torch.equal(times(*usual), expected(*usual))
     assert _native_points.cache_info().misses == 1
     InTime(Heun(), 0.0, steps=2001).points(problem)
@@ -648,7 +647,6 @@ def test_a_native_grid_after_calls_with_other_modes():
     coordinates = Coordinates.of(law, VPSDE())
     problem = ReverseProblem(law, coordinates, torch.zeros(1, 1), coordinates.span(law, 1e-3))
     assert not method.points(problem).is_inference()
-    assert not method.transformed(problem, method.points(problem)).times.is_inference()
     assert torch.equal(sample(law, 2, method=method, seed=0), expected)
 
 
@@ -660,7 +658,7 @@ def test_the_times_of_a_method_are_those_of_the_points_that_it_receives():
     method.points(problem)
     for points in (torch.linspace(-2, 2, 5), torch.tensor([-2.0, 0.5, 1.0, 1.5, 2.0])):
         times = method.transformed(problem, points.double()).times
-        assert torch.equal(times, torch.as_tensor(coordinates.time(points.double())))
+        assert [*times] == coordinates.time(points.double()).tolist()
 
 
 def test_the_native_grid_of_a_diffusion_that_can_change_is_what_it_is_in_each_call():
@@ -726,6 +724,24 @@ def test_a_grid_in_time_is_computed_once_in_a_call():
     for method in methods:
         expected = method.grid.points(coordinates, span, method.steps)
         points, times = method._points(coordinates, span)
-        assert points == expected.tolist()
-        assert times == coordinates.time(expected).tolist()
+        assert [*points] == expected.tolist()
+        assert [*times] == coordinates.time(expected).tolist()
     assert noisy._points(coordinates, (-1.0, 2.0))[0][-1] == 2.0
+
+
+def test_the_times_of_a_grid_on_a_clock_are_its_own():
+    """Also after a call with another grid of as many points on the same clock."""
+    law = ScoreModel(lambda x, t: -x, "vp", "score", shape=(1,), data_std=1.0)
+    coordinates = Coordinates.of(law, VPSDE())
+    problem = ReverseProblem(law, coordinates, torch.zeros(1, 1), (-2.0, 2.0))
+    method = method_of("ddim")
+    for points in (uniform(-2.0, 2.0, 4), uniform(-2.0, 1.0, 4)):
+        transformed = method.transformed(problem, points)
+        assert [*transformed.times] == transformed.equation.time(points).tolist()
+
+
+def test_a_number_of_steps_is_checked_after_calls_with_an_equal_one():
+    assert method_of("ddim", 1).steps == 1
+    for steps in (True, [1]):
+        with pytest.raises(TypeError, match="steps of OnClock must be a whole number, not"):
+            method_of("ddim", steps)

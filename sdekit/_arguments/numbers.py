@@ -14,7 +14,7 @@ def require_number(name: str, value: object, *, tensors: bool = False) -> None:
         TypeError: with its name.
     """
     number = value[()] if isinstance(value, np.ndarray) else value
-    real = isinstance(number, Real) and not isinstance(number, bool)
+    real = type(number) is float or (isinstance(number, Real) and not isinstance(number, bool))
     if real or (tensors and isinstance(value, Tensor) and value.numel() == 1):
         return
     raise TypeError(f"{name} is a number, not {value!r:.60}")

@@ -5,14 +5,14 @@ standard Brownian motion: the clock.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sdekit._equations.computed import computed
+from sdekit._equations.computed import computed, with_computed
 from sdekit._equations.quadrature import Panels, Rule
 from sdekit._equations.sde import AbstractSDE, NoiseType, Slope
 from sdekit.elementary import Time, atan, broadcast, exp, log, scaled, tan
@@ -94,10 +94,10 @@ class AbstractClocked(AbstractSDE, ABC):
 
         functions = None if self.prepare is None else self.prepare(ts, levels)
         if functions is not None:
-            return replace(self, slopes=dict(zip(ts, functions, strict=True)))
+            return with_computed(self, slopes=dict(zip(ts, functions, strict=True)))
         parts = (torch.as_tensor(part, dtype=torch.float64) for part in levels())
         rows = (part.expand(len(ts)).tolist() for part in parts)
-        return replace(self, table=dict(zip(ts, zip(*rows, strict=True), strict=True)))
+        return with_computed(self, table=dict(zip(ts, zip(*rows, strict=True), strict=True)))
 
     def _drift(self, l: Time, scale: Time, rate: Time, x: Tensor) -> Tensor:
         """F(l, scale y) dA/dtau."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sdekit._arguments.numbers import require_number
-from sdekit._equations.computed import computed
+from sdekit._equations.computed import computed, with_computed
 from sdekit._equations.derivative import derivative, require_visible
 from sdekit._equations.sde import AbstractSDE, NoiseType, Slope
 from sdekit.calling import ChangedError, accepts_swapped, check_of, require_order, require_real
@@ -180,7 +180,8 @@ class ReverseSDE(AbstractSDE):
         tabulate = getattr(self.score, "tabulated", None)
         score = self.score if tabulate is None else tabulate(ts)
         slopes = {} if self.prepare is None else self.prepare(ts)
-        return replace(self, forward=self.forward.tabulated(ts), score=score, slopes=slopes)
+        forward = self.forward.tabulated(ts)
+        return with_computed(self, forward=forward, score=score, slopes=slopes)
 
     @computed
     def scores_on_grid(self) -> Mapping[float, Slope]:

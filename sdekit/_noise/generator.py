@@ -13,6 +13,7 @@ rounding.
 import math
 import operator
 from collections.abc import Callable
+from functools import lru_cache
 from typing import TypeVar
 
 import numpy as np
@@ -86,7 +87,7 @@ def _shifted(word: Tensor, bits: int) -> Tensor:
 
 def _is_array(x: Tensor) -> bool:
     """Whether numpy can compute with a tensor, in less time than torch."""
-    return x.device.type == "cpu" and not is_recorded(x)
+    return x.is_cpu and not is_recorded(x)
 
 
 def _words(x: Tensor) -> np.ndarray:
@@ -152,10 +153,16 @@ def _start(seed: int) -> int:
     return _mixed(operator.index(seed) ^ _SALT) + _SALT
 
 
+@lru_cache(maxsize=64)
+def _start_word(seed: int) -> np.uint64:
+    """`_start` as a word of an array, kept for later draws with a seed."""
+    return np.uint64(_start(seed) % 2**64)
+
+
 def _key_words(seed: int, index: np.ndarray) -> np.ndarray:
     """`keys` of an array."""
     word = index * _GOLDEN_WORD
-    word += np.uint64(_start(seed) % 2**64)
+    word += _start_word(operator.index(seed))
     _mix_array(word)
     return word
 
@@ -351,7 +358,8 @@ def normal(
     if isinstance(seed, Tensor) or not _is_array(index):
         rows = keys(seed, index) + signed(counter * _STRIDE)
         return _drawn(rows, size).to(dtype).reshape(len(index), *event)
-    words = _key_words(seed, _words(index.to(torch.int64)))
+    whole = index if index.dtype is torch.int64 else index.to(torch.int64)
+    words = _key_words(seed, _words(whole))
     words += np.uint64(operator.index(counter) * _STRIDE % 2**64)
     numbers = torch.from_numpy(_drawn_array(words, size).reshape(len(words), *event))
     return numbers if dtype == torch.float32 else numbers.to(dtype)

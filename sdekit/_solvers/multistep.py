@@ -124,9 +124,11 @@ class AbstractMultistep(AbstractPlanned):
         if problem.plans is None or not _is_hashed_by_value(settings):
             return replace(self, planned=self._compute_plan(problem, ts))
         key = type(self), settings, problem.noise_type, tuple(ts), tuple(units_of(problem, ts))
-        if key not in problem.plans:
-            problem.plans[key] = replace(self, planned=self._compute_plan(problem, ts))
-        return problem.plans[key]
+        plan = problem.plans.get(key)  # which another thread may empty
+        if plan is None:
+            plan = replace(self, planned=self._compute_plan(problem, ts))
+            problem.plans[key] = plan
+        return plan
 
     def _compute_plan(self, problem: AbstractSDE, ts: Sequence[float]) -> dict[float, Row]:
         """The steps of a grid by their t_0."""

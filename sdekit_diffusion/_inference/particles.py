@@ -163,8 +163,7 @@ class CloudSolve:
         """
         problem = ReverseProblem(denoisers.standard, self.coordinates, u, self.span)
         grid = self.method.points(problem)
-        equation, solver, times, from_u, to_u, _ = self.method.transformed(problem, grid)
-        ts = times.tolist()
+        equation, solver, ts, from_u, to_u, _ = self.method.transformed(problem, grid)
         equation: Any = replace(equation, integrand=denoisers, prepare=None, plans=None)
         equation = equation.tabulated(ts)
         return equation, Transitions(equation, ts, solver), to_u, from_u

@@ -154,14 +154,17 @@ class _Labels:
         n = x.shape[0]
         if column is None:
             # Copied once, since a copy to a device may wait for its queued work.
-            column = torch.tensor(self.values, dtype=torch.float64).unsqueeze(1)
+            dtype = self.dtype or x.dtype
+            column = torch.tensor(self.values, dtype=dtype, device="cpu").unsqueeze(1)
             place = self.device or x.device
-            column = column.to(place, self.dtype or x.dtype, non_blocking=True)
+            if place.type != "cpu":
+                column = column.to(place, non_blocking=True)
         size = max(1, _BLOCK // max(1, n))
         first = i // size * size
+        part = column if size >= len(self.values) else column[first : first + size]
         # Contiguous: the rounding of functions of numbers that share their memory depends on the
         # size of the batch.
-        block = column[first : first + size].expand(-1, n).contiguous().unbind()
+        block = part.expand(-1, n).contiguous().unbind()
         inferring = torch.is_inference_mode_enabled()
         self._kept = n, x.dtype, x.device, inferring, column, first, block
         return first, block
@@ -194,7 +197,7 @@ class Prediction:
     def __call__(self, u: Tensor, h: float = 1.0, onto: Tensor | None = None) -> Tensor:
         """h times the prediction at u, added to `onto` if it is given."""
         _, point, skip, out, shift, mean = self.row
-        add = adder(u)
+        add = torch.add if u.dtype.itemsize >= 4 else adder(u)  # mostly without a call
         x = u if point == 1 else add(ZERO, u, alpha=point)
         if shift:
             x = _add_multiple(shift, self.m, x)

@@ -43,8 +43,8 @@ def _enter(modules: list[nn.Module]) -> list[nn.Module]:
     """
     with _LOCK:
         active = [module for module in modules if module.training or module in _ACTIVE_CALLS]
-        # Last, since hasattr is slow where the answer is no.
-        entered = [module for module in active if not hasattr(module, "_orig_mod")]
+        # hasattr is slow where the answer is no.
+        entered = [module for module in active if "_orig_mod" not in vars(module)["_modules"]]
         for module in entered:
             _set_mode(module, training=False)
             _ACTIVE_CALLS[module] = _ACTIVE_CALLS.get(module, 0) + 1

@@ -499,7 +499,9 @@ class ScoreModel(nn.Module, AbstractModel):
             raise
         if not checked and x._version + label._version != versions:
             raise changed_in_place("the network")
-        if not isinstance(out, Tensor) or out.shape != x.shape or not out.is_floating_point():
+        fits = isinstance(out, Tensor) and out.shape == x.shape
+        # The second question is the slower one.
+        if not fits or not (out.dtype is x.dtype or out.is_floating_point()):
             refuse_output(out, net, self._arguments(x), x, label)
         if checked and x.requires_grad and torch.is_grad_enabled():
             require_gradient(out.requires_grad)

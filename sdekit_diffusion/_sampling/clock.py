@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from operator import lt
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -193,17 +194,17 @@ def clock_knots(eta: float, span: Span) -> Tensor:
             "smaller one"
         )
     start, stop = (math.exp(2 * eta**2 * l) for l in span)
-    require_distinct(eta, torch.tensor([start, stop], dtype=torch.float64))
+    require_distinct(eta, [start, stop])
     return geometric(start, stop, math.ceil(math.log(stop / start, 4)))
 
 
-def require_distinct(eta: float, times: Tensor) -> None:
+def require_distinct(eta: float, times: Sequence[float]) -> None:
     """Refuses an eta so small that times on its clock are equal in float64.
 
     Raises:
         ValueError: with what to change.
     """
-    if not bool((times.diff() > 0).all()):
+    if not all(map(lt, times, times[1:])):
         raise ValueError(
             f"eta = {eta} is so small that the clock (alpha / sigma)^(2 eta^2) does not change "
             "over a step: give eta = 0 for no noise, or a larger one"

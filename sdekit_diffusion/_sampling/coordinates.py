@@ -3,7 +3,7 @@ of any scale.
 """
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Literal
@@ -127,7 +127,7 @@ class Coordinates:
     event: tuple[int, ...] = ()
     extent: float = 1.0
     trained_under: AbstractDiffusion | None = None
-    grids: dict[Hashable, tuple[object, Sequence[float], Sequence[float]]] = field(
+    grids: dict[Hashable, tuple[object, tuple[float, ...], tuple[float, ...]]] = field(
         default_factory=dict, init=False, repr=False
     )
 

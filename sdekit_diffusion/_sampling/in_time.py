@@ -87,22 +87,18 @@ _MOST_STEPS = 2000  # of grids whose points are kept from call to call
 
 def _points_of(
     grid: AbstractGrid, coordinates: Coordinates, span: Span, steps: int
-) -> tuple[list[float], list[float]]:
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """The points of a grid and the diffusion's times there."""
     points = grid.points(coordinates, span, steps)
-    return points.tolist(), torch.as_tensor(coordinates.time(points)).tolist()
+    return tuple(points.tolist()), tuple(torch.as_tensor(coordinates.time(points)).tolist())
 
 
 @lru_cache(maxsize=32)
 def _native_points(
     sde: AbstractDiffusion, std: float, span: Span, steps: int
-) -> tuple[list[float], list[float]]:
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """The same for `Native`, whose points depend on nothing else."""
     return _points_of(Native(), Coordinates(sde, std=std), span, steps)
-
-
-def _as_tensor(values: Sequence[float]) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64, device="cpu")
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,23 +144,23 @@ class InTime(AbstractGridMethod):
         equation = ReverseSDE(
             coordinates.sde, score, self.eta, prepare=partial(score.slopes, 0.5 * (1 + self.eta**2))
         )
-        times = self._times(coordinates, problem.span, grid)
-        ts = times.tolist()
+        ts = self._times(coordinates, problem.span, grid)
         return Transformed(
             equation,
             self.solver,
-            times,
+            ts,
             lambda i, u: coordinates.physical(ts[i], u),
             lambda i, x: coordinates.standard(ts[i], x),
             lambda t: float(coordinates.log_snr(t)),
         )
 
     def points(self, problem: ReverseProblem) -> Tensor:
-        return _as_tensor(self._points(problem.coordinates, problem.span)[0])
+        points = self._points(problem.coordinates, problem.span)[0]
+        return torch.tensor(points, dtype=torch.float64, device="cpu")
 
     def _points(
         self, coordinates: Coordinates, span: Span
-    ) -> tuple[Sequence[float], Sequence[float]]:
+    ) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """The points of the grid and the times there, computed once for these coordinates."""
         grid = self.grid
         key = id(grid), span, self.steps
@@ -177,12 +173,12 @@ class InTime(AbstractGridMethod):
             coordinates.grids[key] = grid, *points_and_times
         return coordinates.grids[key][1:]
 
-    def _times(self, coordinates: Coordinates, span: Span, points: Tensor) -> Tensor:
+    def _times(self, coordinates: Coordinates, span: Span, points: Tensor) -> Sequence[float]:
         """The times at points of a grid, which may be those of another one."""
         known = coordinates.grids.get((id(self.grid), span, self.steps))
-        if known is not None and list(known[1]) == points.tolist():
-            return _as_tensor(known[2])
-        return torch.as_tensor(coordinates.time(points))
+        if known is not None and known[1] == tuple(points.tolist()):
+            return known[2]
+        return torch.as_tensor(coordinates.time(points)).tolist()
 
     def left_over(self, coordinates: Coordinates, span: Span) -> float:
         """From the variance of the last step of Euler and Maruyama, (eta g)^2 h, or of a predictor.

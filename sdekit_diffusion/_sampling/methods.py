@@ -1,6 +1,7 @@
 """The table of named sampling methods; `__all__` has the public classes of methods."""
 
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 from sdekit import (
@@ -130,19 +131,7 @@ def method_of(
             such as a name, or whose number of steps is not a whole number.
         ValueError: for an unknown name, or a negative number of steps.
     """
-    if isinstance(choice, type):
-        raise TypeError(f"method is an object, {choice.__name__}(...), not the class")
-    if isinstance(choice, AbstractMethod):
-        method = choice
-    elif isinstance(choice, AbstractSolver):
-        method = InTime(choice, eta=1.0 if "additive" in choice.order else 0.0)
-    elif choice not in METHODS:
-        raise ValueError(
-            f"unknown method {choice!r}; choose one of {', '.join(METHODS)}, or pass a solver or a "
-            f"method object{did_you_mean(choice, METHODS, _PUBLISHED_NAMES)}"
-        )
-    else:
-        method = METHODS[choice]
+    method = _method_given(choice)
     method = method if grid is None else replace(method, grid=grid_of(grid))
     if not isinstance(method.grid, AbstractGrid | None):
         raise TypeError(
@@ -156,6 +145,34 @@ def method_of(
             if grid is not None or method.steps == default_steps
             else None
         )
-    method = method if steps is None else replace(method, steps=steps)
+    if steps is not None:
+        named = isinstance(choice, str) and grid is None and type(steps) is int
+        method = (_with_steps if named else replace)(method, steps=steps)
     require_whole(f"steps of {type(method).__name__}", method.steps, 0)
     return method
+
+
+def _method_given(choice: AbstractMethod | AbstractSolver | str) -> AbstractMethod:
+    """A method from its name, from a method object, or from a solver.
+
+    Raises:
+        TypeError, ValueError: as `method_of`.
+    """
+    if isinstance(choice, str) and choice in METHODS:
+        return METHODS[choice]
+    if isinstance(choice, AbstractMethod):
+        return choice
+    if isinstance(choice, AbstractSolver):
+        return InTime(choice, eta=1.0 if "additive" in choice.order else 0.0)
+    if isinstance(choice, type):
+        raise TypeError(f"method is an object, {choice.__name__}(...), not the class")
+    raise ValueError(
+        f"unknown method {choice!r}; choose one of {', '.join(METHODS)}, or pass a solver or a "
+        f"method object{did_you_mean(choice, METHODS, _PUBLISHED_NAMES)}"
+    )
+
+
+@lru_cache(maxsize=64)
+def _with_steps(method: AbstractMethod, steps: int) -> AbstractMethod:
+    """A method of `METHODS` with another number of steps, kept for later calls."""
+    return replace(method, steps=steps)

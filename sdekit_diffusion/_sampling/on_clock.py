@@ -2,7 +2,7 @@
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sdekit import (
+    AbstractClocked,
     AbstractMultistep,
     AbstractSolver,
     did_you_mean,
@@ -59,22 +60,42 @@ _CONVENTIONS = get_args(EtaConvention)
 _INTEGRANDS = (*get_args(Integrand), "model")
 
 
-_CACHE_SIZE = 32  # clocks whose plans are kept, and plans of each
+_CACHE_SIZE = 32  # clocks whose plans are kept
+_PLANS_OF_A_CLOCK = 64  # the times and the plans of grids
 
 
 _PLANS: dict[Hashable, Plans] = {}
 
 
 def _plans(coordinates: Coordinates, eta: float, integrand: Integrand) -> Plans:
-    """The plans of multistep rules on one clock, kept for later calls."""
+    """The times of grids on one clock and the plans of multistep rules, kept for later calls."""
     if not is_immutable(coordinates.sde):
         return {}
     key = coordinates.sde, coordinates.std, coordinates.extent, eta, integrand
     plans = _PLANS.setdefault(key, {})
-    for cache in (_PLANS, plans):
-        if len(cache) > _CACHE_SIZE:
+    for cache, most in ((_PLANS, _CACHE_SIZE), (plans, _PLANS_OF_A_CLOCK)):
+        if len(cache) > most:
             cache.clear()
     return plans
+
+
+def _times(
+    equation: AbstractClocked, eta: float, ls: Sequence[float], plans: Plans
+) -> Sequence[float]:
+    """The times at the points ls of a grid on a clock.
+
+    Raises:
+        ValueError: where they are equal.
+    """
+    key = "times", *ls
+    times = plans.get(key)
+    if times is None:
+        grid = torch.tensor(ls, dtype=torch.float64, device="cpu")
+        times = tuple(torch.as_tensor(equation.time(grid)).tolist())
+        if eta:
+            require_distinct(eta, times)
+        plans[key] = times
+    return times
 
 
 def _shifted(eta: Callable[[float], float], coordinates: Coordinates) -> Callable[[float], float]:
@@ -238,20 +259,19 @@ class OnClock(AbstractGridMethod):
         integrand, rule = self._choice(problem.model)
         eta = self.noise_level
         coordinates = problem.coordinates
+        ls = grid.tolist()
         if callable(eta):
             in_coordinates = _shifted(eta, coordinates)
             equation = piecewise_on_clock(problem.model, in_coordinates, grid, coordinates.time)
             require_clock(problem, equation.log_q[0], equation.log_q[-1])
+            times = torch.as_tensor(equation.time(grid)).tolist()
         else:
             plans = _plans(coordinates, eta, integrand)
             equation = on_clock(problem.model, eta, integrand, coordinates.time, plans)
             require_clock(problem, *(2 * eta**2 * l for l in problem.span))
+            times = _times(equation, eta, ls, plans)
         if self.grid.denoises and isinstance(rule, AbstractMultistep):
             rule = replace(rule, steps_after=1)
-        times = torch.as_tensor(equation.time(grid))
-        ls = grid.tolist()
-        if eta and not callable(eta):
-            require_distinct(eta, times)
         return Transformed(
             equation,
             rule,

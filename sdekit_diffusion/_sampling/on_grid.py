@@ -1,7 +1,7 @@
 """Methods that solve an equation on a fixed grid, in variables of their own."""
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -24,7 +24,7 @@ class Transformed(NamedTuple):
 
     equation: AbstractSDE
     solver: AbstractSolver
-    times: Tensor
+    times: Sequence[float]
     from_u: Callable[[int, Tensor], Tensor]
     to_u: Callable[[int, Tensor], Tensor]
     to_l: Callable[[float], float]
