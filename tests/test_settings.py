@@ -64,6 +64,7 @@ from sdekit_diffusion._sampling.coordinates import Coordinates
 from sdekit_diffusion._sampling.in_time import _native_points
 from sdekit_diffusion._sampling.method import ReverseProblem
 from sdekit_diffusion._sampling.methods import method_of
+from sdekit_diffusion._sampling.on_clock import _PLANS
 from sdekit_diffusion.data import Scale
 
 MIXTURE = GaussianMixture(
@@ -740,8 +741,10 @@ def test_the_times_of_a_grid_on_a_clock_are_its_own():
         assert [*transformed.times] == transformed.equation.time(points).tolist()
 
 
-def test_a_number_of_steps_is_checked_after_calls_with_an_equal_one():
-    assert method_of("ddim", 1).steps == 1
-    for steps in (True, [1]):
-        with pytest.raises(TypeError, match="steps of OnClock must be a whole number, not"):
-            method_of("ddim", steps)
+def test_the_plans_of_long_grids_are_not_kept():
+    law = ScoreModel(lambda x, t: -x, "vp", "score", shape=(1,), data_std=1.0)
+    sde = VPSDE(beta_max=17.25)  # whose clock no other test uses
+    for steps, kept in ((2001, 0), (2000, 2)):
+        sample(law, 2, sde=sde, method="dpmpp_2m", steps=steps, seed=0)
+        plans = [plans for key, plans in _PLANS.items() if sde in key]
+        assert sum(map(len, plans)) == kept  # the times and the plan

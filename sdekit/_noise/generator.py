@@ -358,8 +358,7 @@ def normal(
     if isinstance(seed, Tensor) or not _is_array(index):
         rows = keys(seed, index) + signed(counter * _STRIDE)
         return _drawn(rows, size).to(dtype).reshape(len(index), *event)
-    whole = index if index.dtype is torch.int64 else index.to(torch.int64)
-    words = _key_words(seed, _words(whole))
+    words = _key_words(seed, _words(index.to(torch.int64)))
     words += np.uint64(operator.index(counter) * _STRIDE % 2**64)
     numbers = torch.from_numpy(_drawn_array(words, size).reshape(len(words), *event))
     return numbers if dtype == torch.float32 else numbers.to(dtype)

@@ -197,7 +197,7 @@ class Prediction:
     def __call__(self, u: Tensor, h: float = 1.0, onto: Tensor | None = None) -> Tensor:
         """h times the prediction at u, added to `onto` if it is given."""
         _, point, skip, out, shift, mean = self.row
-        add = torch.add if u.dtype.itemsize >= 4 else adder(u)  # mostly without a call
+        add = adder(u)
         x = u if point == 1 else add(ZERO, u, alpha=point)
         if shift:
             x = _add_multiple(shift, self.m, x)

@@ -1,7 +1,6 @@
 """The table of named sampling methods; `__all__` has the public classes of methods."""
 
 from dataclasses import replace
-from functools import lru_cache
 from typing import Any
 
 from sdekit import (
@@ -145,9 +144,7 @@ def method_of(
             if grid is not None or method.steps == default_steps
             else None
         )
-    if steps is not None:
-        named = isinstance(choice, str) and grid is None and type(steps) is int
-        method = (_with_steps if named else replace)(method, steps=steps)
+    method = method if steps is None else replace(method, steps=steps)
     require_whole(f"steps of {type(method).__name__}", method.steps, 0)
     return method
 
@@ -170,9 +167,3 @@ def _method_given(choice: AbstractMethod | AbstractSolver | str) -> AbstractMeth
         f"unknown method {choice!r}; choose one of {', '.join(METHODS)}, or pass a solver or a "
         f"method object{did_you_mean(choice, METHODS, _PUBLISHED_NAMES)}"
     )
-
-
-@lru_cache(maxsize=64)
-def _with_steps(method: AbstractMethod, steps: int) -> AbstractMethod:
-    """A method of `METHODS` with another number of steps, kept for later calls."""
-    return replace(method, steps=steps)

@@ -62,14 +62,13 @@ _INTEGRANDS = (*get_args(Integrand), "model")
 
 _CACHE_SIZE = 32  # clocks whose plans are kept
 _PLANS_OF_A_CLOCK = 64  # the times and the plans of grids
-
-
+_MOST_STEPS = 2000  # of these grids
 _PLANS: dict[Hashable, Plans] = {}
 
 
-def _plans(coordinates: Coordinates, eta: float, integrand: Integrand) -> Plans:
+def _plans(coordinates: Coordinates, eta: float, integrand: Integrand, steps: int) -> Plans:
     """The times of grids on one clock and the plans of multistep rules, kept for later calls."""
-    if not is_immutable(coordinates.sde):
+    if steps > _MOST_STEPS or not is_immutable(coordinates.sde):
         return {}
     key = coordinates.sde, coordinates.std, coordinates.extent, eta, integrand
     plans = _PLANS.setdefault(key, {})
@@ -266,7 +265,7 @@ class OnClock(AbstractGridMethod):
             require_clock(problem, equation.log_q[0], equation.log_q[-1])
             times = torch.as_tensor(equation.time(grid)).tolist()
         else:
-            plans = _plans(coordinates, eta, integrand)
+            plans = _plans(coordinates, eta, integrand, len(ls) - 1)
             equation = on_clock(problem.model, eta, integrand, coordinates.time, plans)
             require_clock(problem, *(2 * eta**2 * l for l in problem.span))
             times = _times(equation, eta, ls, plans)
