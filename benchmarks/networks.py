@@ -15,7 +15,7 @@ hindsight, to the best of all of them on all four grids; and the error of the de
 to 10 steps and 24 with more), and its ratios to the best of the eight, of means and of medians.
 With labels also under guidance of 3 and 7.5, of garments and of digits under sub-VP 3. For images
 Frechet distances of all samplers in the features of a classifier, less that of the solved flow,
-with bootstrapped standard errors, without guidance and with 3; of the fitted ones up to ten steps.
+with bootstrapped standard errors, without guidance and with 3; of the fitted ones up to 20 steps.
 
 `python benchmarks/networks.py [--quick] [--names curve surface digits garments] [--distances]`;
 about six hours on one core, all but the images an hour and a quarter; on two cores three in two
@@ -51,6 +51,8 @@ FITTED = 512  # samples of a fit
 FITTED_CURVES = 1024  # under guidance, where errors of a few samples are far larger than others
 FITTED_IMAGES = {48: (5, 6, 8, 10), 24: (15, 20, 50)}  # and their numbers of steps
 IMAGES = 500  # for Frechet distances
+MOST_FITTED = 20  # steps of a fitted sampler there
+MOST_GUIDANCE = 3.0
 BOOTSTRAPS = 100
 GUIDANCE = (3.0, 7.5)
 GRIDS: Mapping[str, sd.AbstractGrid] = {
@@ -335,7 +337,7 @@ def distances(
     case: Case,
 ) -> list[dict[str, Any]]:
     """Frechet distances to training images, less that of the solved flow, of all samplers; a model
-    with labels draws as many of each class. The fitted one has up to ten steps.
+    with labels draws as many of each class. The fitted one has up to MOST_FITTED steps.
     """
     known, labels = reference(case)
     features = classifier_features(known, labels)
@@ -356,7 +358,7 @@ def distances(
     rows = []
     for steps in budgets:
         sets = {"default": drawn(steps, "default", "focused")}
-        if steps <= 10:
+        if steps <= MOST_FITTED:
             sets["fitted"] = drawn(steps, "default")
         ours = list(sets)[-1]
         for peer, method in PEERS.items():
@@ -429,11 +431,14 @@ def measure(
     n = IMAGES_COMPARED if case.of_images else SAMPLES
     for scale, name in flows(case).items():
         grids = grids_of_peers(kind_of(model), scale)
-        fit(model, case, scale, tuple(few for few in budgets if few <= 10) if alone else budgets)
+        if alone and scale > MOST_GUIDANCE:
+            continue
+        fitted = tuple(few for few in budgets if few <= MOST_FITTED) if alone else budgets
+        fit(model, case, scale, fitted)
         if not alone:
             one = flow(model, case, scale, n)
             result["rows"] += compared(name, one, grids, budgets, n, case.seed)
-        if case.of_images and scale <= 3:
+        if case.of_images and scale <= MOST_GUIDANCE:
             one = flow(model, case, scale, IMAGES)
             result["distances"] += distances(name, one, grids, budgets, case)
 

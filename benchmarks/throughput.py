@@ -467,28 +467,48 @@ LOOPS = {
 }
 
 
-def sampler_overhead(evaluations_in_all: int = 31_000) -> dict[str, dict[str, float]]:
+def sampler_overhead(rounds: int = 31) -> dict[str, dict[str, float]]:
     """`sample(ScoreModel(net, ...))` at (64, 2) over bare loops: the time of each beyond that of
-    the network's calls. Short calls have as many more rounds.
+    the network's calls, with 50 and with 1,000 evaluations, and the time of a call without its
+    steps.
+
+    Each number is computed in every round, from calls of both lengths that follow one another, and
+    the median over rounds is reported: the speed of a machine that others use changes from minute
+    to minute.
     """
     rows = {}
-    for name, evaluations in itertools.product(LOOPS, (50, 1000)):
-        cases = sampler_cases(name, evaluations)
-        seconds = interleaved(cases, evaluations_in_all // evaluations)
+    for name in LOOPS:
+        cases = {n: sampler_cases(name, n) for n in (50, 1000)}
+        found = [sampler_round(cases) for _ in range(rounds)]
+        for part in found[0]:
+            each = [row[part] for row in found]
+            median = {key: statistics.median(row[key] for row in each) for key in each[0]}
+            rows[f"{name}, {part}"] = printed(f"{name} (64, 2), {part}", median)
+    return rows
+
+
+def sampler_round(cases: dict[int, dict[str, Callable[[], Any]]]) -> dict[str, dict[str, float]]:
+    """The numbers of one round, for each number of evaluations and for a call without its steps;
+    short calls are made as many more times.
+    """
+    row = {}
+    times = {}
+    for evaluations, runs in cases.items():
+        seconds = interleaved(runs, max(cases) // evaluations)
         median = {case: statistics.median(values) for case, values in seconds.items()}
         beyond = {case: value - median["network"] for case, value in median.items()}
-        row = {
+        row[f"{evaluations} evaluations"] = {
             f"{case} / bare, beyond the network": beyond[case] / beyond["bare"]
             for case in ("sdekit", "arithmetic")
-            if case in cases
+            if case in runs
+        } | {
+            f"{case} us/evaluation": 1e6 * median[case] / evaluations for case in ("sdekit", "bare")
         }
-        row["sdekit us/evaluation"] = 1e6 * median["sdekit"] / evaluations
-        rows[f"{name}, {evaluations}"] = printed(f"{name} (64, 2), {evaluations} evaluations", row)
-    for name in LOOPS:
-        few, many = (n * rows[f"{name}, {n}"]["sdekit us/evaluation"] for n in (50, 1000))
-        rows[f"{name}, a call"] = {"ms": 1e-3 * (few - 50 * (many - few) / 950)}
-        print(f"{name} (64, 2), a call without its steps: {rows[f'{name}, a call']['ms']:.2f} ms")
-    return rows
+        times[evaluations] = median["sdekit"]
+    few, many = times
+    step = (times[many] - times[few]) / (many - few)
+    row["a call without its steps"] = {"ms": 1e3 * (times[few] - few * step)}
+    return row
 
 
 def sampler_cases(name: str, evaluations: int) -> dict[str, Callable[[], Any]]:
@@ -671,10 +691,12 @@ def of_samplers(
         {
             "method": name,
             **{
-                f"{n:,} evaluations": rows[f"{name}, {n}"]["sdekit / bare, beyond the network"]
+                f"{n:,} evaluations": rows[f"{name}, {n} evaluations"][
+                    "sdekit / bare, beyond the network"
+                ]
                 for n in (50, 1000)
             },
-            "a call, ms": rows[f"{name}, a call"]["ms"],
+            "a call, ms": rows[f"{name}, a call without its steps"]["ms"],
             "MLP, all": of_mlp[name],
             "no network / U-Net": of_images[name]["null / network"],
         }

@@ -140,6 +140,128 @@ def test_threads_share_labels(monkeypatch):
         sys.setswitchinterval(interval)
 
 
+def kept_labels():
+    """The labels that are kept, of all grids."""
+    return [labels for _, labels in affine._CACHE.values() if labels is not None]
+
+
+def recorded(change=lambda t: None):
+    """A call of `sample` with a network that changes its labels after it has used them, and the
+    labels that it received.
+    """
+    seen = []
+
+    def net(x, t):
+        out = x * torch.cos(t)[:, None]
+        seen.append(t)
+        change(t)
+        return out
+
+    own = ScoreModel(net, "vp", "data", shape=(3,), data_std=1.0)
+    return partial(sample, own, method="ddim", steps=5, seed=0), seen
+
+
+def test_labels_are_kept_for_later_calls():
+    """The same tensors for batches as large; not for others, or for another dtype."""
+    affine._CACHE.clear()
+    draw, seen = recorded()
+    first = draw(4)
+    assert torch.equal(draw(4), first)
+    assert all(a is b for a, b in zip(seen[:5], seen[5:], strict=True))
+    for n, dtype in ((1, torch.float32), (4, torch.float64), (4, torch.float32)):
+        del seen[:]
+        result = draw(n, dtype=dtype)
+        torch.testing.assert_close(result, first[:n].to(dtype), rtol=1e-5, atol=1e-5)
+        assert [(label.shape, label.dtype) for label in seen] == [((n,), dtype)] * 5
+
+
+def test_labels_are_kept_for_one_dtype_of_a_network():
+    affine._CACHE.clear()
+    net = Net().float()
+    own = ScoreModel(net, "vp", "data", shape=(3,), data_std=1.0)
+    for dtype in (torch.float32, torch.float64, torch.float32):
+        own.to(dtype)
+        with torch.no_grad():
+            sample(own, 2, method="ddim", steps=5, seed=0)
+    assert {labels.dtype for labels in kept_labels()} == {torch.float32, torch.float64}
+    assert len(kept_labels()) == 2
+
+
+CHANGES = {
+    "values": lambda t: t.numpy().fill(0.3),  # which torch does not count
+    "gradient": lambda t: t.requires_grad_(),
+    "refused values": lambda t: t.mul_(2),
+    "refused shape": lambda t: t.unsqueeze_(1),
+}
+
+
+@pytest.mark.parametrize("n", [1, 4])
+@pytest.mark.parametrize("change", CHANGES)
+def test_labels_that_a_network_changed_are_made_again(change, n):
+    """Also after an error."""
+    affine._CACHE.clear()
+    draw, _ = recorded()
+    expected = draw(n)
+    affine._CACHE.clear()
+    changing, _ = recorded(CHANGES[change])
+    for _ in range(2):
+        if change.startswith("refused"):
+            with pytest.raises(RuntimeError, match="changes its input in place"):
+                changing(n)
+        else:
+            assert torch.equal(changing(n), expected)
+    draw, seen = recorded()
+    assert torch.equal(draw(n), expected)
+    assert not any(label.requires_grad for label in seen)
+
+
+class Passing(TorchDispatchMode):
+    """Calls what it intercepts."""
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        return function(*arguments, **(keywords or {}))
+
+
+def test_labels_are_not_kept_where_torch_records_or_transforms():
+    draw, _ = recorded()
+    own = ScoreModel(lambda x, t: x * t[:, None], "vp", "data", shape=(3,), data_std=1.0)
+
+    def transformed(u):
+        numbers = partial(own.affine, L, "data")
+        return affine.prepared(own, "a grid", len(L), numbers)[0](u)
+
+    for call in (
+        lambda: torch.inference_mode()(draw)(4),
+        lambda: torch.func.vmap(transformed)(U[None]),
+        lambda: torch.func.jvp(transformed, (U,), (U,)),
+    ):
+        affine._CACHE.clear()
+        call()
+        assert affine._CACHE
+        assert not kept_labels()
+    affine._CACHE.clear()
+    draw, seen = recorded()
+    draw(4)
+    with Passing():
+        draw(4)
+    assert not kept_labels()
+    assert not any(a is b for a, b in zip(seen[:5], seen[5:], strict=True))
+
+
+def test_labels_of_large_batches_are_not_kept(monkeypatch):
+    """Whose memory is not small; nor those of more than some levels."""
+    monkeypatch.setattr(affine, "_BLOCK", 8)
+    monkeypatch.setattr(affine, "_BLOCK_LEVELS", 3)
+    draw, _ = recorded()
+    for n, levels in ((2, 3), (8, 1), (9, 0), (1, 3)):  # those of the last block
+        affine._CACHE.clear()
+        draw(n)
+        (labels,) = kept_labels()
+        assert len(labels._kept.block) == levels
+        assert labels._kept.whole.numel() == n * levels or not levels
+        assert labels.are_known() == (levels > 0)
+
+
 def test_the_numbers_of_long_grids_are_not_kept():
     own = ScoreModel(lambda x, t: -x, "vp", "score", shape=(3,), data_std=1.0)
     affine._CACHE.clear()
