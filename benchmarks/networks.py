@@ -51,8 +51,8 @@ FITTED = 512  # samples of a fit
 FITTED_CURVES = 1024  # under guidance, where errors of a few samples are far larger than others
 FITTED_IMAGES = {48: (5, 6, 8, 10), 24: (15, 20, 50)}  # and their numbers of steps
 IMAGES = 500  # for Frechet distances
-MOST_FITTED = 20  # steps of a fitted sampler there
-MOST_GUIDANCE = 3.0
+MOST_FITTED = 20  # steps of a fitted sampler in these comparisons
+MOST_GUIDANCE = 3.0  # of a model in them
 BOOTSTRAPS = 100
 GUIDANCE = (3.0, 7.5)
 GRIDS: Mapping[str, sd.AbstractGrid] = {
@@ -337,7 +337,7 @@ def distances(
     case: Case,
 ) -> list[dict[str, Any]]:
     """Frechet distances to training images, less that of the solved flow, of all samplers; a model
-    with labels draws as many of each class. The fitted one has up to MOST_FITTED steps.
+    with labels draws as many of each class. The fitted one has up to 20 steps.
     """
     known, labels = reference(case)
     features = classifier_features(known, labels)
@@ -430,9 +430,9 @@ def measure(
     """Adds the rows of a network: errors, and for images distances, or these alone."""
     n = IMAGES_COMPARED if case.of_images else SAMPLES
     for scale, name in flows(case).items():
-        grids = grids_of_peers(kind_of(model), scale)
         if alone and scale > MOST_GUIDANCE:
             continue
+        grids = grids_of_peers(kind_of(model), scale)
         fitted = tuple(few for few in budgets if few <= MOST_FITTED) if alone else budgets
         fit(model, case, scale, fitted)
         if not alone:

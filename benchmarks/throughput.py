@@ -11,6 +11,7 @@ import math
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
@@ -478,8 +479,9 @@ def sampler_overhead(rounds: int = 31) -> dict[str, dict[str, float]]:
     """
     rows = {}
     for name in LOOPS:
-        cases = {n: sampler_cases(name, n) for n in (50, 1000)}
-        found = [sampler_round(cases) for _ in range(rounds)]
+        few, many = (sampler_cases(name, n) for n in (50, 1000))
+        sampler_round(few, many)  # the first calls compute what is kept
+        found = [sampler_round(few, many) for _ in range(rounds)]
         for part in found[0]:
             each = [row[part] for row in found]
             median = {key: statistics.median(row[key] for row in each) for key in each[0]}
@@ -487,28 +489,43 @@ def sampler_overhead(rounds: int = 31) -> dict[str, dict[str, float]]:
     return rows
 
 
-def sampler_round(cases: dict[int, dict[str, Callable[[], Any]]]) -> dict[str, dict[str, float]]:
-    """The numbers of one round, for each number of evaluations and for a call without its steps;
-    short calls are made as many more times.
+def sampler_round(
+    few: dict[str, Callable[[], Any]], many: dict[str, Callable[[], Any]]
+) -> dict[str, dict[str, float]]:
+    """The numbers of one round, of cases with 50 evaluations and with 1,000, and of a call without
+    its steps; of the short calls, the medians of 20.
     """
-    row = {}
-    times = {}
-    for evaluations, runs in cases.items():
-        seconds = interleaved(runs, max(cases) // evaluations)
-        median = {case: statistics.median(values) for case, values in seconds.items()}
-        beyond = {case: value - median["network"] for case, value in median.items()}
-        row[f"{evaluations} evaluations"] = {
-            f"{case} / bare, beyond the network": beyond[case] / beyond["bare"]
-            for case in ("sdekit", "arithmetic")
-            if case in runs
-        } | {
-            f"{case} us/evaluation": 1e6 * median[case] / evaluations for case in ("sdekit", "bare")
-        }
-        times[evaluations] = median["sdekit"]
-    few, many = times
-    step = (times[many] - times[few]) / (many - few)
-    row["a call without its steps"] = {"ms": 1e3 * (times[few] - few * step)}
-    return row
+    seconds = interleaved(few, 20)
+    short = {case: statistics.median(values) for case, values in seconds.items()}
+    long = {case: timed(run) for case, run in many.items()}
+    step = (long["sdekit"] - short["sdekit"]) / 950
+    return {
+        "50 evaluations": of_round(short, 50),
+        "1000 evaluations": of_round(long, 1000),
+        "a call without its steps": {"ms": 1e3 * (short["sdekit"] - 50 * step)},
+    }
+
+
+def of_round(seconds: dict[str, float], evaluations: int) -> dict[str, float]:
+    """The time of a call and of the arithmetic of its method over the bare loop's, each beyond the
+    network's, and their microseconds per evaluation.
+    """
+    beyond = {case: value - seconds["network"] for case, value in seconds.items()}
+    ratios = {
+        f"{case} / bare, beyond the network": beyond[case] / beyond["bare"]
+        for case in ("sdekit", "arithmetic")
+        if case in seconds
+    }
+    return ratios | {
+        f"{case} us/evaluation": 1e6 * seconds[case] / evaluations for case in ("sdekit", "bare")
+    }
+
+
+def timed(run: Callable[[], Any]) -> float:
+    """Seconds of a call."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
 
 
 def sampler_cases(name: str, evaluations: int) -> dict[str, Callable[[], Any]]:

@@ -5,13 +5,12 @@ computed once.
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch._C._functorch import peek_interpreter_stack
 
-from sdekit.calling import is_recorded, is_transformed
 from sdekit.elementary import ZERO, Time, adder
 
 Network = Callable[
@@ -23,8 +22,8 @@ Row = tuple[float, float, float, float, float, float]
 _ROUNDING = 2.0**-49  # the most by which products and roots of float64 differ from an exact 1
 _CACHE_SIZE = 64  # grids whose coefficients are kept
 _MOST_LEVELS = 2000  # of each of them
-_BLOCK = 1 << 14  # labels made together: few enough for the cache of the processor
-_BLOCK_LEVELS = 256  # the most levels of a block
+_BLOCK = 1 << 14  # labels made together, few enough for the cache of the processor
+_CACHE: dict[Hashable, list[Row]] = {}
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,16 +94,10 @@ class NetworkCall(NamedTuple):
     key: Hashable | None
     m: Tensor | float = 0.0
 
-    def functions(self, rows: list[Row], labels: "_Labels | None" = None) -> list[Function]:
-        """The prediction at each level, as a function of u; `labels` are those of the rows, if they
-        are known.
-        """
-        labels = labels or self.labels(rows)
+    def functions(self, rows: list[Row]) -> list[Function]:
+        """The prediction at each level, as a function of u."""
+        labels = _Labels([row[0] for row in rows], self.dtype, self.device)
         return [Prediction(self.network, self.m, labels, i, row) for i, row in enumerate(rows)]
-
-    def labels(self, rows: list[Row]) -> "_Labels":
-        """The labels of the rows."""
-        return _Labels([row[0] for row in rows], self.dtype, self.device)
 
     def in_rows(self, affine: Affine, stages: int, x: Tensor) -> list[Function]:
         """The prediction at levels `(stages * batch,)`: for each stage a function of u, shaped like
@@ -129,27 +122,9 @@ class NetworkCall(NamedTuple):
         ]
 
 
-class _Kept(NamedTuple):
-    """The labels of a block of levels for a batch of n samples.
-
-    dtype, device: those of the batch. inferring: whether inference mode is on. column: the labels
-    of all levels. first: the first level of the block. block, whole: its labels, one by one and as
-    one tensor.
-    """
-
-    n: int = 0
-    dtype: torch.dtype | None = None
-    device: torch.device | None = None
-    inferring: bool = False
-    column: Tensor | None = None
-    first: int = 0
-    block: Sequence[Tensor] = ()
-    whole: Tensor = ZERO
-
-
 class _Labels:
     """The labels of several levels, one per sample of a batch, made for a block of levels together
-    and kept for batches of the same kind, of this call and of later ones.
+    and kept for batches of the same kind.
     """
 
     def __init__(
@@ -158,24 +133,15 @@ class _Labels:
         self.values = values
         self.dtype = dtype
         self.device = device
-        self._kept = _Kept()  # replaced as a whole, since threads may share this object
-
-    def are_known(self) -> bool:
-        """Whether labels are kept that another call may use: on the CPU, where nothing is queued,
-        and as they were made, since a network may have changed them.
-        """
-        kept = self._kept
-        if kept.column is None or not kept.block or not kept.column.is_cpu:
-            return False
-        if any(label.ndim != 1 or label.requires_grad for label in kept.block):
-            return False
-        values = kept.column[kept.first : kept.first + len(kept.block)]
-        return torch.equal(kept.whole, values.expand_as(kept.whole))
+        # The size, dtype and device of a batch and whether inference mode is on; the labels of all
+        # levels as a column, and a block of levels, of which the first is named. Replaced as a
+        # whole, since threads may share this object.
+        self._kept: tuple[Any, ...] = (0, None, None, False, None, 0, ())
 
     def at(self, i: int, x: Tensor) -> Tensor:
         """The labels of level i for the samples of a batch x."""
         # One comparison after another is faster than that of tuples.
-        n, dtype, device, inferring, column, first, block, _ = self._kept
+        n, dtype, device, inferring, column, first, block = self._kept
         same = n == x.shape[0] and dtype is x.dtype and device == x.device
         if not same or inferring is not torch.is_inference_mode_enabled():
             column = None
@@ -193,22 +159,15 @@ class _Labels:
             place = self.device or x.device
             if place.type != "cpu":
                 column = column.to(place, non_blocking=True)
-        size = max(1, min(_BLOCK // max(1, n), _BLOCK_LEVELS))
+        size = max(1, _BLOCK // max(1, n))
         first = i // size * size
-        part = column[first : first + size]
+        part = column if size >= len(self.values) else column[first : first + size]
         # Contiguous: the rounding of functions of numbers that share their memory depends on the
-        # size of the batch. A copy also of one sample, so that no network receives the column.
-        whole = part.expand(-1, n).clone(memory_format=torch.contiguous_format)
-        block = whole.unbind()
+        # size of the batch.
+        block = part.expand(-1, n).contiguous().unbind()
         inferring = torch.is_inference_mode_enabled()
-        kept = _Kept(n, x.dtype, x.device, inferring, column, first, block, whole)
-        # Not large ones, since those of many grids are kept.
-        self._kept = kept if n <= _BLOCK else kept._replace(block=(), whole=ZERO)
+        self._kept = n, x.dtype, x.device, inferring, column, first, block
         return first, block
-
-
-# The coefficients of a grid, and its labels if another call may use them.
-_CACHE: dict[Hashable, tuple[list[Row], _Labels | None]] = {}
 
 
 class Prediction:
@@ -277,15 +236,14 @@ def prepared(
         return None
     if key is None or network_call.key is None or levels > _MOST_LEVELS:
         return network_call.functions(numbers().rows(levels))
-    full_key = network_call.key, network_call.dtype, network_call.device, key
-    rows, labels = _CACHE.get(full_key) or (numbers().rows(levels), None)
-    ordinary = not (is_transformed() or is_recorded(ZERO) or torch.is_inference_mode_enabled())
-    if labels is None or not ordinary or not labels.are_known():
-        labels = network_call.labels(rows)
-    if len(_CACHE) >= _CACHE_SIZE and full_key not in _CACHE:
-        _CACHE.clear()
-    _CACHE[full_key] = rows, labels if ordinary else None
-    return network_call.functions(rows, labels)
+    full_key = network_call.key, key
+    rows = _CACHE.get(full_key)
+    if rows is None:
+        rows = numbers().rows(levels)
+        if len(_CACHE) >= _CACHE_SIZE:
+            _CACHE.clear()
+        _CACHE[full_key] = rows
+    return network_call.functions(rows)
 
 
 def _predict_in_rows(
